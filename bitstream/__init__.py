@@ -1,0 +1,1 @@
+"""The bytes of a .vbc file: container, frequency tables and entropy-coded lanes."""

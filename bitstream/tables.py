@@ -1,0 +1,105 @@
+"""Frequency tables: which symbol costs how many bits (docs/format.md, section Tables)."""
+
+import hashlib
+import math
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+TOTAL_BITS = 16
+"""Every row sums to 2^16: small against the 24 bits of the coder, so that f << 8 represents it exactly."""
+
+ALPHABET = 256
+"""Residuals -127..127 and the escape: one byte a symbol."""
+
+ESCAPE = 255
+"""Alphabet index of the escape; index a below it means the residual a - 127."""
+
+SYMBOL_MAX = 127
+"""Largest residual with an alphabet index of its own."""
+
+MAX_TABLES = 1024
+"""About 40 scales x 8 fractional means x 3 shapes; 1 MiB of integers in the weights."""
+
+DIGEST_BYTES = 8
+"""Enough against accident; weights are not chosen by an adversary."""
+
+
+class TableSet:
+    """A set of integer frequency tables with their entropy models; immutable.
+
+    frequencies: integers [T, 256], 1 <= T <= 1024, every entry >= 1, every row summing to 2^16; kept as
+    read-only uint32.
+    digest: the first 8 bytes of SHA-256 over the little-endian uint32 entries, row after row.
+    Raises ValueError where the frequencies are not such a set.
+    """
+
+    __slots__ = ("_models", "digest", "frequencies")
+    _models: list[Any]
+    digest: bytes
+    frequencies: NDArray[np.uint32]
+
+    def __init__(self, frequencies: NDArray[Any]) -> None:
+        if frequencies.ndim != 2 or frequencies.shape[1] != ALPHABET or frequencies.dtype.kind not in "iu":
+            raise ValueError(f"tables must be integers [T, 256], not {frequencies.dtype} {frequencies.shape}")
+        if not 1 <= len(frequencies) <= MAX_TABLES:
+            raise ValueError(f"{len(frequencies)} tables, allowed are 1 to {MAX_TABLES}")
+        if frequencies.min() < 1 or frequencies.max() > 1 << TOTAL_BITS:
+            raise ValueError(f"a frequency lies outside 1..{1 << TOTAL_BITS}")
+        if (frequencies.sum(axis=1, dtype=np.int64) != 1 << TOTAL_BITS).any():
+            raise ValueError(f"a table does not sum to {1 << TOTAL_BITS}")
+        stored = frequencies.astype("<u4")
+        stored.setflags(write=False)
+        object.__setattr__(self, "frequencies", stored)
+        object.__setattr__(self, "digest", hashlib.sha256(stored.tobytes()).digest()[:DIGEST_BYTES])
+        object.__setattr__(self, "_models", [None] * len(stored))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"TableSet is immutable: {name}")
+
+    def __len__(self) -> int:
+        return len(self.frequencies)
+
+    def model(self, table: int) -> Any:
+        """The `constriction` model of one table, built at first use (90 µs) and kept.
+
+        Two threads may build the same model at the same time; they are equal, and one of them stays.
+        """
+        model = self._models[table]
+        if model is None:
+            # perfect=False would shift probability mass: only the perfect model has exactly these frequencies
+            probabilities = self.frequencies[table] / float(1 << TOTAL_BITS)
+            model = self._models[table] = constriction.stream.model.Categorical(probabilities, perfect=True)
+        return model
+
+
+def normalise_counts(weights: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """Round weights to frequencies: proportional, at least 1, each row summing to 2^16.
+
+    weights: float64 [T, 256], finite, >= 0, each row with a positive finite sum. Returns uint32 [T, 256].
+    What rounding down leaves over goes to the largest remainders; what the minimum of 1 adds comes off the
+    largest frequencies one by one. Ties go to the lower index: the result depends on the weights alone.
+    Raises ValueError where the weights are not of this form.
+    """
+    if weights.ndim != 2 or weights.shape[1] != ALPHABET:
+        raise ValueError(f"weights must have the shape [T, {ALPHABET}], not {weights.shape}")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights must be finite and not negative")
+    return np.stack([_normalise_row(row) for row in weights.astype(np.float64)])
+
+
+def _normalise_row(weights: NDArray[np.float64]) -> NDArray[np.uint32]:
+    peak = float(weights.max())
+    if peak == 0:
+        raise ValueError("a row of weights sums to zero")
+    weights = weights / peak  # the sum of a row may overflow where its entries do not
+    ideal = weights * ((1 << TOTAL_BITS) / math.fsum(weights.tolist()))
+    frequencies = np.maximum(np.floor(ideal), 1).astype(np.int64)
+    left = (1 << TOTAL_BITS) - int(frequencies.sum())
+    if left > 0:
+        frequencies[np.argsort(frequencies - ideal, kind="stable")[:left]] += 1
+    for _ in range(-left):
+        frequencies[frequencies.argmax()] -= 1
+    return frequencies.astype(np.uint32)

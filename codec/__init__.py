@@ -1,0 +1,31 @@
+"""A learned image codec: one file from the first preview to lossless.
+
+The functions and types below are loaded on first use, so that importing this package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vbc.codec.api import FileInfo, decode, decode_image, encode, read_info, verify
+    from vbc.codec.image_io import Metadata, UnsupportedImage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FileInfo",
+    "Metadata",
+    "UnsupportedImage",
+    "decode",
+    "decode_image",
+    "encode",
+    "read_info",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "image_io" if name in ("Metadata", "UnsupportedImage") else "api"
+    return getattr(import_module(f"vbc.codec.{home}"), name)

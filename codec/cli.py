@@ -1,0 +1,438 @@
+"""The command `codec`. The only module that prints or exits; torch and rich are loaded where they are
+needed."""
+
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO
+
+import typer
+
+import vbc.codec
+from vbc.codec import api, batch
+from vbc.codec.batch import DecodeOptions, EncodeOptions, Failure, Job, Report
+
+app = typer.Typer(
+    help="Learned image codec: one file from the first preview to lossless.",
+    epilog="Exit codes: 0 ok, 1 some inputs failed, 2 usage, 3 corrupt or truncated, "
+    "4 unsupported version or image or missing model, 5 limit exceeded.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich help costs a fifth of a second
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class DeviceName(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class KeepMetadata(StrEnum):
+    all = "all"
+    none = "none"
+
+
+class ImageKind(StrEnum):
+    png = "png"
+    webp = "webp"
+    tiff = "tiff"
+    ppm = "ppm"
+    jpg = "jpg"
+
+
+class Stage(StrEnum):
+    all = "all"
+    lossy = "lossy"
+    exact = "exact"
+    tune = "tune"
+    export = "export"
+
+
+In = Annotated[list[str], typer.Argument(metavar="IN...", help="Files or folders; - is standard input.")]
+Out = Annotated[
+    str,
+    typer.Option(
+        "-o", "--output", metavar="OUT", help="File, folder for several inputs, or - for standard output."
+    ),
+]
+EncodeLevels = Annotated[
+    int | None,
+    typer.Option(
+        "--levels", min=0, max=3, help="Lossy levels to store [default: 3]; 0 only with --lossless."
+    ),
+]
+Quality = Annotated[int, typer.Option("--quality", min=0, max=100, help="Quality of the lossy levels.")]
+Lossless = Annotated[bool, typer.Option("--lossless", help="Add the exact levels.")]
+Effort = Annotated[
+    int, typer.Option("--effort", min=0, max=api.MAX_EFFORT, help="0 is fast, higher is smaller.")
+]
+DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where the networks run.")]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", exists=True, dir_okay=False, help="Weights [default: the shipped ones]."),
+]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of each process.")]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out inputs whose output is there.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON for each input.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        print(f"codec {vbc.codec.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        fail_usage("a command is missing; see codec --help")
+
+
+@app.command()
+def encode(
+    inputs: In,
+    output: Out,
+    levels: EncodeLevels = None,
+    quality: Quality = 60,
+    lossless: Lossless = False,
+    effort: Effort = 1,
+    metadata: Annotated[
+        KeepMetadata,
+        typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
+    ] = KeepMetadata.all,
+    device: DeviceOption = DeviceName.cpu,
+    model: Model = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    skip_existing: SkipExisting = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode images to .vbc files."""
+    from vbc.codec.image_io import INPUT_SUFFIXES
+
+    n_levels = checked_levels(levels, quality, lossless, effort)
+    check_device(device)
+    keep = metadata is KeepMetadata.all
+    options = EncodeOptions(n_levels, quality, lossless, effort, keep, device.value, model)
+    todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING, skip_existing)
+    work = partial(batch.encode_file, options=options)
+    code(work, todo, jobs, threads, "encoding", as_json, quiet)
+
+
+@app.command()
+def decode(
+    inputs: In,
+    output: Out,
+    levels: Annotated[
+        int | None, typer.Option("--levels", min=1, help="Use the first N levels of the file [default: all].")
+    ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="At the size of the last lossy level used.")
+    ] = False,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Accept a truncated file; use its complete levels.")
+    ] = False,
+    kind: Annotated[
+        ImageKind, typer.Option("--format", help="Kind of image where the name of OUT does not say it.")
+    ] = ImageKind.png,
+    device: DeviceOption = DeviceName.cpu,
+    model: Model = None,
+    jobs: Jobs = 1,
+    threads: Threads = None,
+    skip_existing: SkipExisting = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode .vbc files to images."""
+    from vbc.codec.image_io import OUTPUT_FORMATS
+
+    check_device(device)
+    options = DecodeOptions(levels, native, allow_partial, f".{kind.value}", device.value, model)
+    todo = plan_jobs(inputs, output, (batch.ENDING,), options.suffix, skip_existing)
+    for job in todo:
+        suffix = "" if job.target == batch.STANDARD else Path(job.target).suffix.lower()
+        if suffix and suffix not in OUTPUT_FORMATS:
+            fail_usage(f"cannot write {suffix}; known endings: {' '.join(OUTPUT_FORMATS)}")
+    work = partial(batch.decode_file, options=options)
+    code(work, todo, jobs, threads, "decoding", as_json, quiet)
+
+
+@app.command()
+def info(inputs: In, as_json: Json = False) -> None:
+    """Show what the headers of .vbc files say."""
+    code(batch.info_file, [Job(i, "") for i in inputs], as_json=as_json, show=show_info)
+
+
+@app.command()
+def verify(
+    inputs: In,
+    device: DeviceOption = DeviceName.cpu,
+    model: Model = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check .vbc files completely: checksums, all levels, and the hash of the pixels."""
+    check_device(device)
+    work = partial(batch.verify_file, device=device.value, model=model)
+    code(work, [Job(i, "") for i in inputs], title="verifying", as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option("--data", exists=True, help="Folder of training images.")],
+    valid: Annotated[Path, typer.Option("--valid", exists=True, help="Folder of validation images.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for checkpoints and weights; an earlier run there goes on.")
+    ],
+    stage: Annotated[Stage, typer.Option("--stage", help="Which part to train.")] = Stage.all,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each stage.")] = 10_000,
+    device: DeviceOption = DeviceName.cpu,
+    threads: Threads = None,
+) -> None:
+    """Train the networks; one line of JSON for every report."""
+    import torch
+
+    from vbc.codec.train import train as run_training
+
+    check_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    emit = partial(print, flush=True)
+    with exit_on_error():
+        run_training(data, valid, out, stage=stage.value, steps=steps, device=device.value, emit=emit)
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, help="Folder of images, or one image.")
+    ],
+    levels: EncodeLevels = None,
+    quality: Annotated[
+        list[int] | None, typer.Option("--quality", min=0, max=100, help="Repeat for several [default: 60].")
+    ] = None,
+    lossless: Lossless = False,
+    effort: Effort = 1,
+    device: DeviceOption = DeviceName.cpu,
+    model: Model = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Encode and decode images in memory: bytes of real files, PSNR (RGB, all subpixels), seconds."""
+    from vbc.codec.image_io import INPUT_SUFFIXES
+
+    qualities = quality or [60]
+    n_levels = checked_levels(levels, qualities[0], lossless, effort)
+    check_device(device)
+    todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
+    if not todo:
+        fail_usage(f"no image in {folder}")
+    failures: list[Failure] = []
+    if not as_json:
+        print_line(EVAL_HEAD)
+    for q in qualities:
+        options = EncodeOptions(n_levels, q, lossless, effort, False, device.value, model)
+        reports: list[Report] = []
+        for job, result in batch.run(partial(batch.evaluate_file, options=options), todo, 1, threads):
+            if isinstance(result, Failure):
+                failures.append(result)
+                say_failure(job, result, as_json)
+            else:
+                reports.append(result)
+                print_line(json.dumps(result) if as_json else eval_row(result))
+        if reports:
+            total = batch.mean_report(reports)
+            print_line(json.dumps(total) if as_json else eval_row(total))
+    raise typer.Exit(batch.exit_code(failures, len(todo)))
+
+
+def main() -> None:
+    """Entry point of the command."""
+    warnings.filterwarnings("ignore", message=r"Image size .* exceeds limit")  # image_io has its own limit
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that temporary files are removed
+    app()
+
+
+def code(
+    work: batch.Work,
+    jobs: list[Job],
+    processes: int = 1,
+    threads: int | None = None,
+    title: str | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
+    show: Callable[[Report], str] | None = None,
+) -> NoReturn:
+    """Do the jobs, say how each went, and exit. title: of the progress bar. show: what goes to standard
+    output for a job done."""
+    data_on_stdout = any(job.target == batch.STANDARD for job in jobs)
+    failures: list[Failure] = []
+    with exit_on_error(), progress_bar(title if not (quiet or as_json) else None) as advance:
+        if len(jobs) == 1 and isinstance(work, partial) and work.func is batch.encode_file:
+            work = partial(work, progress=advance)
+        for done, (job, result) in enumerate(batch.run(work, jobs, processes, threads), 1):
+            if isinstance(result, Failure):
+                failures.append(result)
+                say_failure(job, result, as_json)
+            elif as_json:
+                print_line(json.dumps(result), sys.stderr if data_on_stdout else sys.stdout)
+            elif show is not None:
+                print_line(show(result))
+            elif not quiet:
+                print_line(summary(result), sys.stderr)
+            advance(f"{done} of {len(jobs)}", done / len(jobs))
+    raise typer.Exit(batch.exit_code(failures, len(jobs)))
+
+
+def plan_jobs(
+    inputs: list[str], output: str, input_suffixes: tuple[str, ...], output_suffix: str, skip_existing: bool
+) -> list[Job]:
+    """The jobs that the arguments name; a usage error where there are none."""
+    try:
+        jobs = batch.plan(inputs, output, input_suffixes, output_suffix)
+    except batch.UsageError as e:
+        fail_usage(str(e))
+    if not jobs:
+        fail_usage(f"no {' '.join(input_suffixes)} file in {' '.join(inputs)}")
+    if any(job.target == batch.STANDARD for job in jobs) and sys.stdout.isatty():
+        fail_usage("not writing an image to a terminal; redirect standard output or name a file")
+    return [job for job in jobs if not (skip_existing and Path(job.target).exists())]
+
+
+def checked_levels(levels: int | None, quality: int, lossless: bool, effort: int) -> int:
+    """The number of lossy levels; a usage error where the options do not go together."""
+    try:
+        return api.check_options(levels, quality, lossless, effort)
+    except ValueError as e:
+        fail_usage(str(e))
+
+
+def check_device(device: DeviceName) -> None:
+    """A usage error where the device is not there."""
+    if device is DeviceName.cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            fail_usage("no CUDA device is available to this torch; use --device cpu")
+
+
+def fail_usage(message: str) -> NoReturn:
+    raise typer.BadParameter(message)
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Exit with the code that belongs to whatever ends the work early."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_line("interrupted", sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        raise
+    except Exception as e:
+        failure = batch.failure_of(e)
+        print_line(failure.trace or f"codec: {failure.message}", sys.stderr)
+        raise typer.Exit(failure.exit_code) from None
+
+
+@contextmanager
+def progress_bar(title: str | None) -> Iterator[api.Progress]:
+    """A function that moves a bar on standard error, which does nothing without a title or a terminal."""
+    if title is None or not sys.stderr.isatty():
+        yield lambda stage, fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # standard output may carry an image, so rich must not put itself in between
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda stage, fraction: bar.update(task, completed=fraction, description=f"{title} {stage}")
+
+
+def print_line(line: str, file: TextIO | None = None) -> None:
+    print(line, file=file, flush=True)
+
+
+def say_failure(job: Job, failure: Failure, as_json: bool) -> None:
+    """Name what failed and why; a fault of the codec itself comes with its trace."""
+    if as_json:
+        report = {
+            "input": job.source,
+            "error": failure.kind,
+            "message": failure.message,
+            "exit": failure.exit_code,
+        }
+        print_line(json.dumps(report), sys.stderr if job.target == batch.STANDARD else sys.stdout)
+    else:
+        print_line(f"{failure.trace or ''}codec: {job.source}: {failure.message}", sys.stderr)
+
+
+def summary(report: Report) -> str:
+    """One line about an encoded, decoded or verified file."""
+    what = [f"{report['n_bytes']} bytes"] if "n_bytes" in report else []
+    if "width" in report:
+        what.append(f"{report['width']}x{report['height']}")
+    if "rate_bpp" in report:
+        what.append(f"{report['rate_bpp']:.3f} bpp")
+    what.append(f"levels {' '.join(map(str, report['levels'])) or 'none'}")
+    if report.get("exact"):
+        what.append("exact")
+    if "time_s" in report:
+        what.append(f"{report['time_s']:.2f} s")
+    return f"{report['input']}: {'ok, ' if report.get('ok') else ''}{', '.join(what)}"
+
+
+def show_info(report: Report) -> str:
+    """What `codec info` prints for a file."""
+    planes = "gray" if report["channels"] == 1 else "RGB"
+    kind = "lossless" if report["lossless"] else "lossy"
+    lines = [
+        f"{report['input']}: {report['width']}x{report['height']} {planes}, "
+        f"{report['bit_depth']} bits a sample, {kind}, quality {report['quality']}",
+        f"  {report['n_bytes']} of {report['n_bytes_complete']} bytes, "
+        f"model {report['model_hash']}, tables {report['tables_hash']}",
+    ]
+    for level, end in report["level_ends"].items():
+        kind = "lossy" if level <= api.LOSSY_LEVELS else "exact"
+        state = "" if level in report["levels"] else "  (missing)"
+        lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
+    lines += [f"  {name.upper()} {n_bytes} bytes" for name, n_bytes in report["metadata_bytes"].items()]
+    return "\n".join(lines)
+
+
+EVAL_HEAD = (
+    f"{'image':24} {'q':>3} {'bytes':>10} {'bpp':>8} {'bpsp':>7} {'PSNR dB':>8} {'enc s':>8} {'dec s':>8}"
+)
+
+
+def eval_row(report: Report) -> str:
+    """One row of the table of `codec eval`."""
+    psnr = "exact" if report["psnr_db"] is None else f"{report['psnr_db']:.2f}"
+    return (
+        f"{Path(report['input']).name[-24:]:24} {report['quality']:3} {report['n_bytes']:10} "
+        f"{report['rate_bpp']:8.4f} {report['rate_bpsp']:7.4f} {psnr:>8} "
+        f"{report['encode_s']:8.3f} {report['decode_s']:8.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

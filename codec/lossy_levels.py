@@ -1,0 +1,316 @@
+"""Coding of the lossy levels in integers, both directions in one traversal (docs/format.md, "Lossy levels").
+
+Latents are int16 [1, C, h, w] in eighths of a latent unit, on the grid of 8x8 blocks. Samples are int32 in sixteenths of a pixel value.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vbc.codec.coder import Coder
+from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
+from vbc.codec.exact import PHASE_OFFSET, PHASES, compand
+from vbc.codec.integer import IntChain
+from vbc.codec.lossy import (
+    AC,
+    BLOCK,
+    CONTEXT_HALO,
+    DC,
+    LEVEL_LATENTS,
+    LEVEL_START,
+    N_LATENTS,
+    block_transform,
+    context_neighbours,
+    latent_order,
+)
+
+BASE_SIDE = 4
+"""The coarsest grid of blocks in level 1 has no side above this and is coded without context."""
+CELLS = BLOCK // 2
+"""Cells of 2x2 pixels along a block."""
+CODING_BLOCK = 128
+"""Side of a coding block in 8x8 blocks: 1024 pixels."""
+LATENT_MIN, LATENT_MAX = -32768, 32767
+N_SCALES = 48
+"""Tables per level: quarter octaves of the residual's scale over the step, from 2^-4."""
+SCALE_MIN = -64
+SYMBOL_LIMIT = 2047
+"""Largest magnitude of a latent's symbol: the coarsest step times this, and the finest latent, fit 32 bits."""
+
+
+@dataclass(frozen=True)
+class LossyModel:
+    """What the lossy levels need in integers, and the encoder's analysis in float."""
+
+    context: dict[str, IntChain]
+    priors: dict[int, IntChain]
+    enhance: IntChain
+    step: Tensor
+    """int32 [101, 192], 1/256 of a latent unit."""
+    log2_step: Tensor
+    """int16 [101, 192], sixteenths of an octave."""
+    first_scale: Tensor
+    basis: dict[int, Tensor]
+    """Integer DCTs of 2, 4 and 8 samples a side, float64 [n*n, n*n], times 4096."""
+    analysis: dict[str, Tensor]
+    first_table: int
+
+
+def latent_grid(height: int, width: int) -> tuple[int, int]:
+    """Blocks down and across."""
+    return -(-height // BLOCK), -(-width // BLOCK)
+
+
+def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Tensor:
+    """Float latents [1, 192, h, w] of uint8 RGB [1, 3, H, W]; the encoder's alone. Works through bands of `rows` block rows."""
+    height, width = rgb.shape[-2:]
+    n_h, n_w = latent_grid(height, width)
+    out = torch.empty((1, N_LATENTS, n_h, n_w))
+    w = model.analysis
+    for start in range(0, n_h, rows):
+        stop = min(start + rows, n_h)
+        y = _pixels(torch.arange(start - 1, stop + 1).clamp_(0, n_h - 1), height)
+        x = _pixels(torch.arange(-1, n_w + 1).clamp_(0, n_w - 1), width)
+        band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
+        z = block_transform(band.contiguous(), w["basis"])
+        f = F.relu(F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"]) + w["condition"][quality].view(1, -1, 1, 1))
+        f = F.relu(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
+        f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])
+        out[..., start:stop, :] = z[..., 1:-1, 1:-1] + 4 * f
+    return out
+
+
+def _pixels(blocks: Tensor, size: int) -> Tensor:
+    """Coordinates of all pixels of these block rows or columns, the last pixel repeated beyond the picture."""
+    return (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten().clamp_(0, size - 1)
+
+
+def code_latents(
+    model: LossyModel,
+    coder: Coder,
+    level: int,
+    mean: Tensor,
+    log_scale: Tensor | None,
+    quality: int,
+    target: Tensor | None,
+) -> Tensor:
+    """Code one step of latents of a level; all arrays [C, h, w] for the level's C latents.
+
+    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder. Returns int16, eighths.
+    """
+    channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
+    step = model.step[quality, channels].view(-1, 1, 1)
+    if log_scale is None:
+        log_scale = model.first_scale.view(-1, 1, 1).expand(mean.shape).int()
+    relative = log_scale - model.log2_step[quality, channels].view(-1, 1, 1)
+    index = model.first_table + (level - 1) * N_SCALES + ((relative - SCALE_MIN + 2) >> 2).clamp(0, N_SCALES - 1)
+    symbols = None
+    if target is not None:
+        symbols = torch.round((target - mean / 8) * 256 / step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        symbols = symbols.to(torch.int16).numpy().ravel()
+    got = coder.code(index.numpy().astype(np.uint16).ravel(), symbols)
+    decoded = torch.from_numpy(np.clip(got, -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)).view(mean.shape)
+    return dequantise(mean, decoded, step)
+
+
+def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
+    """mean + symbols * step, int16 in eighths; step in 1/256."""
+    return (mean + ((symbols * step + 16) >> 5)).clamp_(LATENT_MIN, LATENT_MAX).to(torch.int16)
+
+
+def code_level1(model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None) -> Tensor:
+    """Code level 1, int16 [1, 12, h, w], over interlaced grids of blocks. target: float [1, 12, h, w] in an encoder."""
+    return _level1_grid(model, coder, size, quality, target, 0)
+
+
+def _level1_grid(
+    model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None, depth: int
+) -> Tensor:
+    h, w = size
+    if max(size) <= BASE_SIDE:
+        mean = torch.zeros((LEVEL_LATENTS[0], h, w), dtype=torch.int32)
+        return code_latents(model, coder, 1, mean, None, quality, None if target is None else target[0])[None]
+    out = torch.empty((1, LEVEL_LATENTS[0], h, w), dtype=torch.int16)
+    n_h, n_w = (h + 1) // 2, (w + 1) // 2
+    finer = None if target is None else target[..., ::2, ::2]
+    a = _level1_grid(model, coder, (n_h, n_w), quality, finer, depth + 1)
+    out[..., ::2, ::2] = a
+    known = {"A": replicate(a, n_h, n_w, CONTEXT_HALO)}
+    for p in PHASES:
+        dy, dx = PHASE_OFFSET[p]
+        part = out[..., dy::2, dx::2]
+        p_h, p_w = part.shape[-2:]
+        if p_h and p_w:
+            four = context_neighbours(p, known["A"], known.get("D"))
+            base = context_base(four)
+            params = model.context[p](context_planes(four, base)[..., 1:-1, 1:-1], quality, min(depth, 1))[0, :, :p_h, :p_w]
+            inner = base[0, :, 3 : 3 + p_h, 3 : 3 + p_w]
+            want = None if target is None else target[0, :, dy::2, dx::2]
+            part[0] = code_latents(model, coder, 1, inner + 2 * params[:12], params[12:], quality, want)
+        known[p] = replicate(part, n_h, n_w, CONTEXT_HALO) if p_h and p_w else known["A"]
+    return out
+
+
+def replicate(x: Tensor, height: int, width: int, halo: int) -> Tensor:
+    """Replicate the last row and column up to this size, then a border; int32."""
+    rows = torch.arange(-halo, height + halo).clamp_(0, x.shape[-2] - 1)
+    cols = torch.arange(-halo, width + halo).clamp_(0, x.shape[-1] - 1)
+    return x[..., rows, :][..., cols].int()
+
+
+def context_base(four: list[Tensor]) -> Tensor:
+    """Mean of the neighbours for the DC latents, zero for the others: int32 [1, 12, h, w], eighths."""
+    base = torch.zeros_like(four[0])
+    base[:, DC] = (four[0][:, DC] + four[1][:, DC] + four[2][:, DC] + four[3][:, DC] + 2) >> 2
+    return base
+
+
+def context_planes(four: list[Tensor], base: Tensor) -> Tensor:
+    """Inputs of level 1's networks, as `lossy.context_planes`: int32 -64..63."""
+    dc = torch.cat([n[:, DC] - base[:, DC] for n in four[:3]], 1)
+    ac = torch.cat([n[:, AC] for n in four], 1)
+    return torch.cat((two_planes(dc), ((ac + 4) >> 3).clamp_(-64, 63)), 1)
+
+
+def two_planes(d: Tensor) -> Tensor:
+    """Each latent (eighths) in units of 1 and in units of 8, limited to -64..63."""
+    return torch.cat(((d + 4) >> 3, (d + 32) >> 6), 1).clamp_(-64, 63)
+
+
+def code_level(
+    model: LossyModel,
+    coder: Coder | None,
+    level: int,
+    below: Tensor,
+    quality: int,
+    target: Tensor | None = None,
+    block: int = CODING_BLOCK,
+) -> Tensor:
+    """Code level 2 or 3 given the latents below, int16 [1, C, h, w]; without a coder, return the prior's means.
+
+    target: float [1, C', h, w] in an encoder. Returns int16 [1, C', h, w].
+    """
+    h, w = below.shape[-2:]
+    channels = LEVEL_LATENTS[level - 1]
+    out = torch.empty((1, channels, h, w), dtype=torch.int16)
+    for rows, cols in _blocks(h, w, block):
+        mean, log_scale = prior(model, level, below, quality, rows, cols)
+        if coder is None:
+            out[0, :, rows, cols] = mean.clamp(LATENT_MIN, LATENT_MAX)
+        else:
+            want = None if target is None else target[0, :, rows, cols]
+            out[0, :, rows, cols] = code_latents(model, coder, level, mean, log_scale, quality, want)
+    return out
+
+
+def prior(
+    model: LossyModel, level: int, below: Tensor, quality: int, rows: slice, cols: slice
+) -> tuple[Tensor, Tensor]:
+    """Mean (eighths) and log2 scale (sixteenths of an octave) of a block of a level: int32 [C, h, w]."""
+    net = model.priors[level]
+    z = window(below, rows, cols, net.radius + 1).int()
+    dc = [i for i, (_, u, v) in enumerate(latent_order()[: z.shape[1]]) if u == v == 0]
+    inner = z[..., 1:-1, 1:-1].clone()
+    inner[:, dc] -= (sum_3x3(z[:, dc]) * 455 + 2048) >> 12  # 455 / 4096 is 1/9
+    out = net(two_planes(inner), quality)[0]
+    c = LEVEL_LATENTS[level - 1]
+    return 2 * out[:c], out[c:]
+
+
+def sum_3x3(x: Tensor) -> Tensor:
+    """Sum of each 3x3 neighbourhood, integers; two positions fewer in each direction."""
+    rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
+    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+
+
+def window(x: Tensor, rows: slice, cols: slice, halo: int) -> Tensor:
+    """A block with a halo, replicated at the border."""
+    r = torch.arange(rows.start - halo, rows.stop + halo).clamp_(0, x.shape[-2] - 1)
+    c = torch.arange(cols.start - halo, cols.stop + halo).clamp_(0, x.shape[-1] - 1)
+    return x[..., r, :][..., c]
+
+
+def _blocks(h: int, w: int, side: int) -> Iterator[tuple[slice, slice]]:
+    for r in range(0, h, side):
+        for c in range(0, w, side):
+            yield slice(r, min(r + side, h)), slice(c, min(c + side, w))
+
+
+def synthesise(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int, quality: int, block: int = 64) -> Tensor:
+    """The picture uint8 RGB [1, 3, H, W] from all 192 latents, of which those above `level` are the priors' means."""
+    height, width = size
+    out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+    for rows, cols in _blocks(*latents.shape[-2:], block):
+        rgb = synthesise_block(model, latents, rows, cols, level, quality)
+        y, x = rows.start * BLOCK, cols.start * BLOCK
+        part = out[..., y : y + rgb.shape[-2], x : x + rgb.shape[-1]]
+        part.copy_(rgb[..., : part.shape[-2], : part.shape[-1]])
+    return out
+
+
+def synthesise_block(
+    model: LossyModel, latents: Tensor, rows: slice, cols: slice, level: int, quality: int
+) -> Tensor:
+    """uint8 RGB [1, 3, 8h, 8w] of h x w blocks of the picture."""
+    r = model.enhance.radius
+    y, x = (_cells(s, n, r + 1) for s, n in zip((rows, cols), latents.shape[-2:], strict=True))
+    first_y, first_x = int(y[0]) // CELLS, int(x[0]) // CELLS
+    z = latents[..., first_y : int(y[-1]) // CELLS + 1, first_x : int(x[-1]) // CELLS + 1]
+    cells = inverse_transform(model.basis[BLOCK], z)[..., y - CELLS * first_y, :][..., x - CELLS * first_x]
+    correction = model.enhance(enhance_planes(cells, r), quality, level - 1)
+    yuv = F.pixel_shuffle(cells[..., r + 1 : -r - 1, r + 1 : -r - 1] + correction, 2)
+    return ((opponent_to_rgb(yuv) + 8 >> 4) + 128).clamp_(0, 255).to(torch.uint8)
+
+
+def _cells(blocks: slice, n_blocks: int, halo: int) -> Tensor:
+    """2x2 cells of a range of blocks and a halo, replicated at the picture's border."""
+    return torch.arange(blocks.start * CELLS - halo, blocks.stop * CELLS + halo).clamp_(0, n_blocks * CELLS - 1)
+
+
+def inverse_transform(basis: Tensor, z: Tensor) -> Tensor:
+    """Samples from latents in eighths, as 2x2 cells: int32 [1, 12, 4h, 4w], sixteenths. Exact in float64: all sums < 2^53."""
+    _, _, h, w = z.shape
+    x = z[0].permute(1, 2, 0)[..., _plane_order()].double().view(h, w, 3, 64) @ basis
+    x = ((x.long() + 1024) >> 11).int().view(h, w, 3, 4, 2, 4, 2)
+    return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, 4 * h, 4 * w)
+
+
+def _plane_order() -> list[int]:
+    """Positions of the latents in (plane, vertical, horizontal frequency) order."""
+    place = {key: i for i, key in enumerate(latent_order())}
+    return [place[c, u, v] for c in range(3) for u in range(BLOCK) for v in range(BLOCK)]
+
+
+def enhance_planes(cells: Tensor, halo: int) -> Tensor:
+    """Inputs of the enhancement network, as `lossy.enhance_planes`: int32 -64..63 [1, 14, h-2, w-2]."""
+    _, _, h, w = cells.shape
+    local = (sum_3x3(cells.view(1, 3, 4, h, w).sum(2, dtype=torch.int32)) * 1820 + 32768) >> 16  # 1820 / 65536 is 1/36
+    diff = cells[..., 1:-1, 1:-1] - local.repeat_interleave(4, 1)
+    rows, cols = torch.arange(h - 2) - halo, torch.arange(w - 2) - halo
+    edge_r, edge_c = (torch.where(((k & 3) == 0) | ((k & 3) == 3), 32, -32).int() for k in (rows, cols))
+    phase = torch.stack((edge_r[:, None].expand(h - 2, w - 2), edge_c[None].expand(h - 2, w - 2)))
+    return torch.cat((compand((diff + 4) >> 3), phase[None]), 1)
+
+
+def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:
+    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up: uint8 RGB [1, 3, .., ..] from the latents up to that level."""
+    n = 2 * level
+    _, _, h, w = latents.shape
+    place = {key: i for i, key in enumerate(latent_order())}
+    order = [place[c, u, v] for c in range(3) for u in range(n) for v in range(n)]
+    x = latents[0].permute(1, 2, 0)[..., order].double().view(h, w, 3, n * n) @ model.basis[n]
+    shift = 11 + (2 if level == 1 else 1)  # an n-point basis makes samples 8/n times as large
+    x = ((x.long() + (1 << (shift - 1))) >> shift).int().view(h, w, 3, n, n).permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n)
+    rgb = ((opponent_to_rgb(x) + 8 >> 4) + 128).clamp_(0, 255).to(torch.uint8)
+    side = BLOCK // n
+    return rgb[..., : -(-size[0] // side), : -(-size[1] // side)].contiguous(memory_format=torch.channels_last)
+
+
+def table_scale(index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """log2 of the scale over the step that the middle of a table's class stands for."""
+    return (index * 4 + SCALE_MIN) / 16.0

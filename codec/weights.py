@@ -1,0 +1,89 @@
+"""Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash (docs/format.md, "Models")."""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vbc.bitstream.tables import TableSet
+from vbc.codec.exact import PHASES
+from vbc.codec.exact_levels import ExactModel
+from vbc.codec.integer import IntChain, IntPhase
+from vbc.codec.lossy_levels import LossyModel
+from vbc.codec.quantise import Tensors
+
+DEFAULT_WEIGHTS = "vbc-1.safetensors"
+HASH_BYTES = 8
+ENCODER_ONLY = "analysis."
+"""Tensors that no decoder needs stay out of the hash: a better analysis leaves old files readable."""
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Everything that decides what a bit means, and the encoder's analysis."""
+
+    exact: ExactModel
+    lossy: LossyModel
+    tables: TableSet
+    hash: bytes
+
+
+def model_hash(tensors: Tensors) -> bytes:
+    """First 8 bytes of SHA-256 over name, dtype, shape and little-endian bytes of every decoder tensor but the tables, by name."""
+    h = hashlib.sha256()
+    for name in sorted(tensors):
+        if name == "tables" or name.startswith(ENCODER_ONLY):
+            continue
+        t = tensors[name].contiguous()
+        h.update(f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}\n".encode())
+        h.update(t.numpy().tobytes())
+    return h.digest()[:HASH_BYTES]
+
+
+def build_model(tensors: Tensors) -> Model:
+    """A model from exported tensors. Raises WeightsError where some are missing or break an invariant."""
+    try:
+        exact = ExactModel(
+            {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
+            tensors["exact.log2_residual"].numpy(),
+            tensors["exact.table_index"].numpy().astype(np.uint16),
+        )
+        lossy = LossyModel(
+            context={p: IntChain.load(tensors, f"lossy.context.{p}") for p in PHASES},
+            priors={n: IntChain.load(tensors, f"lossy.prior{n}") for n in (2, 3)},
+            enhance=IntChain.load(tensors, "lossy.enhance"),
+            step=tensors["lossy.step"],
+            log2_step=tensors["lossy.log2_step"].int(),
+            first_scale=tensors["lossy.first_scale"].int(),
+            basis={n: tensors[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
+            analysis={k.removeprefix(ENCODER_ONLY): v for k, v in tensors.items() if k.startswith(ENCODER_ONLY)},
+            first_table=int(tensors["lossy.first_table"]),
+        )
+        tables = TableSet(tensors["tables"].numpy())
+    except (KeyError, ValueError) as e:
+        raise WeightsError(f"not the weights of this codec: {e}") from e
+    return Model(exact, lossy, tables, model_hash(tensors))
+
+
+@functools.lru_cache(maxsize=8)
+def load_model(path: Path | None = None) -> Model:
+    """The model in a safetensors file, by default the shipped one; cached. Raises WeightsError, or OSError where it is missing."""
+    if path is None:
+        with resources.as_file(resources.files("vbc.codec") / "weights" / DEFAULT_WEIGHTS) as default:
+            return load_model(default)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise WeightsError(f"{path}: {e}") from e
+    with torch.no_grad():
+        return build_model(tensors)

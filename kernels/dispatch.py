@@ -1,0 +1,120 @@
+"""Which path an operation takes, and the checks all operations share.
+
+The only kernel file that reads the environment. Triton is optional: without it `jit` leaves a stand-in that
+explains itself when launched, and everything takes the torch path.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+
+def _optional(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+triton: Any = _optional("triton")
+tl: Any = _optional("triton.language") if triton is not None else None
+HAVE_TRITON = triton is not None
+
+if TYPE_CHECKING:
+    constexpr = int
+else:
+    constexpr = tl.constexpr if HAVE_TRITON else int
+
+Pointer = Any
+"""A tensor on the launcher's side, an address in the kernel."""
+
+
+class TritonMissing(RuntimeError):
+    """A Triton kernel was launched and triton is not installed."""
+
+
+class CudaMissing(RuntimeError):
+    """A CUDA device was asked for and torch sees none."""
+
+
+class _Absent:
+    """What `jit` gives without triton: any launch raises `TritonMissing`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        raise TritonMissing(f"{self.name} needs triton: pip install triton")
+
+
+def jit(kernel: Callable[..., Any]) -> Any:
+    """`triton.jit` where triton is installed. TRITON_INTERPRET counts at the time a kernel is defined."""
+    return triton.jit(kernel) if HAVE_TRITON else _Absent(kernel.__name__)
+
+
+def interpreting() -> bool:
+    """True where TRITON_INTERPRET=1 asks for the kernels on the CPU."""
+    return HAVE_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def use_triton(x: Tensor) -> bool:
+    """True where the operation on x runs as a Triton kernel: on CUDA, or anywhere under
+    TRITON_INTERPRET=1."""
+    return HAVE_TRITON and (x.is_cuda or interpreting())
+
+
+def require_device(name: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises CudaMissing where it is CUDA and torch does not see it, ValueError for other kinds of device.
+    """
+    device = torch.device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, not {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise CudaMissing(f"{name!r} was asked for, but torch {torch.__version__} sees no CUDA device")
+        n_devices = torch.cuda.device_count()
+        if (device.index or 0) >= n_devices:
+            raise CudaMissing(f"{name!r} was asked for, but torch sees {n_devices} CUDA devices")
+    return device
+
+
+def check_tensor(
+    name: str, x: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int | None, ...]
+) -> None:
+    """Raise ValueError unless x has one of the dtypes and the shape (None: any size)."""
+    if x.dtype not in dtypes:
+        raise ValueError(f"{name} must be {' or '.join(str(d) for d in dtypes)}, not {x.dtype}")
+    fits = x.dim() == len(shape) and all(s is None or s == n for s, n in zip(shape, x.shape, strict=True))
+    if not fits:
+        wanted = ", ".join("*" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], not {list(x.shape)}")
+
+
+def check_same_device(x: Tensor, /, **others: Tensor) -> None:
+    """Raise ValueError unless all tensors are where x is."""
+    for name, other in others.items():
+        if other.device != x.device:
+            raise ValueError(f"{name} is on {other.device}, the input on {x.device}")
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, for a >= 0 and b > 0."""
+    return -(-a // b)
+
+
+def block(n: int, low: int, high: int) -> int:
+    """The power of two that holds n, within low..high (powers of two themselves)."""
+    return max(low, min(high, 1 << max(0, n - 1).bit_length()))
+
+
+def warn_slow(what: str) -> None:
+    """Say once per cause that a fast path gave wrong numbers or is missing here."""
+    warnings.warn(f"{what}; results stay exact, the slower path is used", RuntimeWarning, stacklevel=3)
