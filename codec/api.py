@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and how much of it is done, 0..1."""
+DEVICES: tuple[Device, ...] = ("cpu",)
+"""Where the networks can run; decoded tensors can be put anywhere."""
 MAX_EFFORT = 2
 """0 fast, 1 the default, 2 the slowest encoder; decoding is the same."""
-LOSSY_LEVELS = 3
+LOSSY_LEVELS = container.LOSSY_LEVELS
 METADATA_KINDS = {"icc": container.ICC, "exif": container.EXIF, "xmp": container.XMP}
 
 
@@ -106,12 +108,12 @@ def encode(
     from vbc.codec import pipeline
 
     n_levels = check_options(levels, quality, lossless, effort)
+    check_device(device)
     picture = as_picture(image)
-    loaded = load(model, device)
     rgb = torch.from_numpy(picture.rgb.copy()).permute(2, 0, 1).contiguous()
-    data = pipeline.encode_image(
-        rgb.to(device),
-        model=loaded,
+    return pipeline.encode_image(
+        rgb,
+        model=load(model),
         levels=n_levels,
         quality=quality,
         lossless=lossless,
@@ -120,11 +122,6 @@ def encode(
         gray=picture.gray,
         progress=progress,
     )
-    if lossless and not torch.equal(pipeline.decode_image(data, model=loaded).rgb.cpu(), rgb):
-        raise RuntimeError(
-            "the lossless file does not decode to the image it was made from; this is a fault of the codec"
-        )
-    return data
 
 
 def decode(
@@ -157,13 +154,15 @@ def decode_picture(
     device: Device = "cpu",
     allow_partial: bool = False,
     model: "Weights" = None,
+    progress: Progress | None = None,
 ) -> DecodedPicture:
     """As `decode`, but says which levels were used and whether the pixels are the original's."""
     from vbc.codec import pipeline
     from vbc.codec.image_io import Picture
 
+    check_device(device)
     decoded = pipeline.decode_image(
-        data, model=load(model, device), levels=levels, native=native, allow_partial=allow_partial
+        data, model=load(model), levels=levels, native=native, allow_partial=allow_partial, progress=progress
     )
     rgb = decoded.rgb.permute(1, 2, 0).cpu().numpy()
     picture = Picture(rgb, decoded.header.channels == 1, read_metadata(data, decoded.header))
@@ -187,10 +186,10 @@ def decode_image(
     from vbc.codec import pipeline
 
     if isinstance(source, list):
-        loaded = load(model, device)
+        loaded = load(model)
         return [decode_image(s, device, model=loaded) for s in source]
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    decoded = pipeline.decode_image(data, model=load(model, device))
+    decoded = pipeline.decode_image(data, model=load(model))
     return (decoded.rgb[1:2] if decoded.header.channels == 1 else decoded.rgb).to(device)
 
 
@@ -229,7 +228,8 @@ def verify(data: bytes, *, device: Device = "cpu", model: "Weights" = None) -> N
     the first fault."""
     from vbc.codec import pipeline
 
-    pipeline.verify(data, model=load(model, device))
+    check_device(device)
+    pipeline.verify(data, model=load(model))
 
 
 def read_metadata(data: bytes, header: container.Header) -> "Metadata":
@@ -267,14 +267,16 @@ def as_picture(image: "Image.Image | NDArray[np.uint8] | Tensor | Picture") -> "
     return Picture(np.repeat(planes, 3, axis=2) if gray else planes, gray, Metadata())
 
 
-def load(model: "Weights", device: Device) -> "Model":
-    """The model on the device; None stands for the shipped weights, a path for others. Loading is cached."""
+def check_device(device: Device) -> None:
+    """Raise ValueError unless the networks can run there."""
+    if device not in DEVICES:
+        raise ValueError(f"the networks of this version run on {' and '.join(DEVICES)}, not on {device}")
+
+
+def load(model: "Weights") -> "Model":
+    """The model itself; None stands for the shipped weights, a path for others. Loading is cached."""
     from vbc.codec.weights import load_model
 
     if model is None:
-        loaded = load_model()
-    elif isinstance(model, str | PathLike):
-        loaded = load_model(Path(model))
-    else:
-        loaded = model
-    return loaded if device == "cpu" else loaded.to(device)
+        return load_model()
+    return load_model(Path(model)) if isinstance(model, str | PathLike) else model

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -80,7 +80,7 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     """Encode an image file and put the result in place. Returns what there is to say about it."""
     from vbc.codec import image_io
 
-    api.load(options.model, options.device)  # not what the time is to tell
+    api.load(options.model)  # not what the time is to tell
     started = time.perf_counter()
     picture = image_io.read_picture(read_input(job.source))
     data = api.encode(
@@ -108,11 +108,11 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     }
 
 
-def decode_file(job: Job, options: DecodeOptions) -> Report:
+def decode_file(job: Job, options: DecodeOptions, progress: api.Progress | None = None) -> Report:
     """Decode a file and put the image in place. Returns what there is to say about it."""
     from vbc.codec import image_io
 
-    api.load(options.model, options.device)  # not what the time is to tell
+    api.load(options.model)  # not what the time is to tell
     started = time.perf_counter()
     decoded = api.decode_picture(
         read_input(job.source),
@@ -121,6 +121,7 @@ def decode_file(job: Job, options: DecodeOptions) -> Report:
         allow_partial=options.allow_partial,
         device=options.device,
         model=options.model,
+        progress=progress,
     )
     suffix = options.suffix if job.target == STANDARD else Path(job.target).suffix or options.suffix
     write_output(job.target, image_io.write_picture(decoded.picture, suffix, decoded.exact))
@@ -143,7 +144,7 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
 
     from vbc.codec import image_io
 
-    api.load(options.model, options.device)  # not what the times are to tell
+    api.load(options.model)  # not what the times are to tell
     picture = image_io.read_picture(read_input(job.source))
     started = time.perf_counter()
     data = api.encode(
@@ -275,7 +276,8 @@ def run(
     # spawn: a forked copy of torch's thread pools hangs
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker, initargs=(share,))
     try:
-        futures = [pool.submit(attempt, work, job) for job in jobs]
+        with _signals_wait():
+            futures = [pool.submit(attempt, work, job) for job in jobs]
         for job, future in zip(jobs, futures, strict=True):
             try:
                 yield job, future.result()
@@ -310,12 +312,14 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, FormatError):
         return Failure(kind, message, CORRUPT)
     if isinstance(error, OSError):
-        return Failure(kind, error.strerror or message, SOME_FAILED)
+        where = f": {error.filename}" if error.filename else ""
+        return Failure(kind, f"{error.strerror or message}{where}", SOME_FAILED)
     if isinstance(error, MemoryError):
         return Failure(kind, "memory ran out", SOME_FAILED)
     from vbc.codec.image_io import UnsupportedImage
+    from vbc.codec.weights import WeightsError
 
-    if isinstance(error, UnsupportedImage):
+    if isinstance(error, UnsupportedImage | WeightsError):
         return Failure(kind, message, UNSUPPORTED)
     return Failure(kind, message, SOME_FAILED, "".join(traceback.format_exception(error)))
 
@@ -349,18 +353,36 @@ def _set_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back interrupts; processes started meanwhile hold them back until `_start_worker` is ready for
+    them."""
+    if sys.platform == "win32":
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 def _start_worker(threads: int) -> None:
-    # an interrupt reaches every process of the group; the worker removes its unfinished file and goes without
-    # a word
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, _stop_worker)
+    from vbc.codec import image_io
+
+    def stop(number: int, frame: object) -> None:
+        for path in list(image_io.unfinished):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        os._exit(128 + number)
+
+    # an interrupt reaches every process of the group: the worker removes its unfinished file and goes
+    # silently
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     _set_threads(threads)
-
-
-def _stop_worker(number: int, frame: object) -> None:
-    from vbc.codec.image_io import unfinished
-
-    for path in list(unfinished):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    os._exit(128 + number)

@@ -36,7 +36,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
             else:
                 index, name = rest.split(".", 1)
                 state.setdefault(int(index), {})[name] = f.get_tensor(key)
-    model.load_state_dict(weights)
+    missing, unexpected = model.load_state_dict(weights, strict=optimiser is not None)
+    if unexpected:
+        raise RuntimeError(f"{path} holds other weights: {unexpected[0]}")
     if optimiser is not None:
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -209,7 +209,8 @@ def train(
 
     from vbc.codec.train import train as run_training
 
-    check_device(device)
+    if device is DeviceName.cuda and not torch.cuda.is_available():
+        fail_usage("no CUDA device is available to this torch; use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     emit = partial(print, flush=True)
@@ -285,7 +286,11 @@ def code(
     data_on_stdout = any(job.target == batch.STANDARD for job in jobs)
     failures: list[Failure] = []
     with exit_on_error(), progress_bar(title if not (quiet or as_json) else None) as advance:
-        if len(jobs) == 1 and isinstance(work, partial) and work.func is batch.encode_file:
+        if (
+            len(jobs) == 1
+            and isinstance(work, partial)
+            and work.func in (batch.encode_file, batch.decode_file)
+        ):
             work = partial(work, progress=advance)
         for done, (job, result) in enumerate(batch.run(work, jobs, processes, threads), 1):
             if isinstance(result, Failure):
@@ -325,12 +330,11 @@ def checked_levels(levels: int | None, quality: int, lossless: bool, effort: int
 
 
 def check_device(device: DeviceName) -> None:
-    """A usage error where the device is not there."""
-    if device is DeviceName.cuda:
-        import torch
-
-        if not torch.cuda.is_available():
-            fail_usage("no CUDA device is available to this torch; use --device cpu")
+    """A usage error where the networks cannot run there."""
+    try:
+        api.check_device(device.value)
+    except ValueError as e:
+        fail_usage(str(e))
 
 
 def fail_usage(message: str) -> NoReturn:

@@ -6,12 +6,15 @@ from numpy.typing import NDArray
 
 from vbc.bitstream.tables import normalise_counts
 from vbc.codec.coder import ESCAPE, SYMBOL_MAX, Counter
-from vbc.codec.exact_levels import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
+from vbc.codec.exact_block import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 from vbc.codec.lossy_levels import N_SCALES, SCALE_MIN
 from vbc.codec.quantise import Tensors
 
 PRIOR_COUNTS = 200.0
 """Weight of the logistic beside the counts: tables that are met seldom stay near it."""
+
+TUNING_LOG2_SCALE = 3.2
+"""Octaves of the logistic scale of tuned corrections, as measured on training tiles."""
 
 
 def fraction_classes(scale_class: int) -> int:
@@ -52,10 +55,13 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     index, parameters = exact_table_index()
     first = len(parameters)
     parameters += [(0.0, (4 * k + SCALE_MIN) / 16) for _ in range(3) for k in range(N_SCALES)]
+    tuning = len(parameters)
+    parameters.append((0.0, TUNING_LOG2_SCALE))
     prior = np.stack([logistic_table(*p) for p in parameters])
     tensors = {
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
+        "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
         "tables": torch.from_numpy(normalise_counts(prior).astype(np.int32)),
     }
     return tensors, prior

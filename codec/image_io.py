@@ -4,6 +4,7 @@ all."""
 import io
 import os
 import secrets
+import struct
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,18 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from vbc.bitstream import container
 
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+)
+"""What Pillow raises on broken files."""
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "GIF")
 """What Pillow may open. Left out are formats whose deeper samples Pillow reduces to 8 bits without saying so
 (AVIF, JPEG 2000)."""
@@ -96,10 +109,8 @@ def read_picture(data: bytes) -> Picture:
         raise
     except UnidentifiedImageError:
         raise UnsupportedImage(f"not an image in one of the formats {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, IndexError, OverflowError) as e:
-        raise UnsupportedImage(
-            f"broken image: {e}"
-        ) from e  # all of these have been seen from Pillow on broken files
+    except BROKEN as e:
+        raise UnsupportedImage(f"broken image: {e}") from e
     except Image.DecompressionBombError:
         raise UnsupportedImage(f"more than {LIMITS.max_pixels} pixels") from None
 
@@ -145,8 +156,11 @@ def write_picture(picture: Picture, suffix: str, exact: bool) -> bytes:
         elif kind == "WEBP":
             im.save(out, kind, lossless=exact, exact=exact, quality=80 if exact else 95, **meta)
         elif kind == "TIFF":
-            tags = {TIFF_XMP_TAG: meta.pop("xmp")} if "xmp" in meta else {}
-            im.save(out, kind, compression="tiff_adobe_deflate", tiffinfo=tags, **meta)
+            tags = Image.Exif()  # a TIFF has no block of EXIF: its tags are the file's own
+            tags.load(meta.pop("exif", None) or b"")
+            if "xmp" in meta:
+                tags[TIFF_XMP_TAG] = meta.pop("xmp")
+            im.save(out, kind, exif=tags, **meta)  # uncompressed: libtiff cannot write EXIF directories
         elif kind == "JPEG":
             im.save(out, kind, quality=95, subsampling=0, **meta)
         else:

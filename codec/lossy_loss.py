@@ -53,14 +53,14 @@ def validate_lossy(net: LossyNet, tiles: NDArray[np.uint8]) -> Callable[[], dict
 
     def validate() -> dict[str, float]:
         out = {}
-        torch.manual_seed(0)
+        device = net.log2_step.device
         with torch.no_grad():
             for quality in (20, 40, 60, 80):
-                bpp, mse = torch.zeros(3), torch.zeros(3)
+                bpp, mse = torch.zeros(3, device=device), torch.zeros(3, device=device)
                 parts = np.array_split(tiles, max(1, len(tiles) // 16))
                 for part in parts:
-                    target = rgb_to_opponent(torch.from_numpy(part).float() - 128)
-                    q = torch.full((len(part),), float(quality))
+                    target = rgb_to_opponent(torch.from_numpy(part).to(device).float() - 128)
+                    q = torch.full((len(part),), float(quality), device=device)
                     latents, bits = net(target, q)
                     bpp += torch.stack([b.sum() for b in bits])
                     for level in (1, 2, 3) if quality == 60 else (3,):

@@ -17,10 +17,11 @@ from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.exact import PHASES
 from vbc.codec.image_io import Metadata
 from vbc.codec.lossy import LEVEL_START
+from vbc.codec.tuning import MIN_POSITIONS
 from vbc.codec.weights import Model
 
-CODED, RAW = 0, 1
-"""First byte of a level's payload: lanes follow, or plain samples."""
+CODED, RAW, TUNED = 0, 1, 2
+"""First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the image."""
 PIXEL_HASH_BYTES = 16
 LOSSY_LEVELS = container.LOSSY_LEVELS
 
@@ -75,7 +76,7 @@ def encode_image(
         lossy = None
         if latents is not None:
             lossy = lossy_levels.synthesise(model.lossy, latents, picture_size(picture), levels, quality)
-        payloads = encode_exact(picture, model, lossy, quality, report)
+        payloads = encode_exact(picture, model, lossy, quality, effort, report)
         chunks += [(container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(payloads)]
         chunks.append((container.PIXEL_HASH, 0, pixel_hash(picture)))
     data = container.write_file(
@@ -221,7 +222,7 @@ def complete(latents: Tensor, model: Model, quality: int) -> Tensor:
 # Exact levels
 
 
-def encode_exact(picture: Tensor, model: Model, lossy: Tensor | None, quality: int, report: Progress) -> list[bytes]:
+def encode_exact(picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress) -> list[bytes]:
     """Payloads of the exact levels of uint8 [1, 3, H, W], coarse to fine. lossy: the lossy levels' picture, likewise."""
     sizes = exact_levels.grid_sizes(*picture_size(picture))
     top = len(sizes) - 1
@@ -231,8 +232,9 @@ def encode_exact(picture: Tensor, model: Model, lossy: Tensor | None, quality: i
         target = grid(picture, s - 1)
         guide = None if lossy is None else grid(lossy, s - 1)
         coarse = rgb_to_ycocg(grid(picture, s))
-        exact_levels.code_step(model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality)
-        coded = bytes([CODED]) + writer.finish()
+        tuned = effort > 0 and coarse.shape[-2] * coarse.shape[-1] >= MIN_POSITIONS
+        exact_levels.code_step(model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality, tuned, effort)
+        coded = bytes([TUNED if tuned else CODED]) + writer.finish()
         raw = bytes([RAW]) + b"".join(samples(exact_levels.phase_view(target, p)) for p in PHASES)
         payloads.append(min(coded, raw, key=len))
         report("exact", 0.5 / 4 ** (s - 1))
@@ -278,10 +280,10 @@ def decode_step(
             at += n
         if at != len(body):
             raise Corrupt(f"a raw level of {len(body)} bytes, {at} expected")
-    elif mode == CODED:
+    elif mode in (CODED, TUNED):
         reader = Reader(model.tables, body)
         guide = None if lossy is None else grid(lossy, s - 1)
-        phases = exact_levels.code_step(model.exact, reader, coarse, size, s, None, guide, quality)
+        phases = exact_levels.code_step(model.exact, reader, coarse, size, s, None, guide, quality, mode == TUNED)
         reader.finish()
     else:
         raise Corrupt(f"a level has mode {mode}")

@@ -1,120 +1,111 @@
-"""Training in stages; every stage resumes from its checkpoint and logs one line of JSON (docs/training.md)."""
+"""`codec train`: lossy stage, exact stage, quantisation-aware tuning of both, export (docs/training.md)."""
 
 import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from vbc.codec.checkpoint import load_checkpoint, save_checkpoint
-from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.data import batches
-from vbc.codec.exact import ExactNet, training_bits
+from vbc.codec.checkpoint import load_checkpoint
+from vbc.codec.data import load_tiles
+from vbc.codec.exact import ExactNet
+from vbc.codec.exact_loss import archival_loss, layered_loss, validate_exact
+from vbc.codec.export import export_model, lossy_pictures, save_model
+from vbc.codec.layers import set_quantise
+from vbc.codec.loop import Emit, Schedule, run_stage
+from vbc.codec.lossy import LossyNet
+from vbc.codec.lossy_loss import lossy_loss, validate_lossy
+from vbc.codec.weights import build_model
 
-Loss = Callable[[Tensor, int], tuple[Tensor, dict[str, float]]]
-"""From a batch (uint8 [N, 3, 128, 128]) and the step to the loss and what to log."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Length and rates of a stage. The learning rate is a cosine from `rate` to `rate_end` after a linear warm-up."""
-
-    steps: int
-    rate: float
-    rate_end: float = 1e-5
-    warmup: int = 100
-    batch: int = 16
-    seed: int = 1
-    log_every: int = 50
-    valid_every: int = 1000
-    save_minutes: float = 3.0
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        t = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate_end + (self.rate - self.rate_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
+LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, "tune-exact": 7e-4}
+TUNE_SHARE = 0.4
+"""Steps of a tuning stage over those of a full one."""
+REFIT_TILES = 600
+"""Ten megapixels: every table that matters meets tens of thousands of symbols."""
 
 
-def run_stage(
-    model: nn.Module,
-    loss: Loss,
-    validate: Callable[[], dict[str, float]],
-    tiles: NDArray[np.uint8],
-    schedule: Schedule,
-    checkpoint: Path,
+def train(
+    data: Path,
+    valid: Path,
+    out: Path,
+    *,
+    stage: str = "all",
+    steps: int = 10_000,
     device: str = "cpu",
-    emit: Callable[[str], None] = print,
+    emit: Emit = print,
 ) -> None:
-    """Train `model` to the end of the schedule, from the checkpoint where there is one."""
-    optimiser = torch.optim.Adam(model.parameters(), schedule.rate)
-    step = load_checkpoint(checkpoint, model, optimiser) if checkpoint.exists() else 0
-    source = batches(tiles, schedule.batch, schedule.seed, step)
-    sums: dict[str, float] = {}
-    saved = started = time.monotonic()
-    count = 0
-    while step < schedule.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        with torch.autocast(device, torch.bfloat16):
-            value, log = loss(next(source).to(device), step)
-        optimiser.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        count += 1
-        for k, v in log.items():
-            sums[k] = sums.get(k, 0.0) + v
-        if step % schedule.log_every == 0:
-            line = {k: round(v / count, 5) for k, v in sums.items()}
-            emit(json.dumps({"step": step, **line, "rate": schedule.rate_at(step), "s": round(time.monotonic() - started, 1)}))
-            sums, count = {}, 0
-        if step % schedule.valid_every == 0 or step == schedule.steps:
-            emit(json.dumps({"step": step, "valid": validate()}))
-        if time.monotonic() - saved > 60 * schedule.save_minutes or step == schedule.steps:
-            save_checkpoint(checkpoint, model, optimiser, step)
-            saved = time.monotonic()
+    """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
+
+    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune" (both tunings) or one
+    of `STAGES`. Raises FileNotFoundError where data or an earlier stage's result is missing, ValueError for an unknown stage.
+    """
+    chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
+    if not set(chosen) <= set(STAGES):
+        raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(STAGES)}")
+    out.mkdir(parents=True, exist_ok=True)
+    tiles, held_out = load_tiles(data), load_tiles(valid)
+    for name in chosen:
+        emit(json.dumps({"stage": name, "tiles": len(tiles)}))
+        if name == "export":
+            export(out, tiles, emit)
+        else:
+            train_stage(name, out, tiles, held_out, steps, device, emit)
 
 
-def exact_loss(net: ExactNet) -> Loss:
-    """Bits per subpixel of the finest two grid steps, each position weighing the same."""
+def train_stage(
+    name: str, out: Path, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], steps: int, device: str, emit: Emit
+) -> None:
+    """One training stage, from its checkpoint or from the result of the stage it builds on."""
+    tuning = name.startswith("tune-")
+    checkpoint = out / f"{name}.safetensors"
+    schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name])
+    torch.manual_seed(schedule.seed)
+    if name.endswith("lossy"):
+        lossy = LossyNet()
+        start(lossy, out / LOSSY if tuning else None, checkpoint)
+        set_quantise(lossy, tuning)
+        prepare(lossy, device)
+        run_stage(lossy, lossy_loss(lossy), validate_lossy(lossy, held_out), tiles, schedule, checkpoint, device, emit)
+        return
+    exact = ExactNet()
+    start(exact, out / EXACT if tuning else None, checkpoint)
+    set_quantise(exact, tuning)
+    loss = archival_loss(exact)
+    if tuning:
+        model = build_model(export_model(exact, load_lossy(out), None))
+        tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
+        loss = layered_loss(exact)
+    prepare(exact, device)
+    run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
 
-    def loss(rgb: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
-        x = rgb_to_ycocg(rgb)
-        bits = exact_bits(net, x)
-        value = bits / (3 * x.shape[0] * x.shape[2] * x.shape[3])
-        return value, {"bpsp": value.item()}
 
-    return loss
+def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
+    """Load the earlier stage's weights unless this stage has a checkpoint of its own (which `run_stage` loads)."""
+    if earlier is not None and not checkpoint.exists():
+        load_checkpoint(earlier, net)
 
 
-def exact_bits(net: ExactNet, x: Tensor) -> Tensor:
-    """Bits of all grid steps down to a side of 16, for int16 YCoCg-R [N, 3, H, W]."""
-    total = x.new_zeros((), dtype=torch.float32)
-    level = 0
-    while min(x.shape[-2:]) >= 32:
-        total = total + training_bits(net, x, min(level, 2))
-        x = x[..., ::2, ::2]
-        level += 1
-    return total
+def prepare(net: torch.nn.Module, device: str) -> None:
+    """Move a network to where it trains; channels last is several times faster on a CPU."""
+    net.to(device=device, memory_format=torch.channels_last)
 
 
-def validate_exact(net: ExactNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
-    """Bits per subpixel on validation tiles, in full precision."""
+def load_lossy(out: Path) -> LossyNet:
+    """The best lossy network there is: tuned if its tuning has begun, else as trained in float."""
+    net = LossyNet()
+    tuned = out / TUNED_LOSSY
+    load_checkpoint(tuned if tuned.exists() else out / LOSSY, net)
+    return net
 
-    def validate() -> dict[str, float]:
-        bits = 0.0
-        with torch.no_grad():
-            for part in np.array_split(tiles, max(1, len(tiles) // 16)):
-                bits += exact_bits(net, rgb_to_ycocg(torch.from_numpy(part))).item()
-        return {"bpsp": round(bits / tiles.size, 5)}
 
-    return validate
+def export(out: Path, tiles: NDArray[np.uint8], emit: Emit) -> None:
+    """Write `out/model.safetensors` from the tuned networks."""
+    exact = ExactNet()
+    load_checkpoint(out / TUNED_EXACT, exact)
+    picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
+    model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out), tiles[picked]))
+    size = (out / "model.safetensors").stat().st_size
+    emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

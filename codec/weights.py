@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vbc.bitstream.tables import TableSet
 from vbc.codec.exact import PHASES
-from vbc.codec.exact_levels import ExactModel
+from vbc.codec.exact_block import ExactModel
 from vbc.codec.integer import IntChain, IntPhase
 from vbc.codec.lossy_levels import LossyModel
 from vbc.codec.quantise import Tensors
@@ -57,6 +57,7 @@ def build_model(tensors: Tensors) -> Model:
             {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
             tensors["exact.log2_residual"].numpy(),
             tensors["exact.table_index"].numpy().astype(np.uint16),
+            int(tensors["exact.tuning_table"]),
         )
         lossy = LossyModel(
             context={p: IntChain.load(tensors, f"lossy.context.{p}") for p in PHASES},

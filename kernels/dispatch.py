@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,13 +26,14 @@ triton: Any = _optional("triton")
 tl: Any = _optional("triton.language") if triton is not None else None
 HAVE_TRITON = triton is not None
 
+# Annotations of kernels' arguments: a tensor for the launcher and an address for the kernel; an integer that
+# may be a number or a scalar tensor; a compile-time constant.
+Pointer: TypeAlias = Any
+Integer: TypeAlias = Any
 if TYPE_CHECKING:
-    constexpr = int
+    constexpr: TypeAlias = Any
 else:
     constexpr = tl.constexpr if HAVE_TRITON else int
-
-Pointer = Any
-"""A tensor on the launcher's side, an address in the kernel."""
 
 
 class TritonMissing(RuntimeError):
@@ -115,6 +116,25 @@ def block(n: int, low: int, high: int) -> int:
     return max(low, min(high, 1 << max(0, n - 1).bit_length()))
 
 
-def warn_slow(what: str) -> None:
-    """Say once per cause that a fast path gave wrong numbers or is missing here."""
-    warnings.warn(f"{what}; results stay exact, the slower path is used", RuntimeWarning, stacklevel=3)
+_KNOWN: dict[tuple[object, ...], bool] = {}
+"""What the known-answer tests of this process found."""
+
+
+def known_answer(what: str, key: tuple[object, ...], check: Callable[[], bool]) -> bool:
+    """Whether a fast path passes its known-answer test, run once per process for each key.
+
+    A path that raises because its operator is missing or refuses the machine has failed. The first failure
+    of each is warned of (RuntimeWarning); the caller then takes a slower path.
+    """
+    full = (what, *key)
+    if full not in _KNOWN:
+        try:
+            _KNOWN[full] = check()
+        except (RuntimeError, AttributeError, NotImplementedError):
+            _KNOWN[full] = False
+        if not _KNOWN[full]:
+            message = (
+                f"{what} fails its known-answer test for {key}; a slower path is used, results stay exact"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return _KNOWN[full]

@@ -6,7 +6,7 @@ import os
 import pytest
 
 KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")
-KERNELS = ("conv", "logistic", "mixture")
+KERNELS = ("conv", "logistic", "masked_conv", "mixture", "rans")
 
 if KERNEL_DEVICE == "cpu":
     # Triton reads the variable when a kernel is defined; the fixture sets it again for the tests that run

@@ -34,14 +34,14 @@ LAPLACE = laplace_tables([0.2, 0.7, 1.5, 3.0, 6.0, 12.0, 25.0, 60.0])
 
 
 def certain_tables() -> TableSet:
-    """Tables with one symbol all but certain: the first, the middle, the last before the escape, the escape."""
+    """One symbol all but certain: the first, the middle one, the last before the escape, the escape."""
     frequencies = np.ones((4, ALPHABET), np.int64)
     frequencies[[0, 1, 2, 3], [0, 127, 254, 255]] = 65536 - 255
     return TableSet(frequencies)
 
 
 def random_steps(tables: TableSet, sizes: list[int], seed: int = 0, spread: float = 3.0) -> Steps:
-    """Laplace symbols, some of them escapes where the spread is large; indices of every table, unsorted."""
+    """Laplace symbols, with escapes where the spread is large; indices of every table, unsorted."""
     rng = np.random.default_rng(seed)
     return [
         (
@@ -79,7 +79,7 @@ def reference_decode(tables: TableSet, payload: bytes, indices: list[np.ndarray]
                 states[j] = states[j] << 32 | lanes[j].pop()
             step[position] = next(escapes) if a == 255 else a - 127
         out.append(step)
-    assert set(states) <= {0x56}
+    assert not any(states)
     assert not any(lanes)
     assert next(escapes, None) is None
     return out
@@ -139,7 +139,7 @@ def test_table_set_checks() -> None:
     with pytest.raises(ValueError, match="read-only"):
         tables.frequencies[0, 0] = 1
     with pytest.raises(AttributeError):
-        tables.digest = bytes(8)  # type: ignore[misc]
+        tables.digest = bytes(8)
 
 
 def test_digest() -> None:
@@ -220,7 +220,7 @@ def test_certain_symbols() -> None:
     assert len(check_lanes(tables, [(index, expected)])) < 18_000 * 0.0057 / 8 + 3 * 8 + 12
     assert len(check_lanes(tables, [(index, np.full(18_000, 5, np.int16))])) > 18_000 * 2
     check_lanes(tables, [(np.full(9000, 3, np.uint16), np.full(9000, 1000, np.int16))])
-    # the first symbol of a table leaves a small state as it is
+    # the first symbol of a table leaves the empty coder as it is: no words
     check_lanes(tables, [(np.zeros(50, np.uint16), np.full(50, -127, np.int16))])
 
 
@@ -258,7 +258,7 @@ def test_callers_faults() -> None:
     assert encoder.finish() == bytes(3)
 
 
-GOLDEN = "08020103c800d4fe56b7e23feb8151f9c4ea0000"
+GOLDEN = "08020103c800d4fe00b7e23feb8151f9c4ea0000"
 GOLDEN_CODE = """
 import sys
 import numpy as np
@@ -297,16 +297,17 @@ def damaged_outcome(payload: bytes, indices: list[np.ndarray]) -> str:
 
 
 def test_every_truncation_and_flip() -> None:
-    steps = random_steps(LAPLACE, [40, 0, 60, 1], seed=5, spread=50)
+    (index, symbol), *_ = steps = random_steps(LAPLACE, [200, 0, 60, 1], seed=5, spread=1)
+    symbol[17] = 300
+    index[::2], symbol[::2] = 7, symbol[::2] * 40
     indices = [index for index, _ in steps]
     payload = check_lanes(LAPLACE, steps)
     assert {damaged_outcome(cut, indices) for cut in truncations(payload)} == {"Corrupt"}
     assert damaged_outcome(payload + b"\0", indices) == "Corrupt"
     outcomes = [damaged_outcome(flipped, indices) for flipped in bit_flips(payload)]
-    # the final state catches nearly all that changes the lane; a flipped escape value is for the chunk's CRC
-    (_, n_escapes, _), _ = unpack_varints(memoryview(payload), 3)
-    assert n_escapes > 0
-    assert outcomes.count("symbols") <= 16 * n_escapes + len(outcomes) // 50
+    # the final state catches most of them; what swaps equally likely symbols is for the CRC
+    assert outcomes.count("Corrupt") > 0.9 * len(outcomes)
+    assert "symbols" in outcomes
 
 
 def test_damage_across_lanes() -> None:
@@ -332,38 +333,41 @@ def test_random_payloads() -> None:
     "counts",
     [
         [1, 0, 0],  # symbols without a lane
-        [0, 0, 1, 1],  # a lane without symbols
-        [8192, 0, 2, 1, 1],  # more lanes than chunks
-        [1, 0, 1, 0],  # a lane without words
-        [1, 2, 1, 0],  # more escapes than symbols
+        [0, 0, 1, 0],  # a lane without symbols
+        [8192, 0, 2, 0, 0],  # more lanes than chunks
+        [1, 2, 1, 10],  # more escapes than symbols: the tail would hold two
         [2**32 - 1, 2**32 - 1, 1, 0],  # more escapes than bytes
         [2**32 - 1, 0, 2**19],  # more lanes than bytes
         [2**32 - 1, 0, 1, 2**32 - 1],  # more words than bytes
-        [5, 0, 1, 10],  # fewer symbols than steps ask for, or more
     ],
 )
 def test_counts_that_lie(counts: list[int]) -> None:
-    for n in (1, 10):
-        index = np.zeros(n, np.uint16)
-        for tail in (b"", bytes(40)):
-            payload = pack_varints(counts) + tail
-            check_format_error(lambda p=payload, i=index: decode_lanes(LAPLACE, p, [i]), Corrupt)
+    for tail in (b"", bytes([200, 0] * 2 + [1] * 40), bytes(40)):
+        check_format_error(lambda t=tail: LaneDecoder(LAPLACE, pack_varints(counts) + t), Corrupt)
 
 
 def test_steps_that_do_not_fit() -> None:
     steps = random_steps(LAPLACE, [100, 100], spread=50)
     payload = encode_lanes(LAPLACE, steps)
     indices = [index for index, _ in steps]
-    for wrong in (
-        [],
-        indices[:1],
-        [*indices, indices[0]],
-        [np.zeros(9000, np.uint16)],
-        [*indices, indices[0][:1]],
-    ):
+    for wrong in ([], indices[:1], [*indices, indices[0][:1]], [np.zeros(9000, np.uint16)]):
         check_format_error(lambda w=wrong: decode_lanes(LAPLACE, payload, w), Corrupt)
     # other tables than the encoder's: other symbols, other escapes, and a state that does not come home
     check_format_error(lambda: decode_lanes(LAPLACE, payload, indices[::-1]), Corrupt)
+    # refused at the step, not only at the end
+    for decoder in (LaneDecoder(LAPLACE, payload), LaneDecoder(LAPLACE, pack_varints([9000, 0, 1, 0]))):
+        check_format_error(lambda d=decoder: d.get(np.zeros(8193, np.uint16)), Corrupt)
+
+
+def test_escapes_must_match() -> None:
+    """Escape values without a symbol, and symbols without an escape value."""
+    index, symbol = np.zeros(2, np.uint16), np.array([3, 500], np.int16)
+    none, one = (encode_lanes(LAPLACE, [(index, s)]) for s in (symbol[:1].repeat(2), symbol))
+    assert (none[:3], one[:3]) == (b"\2\0\1", b"\2\1\1")
+    check_format_error(
+        lambda: decode_lanes(LAPLACE, b"\2\1" + none[2:4] + one[4:6] + none[4:], [index]), Corrupt
+    )
+    check_format_error(lambda: decode_lanes(LAPLACE, b"\2\0" + one[2:4] + one[6:], [index]), Corrupt)
 
 
 def test_escape_values_are_escapes() -> None:
@@ -381,7 +385,7 @@ def test_panics_become_corrupt() -> None:
         coder = constriction.stream.stack.AnsCoder(np.array([1, 2, 3], np.uint32))
         coder.decode(laplace, np.zeros(2, np.float64), np.full(2, -1.0))
 
-    with pytest.raises(BaseException) as caught:  # noqa: PT011
+    with pytest.raises(BaseException, match="must be positive") as caught:
         panic()
     assert not isinstance(caught.value, Exception)
     with pytest.raises(Corrupt), _coder_faults():

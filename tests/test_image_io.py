@@ -112,7 +112,9 @@ def test_refused_with_its_reason(name: str) -> None:
 
 def test_every_truncation_is_typed() -> None:
     whole = saved(Image.fromarray(RGB), "PNG", icc_profile=ICC, exif=image_io.EXIF_PREFIX + exif_block())
-    for n_bytes in range(0, len(whole) - 16, 7):  # Pillow forgives a missing end chunk
+    for n_bytes in range(
+        0, len(whole) - 22, 7
+    ):  # after that all pixels are there: an end chunk and checksums are not
         with pytest.raises(UnsupportedImage):
             read_picture(whole[:n_bytes])
 
@@ -131,7 +133,9 @@ def test_metadata_and_pixels_round_trip(suffix: str, gray: bool) -> None:
         assert exif.get_ifd(0x8769)[0x829A] == (1, 250)
     else:
         assert again.metadata.exif == META.exif
-    assert again.rgb.shape == RGB.shape
+    if suffix == ".tif":  # reading one turns it upright, as its orientation says
+        rgb = np.rot90(rgb, -1)
+    assert again.rgb.shape == rgb.shape
     if suffix != ".jpg":
         assert np.array_equal(again.rgb, rgb)
     assert again.gray == (gray and suffix != ".webp")  # WebP knows no gray

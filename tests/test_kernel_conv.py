@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from vbc.kernels import conv as conv_module
+from vbc.kernels import dispatch
 from vbc.kernels.conv import IntConv, conv_int, conv_int_cpu, conv_int_reference, conv_int_triton
 
 SHAPES = [
@@ -124,7 +125,7 @@ def test_wrong_fast_path_is_left(wrong: str, monkeypatch: pytest.MonkeyPatch) ->
 
     weight, bias, shift = layer(4, 6, 3)
     x = image(1, 4, 5, 5)
-    monkeypatch.setattr(conv_module, "_KNOWN", {})
+    monkeypatch.setattr(dispatch, "_KNOWN", {})
     paths = ["onednn"] if wrong == "onednn" else ["onednn", "float32"]
     for path in paths:
         monkeypatch.setitem(conv_module._RUN, path, off_by_one)
@@ -132,14 +133,14 @@ def test_wrong_fast_path_is_left(wrong: str, monkeypatch: pytest.MonkeyPatch) ->
         y = IntConv(weight, bias, shift)(x)
     assert len(record) == len(paths)
     assert torch.equal(y, conv_int_reference(x, weight, bias, shift))
-    assert next(iter(conv_module._KNOWN.values())) == ("float32" if wrong == "onednn" else "int64")
+    assert list(dispatch._KNOWN.values()) == ([False, True] if wrong == "onednn" else [False, False])
 
 
 def test_missing_operator_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: object) -> Tensor:
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(conv_module, "_KNOWN", {})
+    monkeypatch.setattr(dispatch, "_KNOWN", {})
     monkeypatch.setitem(conv_module._RUN, "onednn", missing)
     weight, bias, shift = layer(4, 6, 1)
     x = image(1, 4, 3, 3)

@@ -34,16 +34,21 @@ def with_gradient(params: Tensor, x: Tensor, low: float) -> tuple[Tensor, Tensor
     return bits.detach(), p.grad
 
 
+def gradient_error(have: Tensor, want: Tensor) -> float:
+    """Largest difference in a pixel over 1 + its largest gradient."""
+    error, largest = (g.abs().amax(1) for g in (have.cpu().double() - want, want))
+    return float((error / (1 + largest)).max())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("low", [-7.0, -12.0])
 def test_bits_and_gradient(shape: tuple[int, int, int, int], low: float, device: str) -> None:
-    """float32 within 1e-4 of float64, relative to the larger of 1 and the value (gradients: of the largest
-    one)."""
+    """float32 within 1e-4 of float64, relative to 1 and the value; the gradient within 2e-4."""
     params, x = arguments(*shape)
     want_bits, want_grad = with_gradient(params.double(), x, low)
     bits, grad = with_gradient(params.to(device), x.to(device), low)
     assert torch.allclose(bits.cpu().double(), want_bits, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(grad.cpu().double(), want_grad, rtol=1e-3, atol=1e-4)
+    assert gradient_error(grad, want_grad) <= 2e-4
 
 
 def test_reference_gradient() -> None:
@@ -78,8 +83,7 @@ def test_extremes(size: float, device: str) -> None:
     assert torch.isfinite(bits).all()
     assert torch.isfinite(grad).all()
     assert torch.allclose(bits.cpu().double(), want_bits, rtol=1e-4, atol=1e-3)
-    error, largest = (g.abs().amax(1) for g in (grad.cpu().double() - want_grad, want_grad))
-    assert (error <= 3e-4 * size * (1 + largest)).all()
+    assert gradient_error(grad, want_grad) <= 3e-4 * size
 
 
 def test_mean_and_samples(device: str) -> None:

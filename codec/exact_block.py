@@ -1,0 +1,182 @@
+"""One block of one phase of an exact level: from known planes to entropy parameters to symbols (docs/format.md, "Exact levels").
+
+Planes are int16 [1, 3, h, w] in YCoCg-R, channels last.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vbc.codec.coder import Coder, Index
+from vbc.codec.colour import rgb_to_ycocg
+from vbc.codec.exact import (
+    HALO,
+    N_SURPRISE,
+    PHASE_OFFSET,
+    PHASES,
+    RADIUS,
+    guide_planes,
+    phase_base,
+    phase_planes,
+)
+from vbc.codec.integer import IntPhase
+from vbc.kernels.conv import IntConv
+
+LOG_SCALE_MIN, LOG_SCALE_MAX = -64, 96
+"""Sixteenths of an octave."""
+FRACTIONS = 16
+VALUE_RANGE = ((0, 255), (-255, 255), (-255, 255))
+"""Of Y, Co and Cg."""
+COEFFICIENT_MAX = 127
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ExactModel:
+    """What the exact levels need: the phases' networks and the maps from parameters to tables."""
+
+    phases: dict[str, IntPhase]
+    log2_residual: NDArray[np.int16]
+    table_index: NDArray[np.uint16]
+    """[3 channels, (log-scale - min) * 16 + fraction]."""
+    tuning_table: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Entropy parameters of a block before channels are known. base: int16 [1, 3, h, w]; out: int32 [1, 9, h, w].
+
+    features: the last hidden layer, uint8 [1, width, h, w]. tuned: corrections of means and log-scales, int32 [1, 6, h, w].
+    """
+
+    base: Tensor
+    out: Tensor
+    features: Tensor
+    tuned: Tensor | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known while a grid step is coded. planes: A, then D and H once coded, padded by `HALO`.
+
+    lossy: the lossy picture on the finer grid, uint8 RGB [1, 3, h, w], or None.
+    """
+
+    model: ExactModel
+    planes: dict[str, Tensor]
+    lossy: Tensor | None
+    level_class: int
+    quality: int
+
+    def parameters(self, phase: str, rows: slice, cols: slice, tuned: IntConv | None = None) -> Parameters:
+        """Entropy parameters of a block of a phase."""
+        net = self.model.phases[phase]
+        known = {k: window(v, rows, cols) for k, v in self.planes.items()}
+        a, d, h = known["A"], known.get("D"), known.get("H")
+        base = phase_base(phase, a, d)
+        planes = phase_planes(phase, base, a, d, h)
+        guide = None if self.lossy is None else lossy_planes(a, self.lossy, rows, cols)
+        features = net.features(planes, self.level_class, guide, self.quality)
+        inner = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
+        return Parameters(inner, net.parameters(features, planes), features, None if tuned is None else tuned(features))
+
+
+def window(padded: Tensor, rows: slice, cols: slice) -> Tensor:
+    """A block of a padded plane with its halo."""
+    return padded[..., rows.start : rows.stop + 2 * HALO, cols.start : cols.stop + 2 * HALO]
+
+
+def phase_view(fine: Tensor, phase: str) -> Tensor:
+    """The pixels of a phase (or "A") within a grid."""
+    dy, dx = PHASE_OFFSET.get(phase, (0, 0))
+    return fine[..., dy::2, dx::2]
+
+
+def lossy_planes(a: Tensor, lossy: Tensor, rows: slice, cols: slice) -> Tensor:
+    """Inputs from the lossy picture: its error on the known grid, its other phases against its own known grid.
+
+    a: int16 window of the known grid with halo. lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 -64..63
+    [1, 12, h', w'], one position less on each side than `a`.
+    """
+    guide = {}
+    for p in ("A", *PHASES):
+        view = phase_view(lossy, p)
+        if not view.numel():
+            view = phase_view(lossy, "A")
+        r = torch.arange(rows.start - RADIUS, rows.stop + RADIUS).clamp_(0, view.shape[-2] - 1)
+        c = torch.arange(cols.start - RADIUS, cols.stop + RADIUS).clamp_(0, view.shape[-1] - 1)
+        guide[p] = rgb_to_ycocg(view[..., r, :][..., c])
+    return guide_planes(a[..., 1:-1, 1:-1], guide)
+
+
+class BlockPredictor:
+    """Means and scales of the three channels of a block, each once the channels before it are known."""
+
+    def __init__(self, model: ExactModel, phase: str, parameters: Parameters):
+        self._model = model
+        self._surprise = model.phases[phase].surprise.numpy()
+        self._base16 = parameters.base[0].to(torch.int32).mul_(16).numpy().reshape(3, -1)
+        self._out = parameters.out[0].contiguous().numpy().reshape(9, -1)
+        self._tuned = None if parameters.tuned is None else parameters.tuned[0].contiguous().numpy().reshape(6, -1)
+        self._residuals: list[Ints] = []
+        self._classes: list[Ints] = []
+        self._plain: tuple[Ints, Ints] | None = None
+
+    def predict(self, c: int) -> tuple[Ints, Ints]:
+        """Mean (sixteenths of a pixel value) and log2 scale (sixteenths of an octave) of channel c: int32 [h*w]."""
+        mean = self._base16[c] + self._out[c]
+        for i, r in enumerate(self._residuals):
+            coefficient = np.clip(self._out[6 + c - 1 + i], -COEFFICIENT_MAX, COEFFICIENT_MAX)
+            mean += (coefficient * r + 32) >> 6
+        scale = np.clip(self._out[3 + c], LOG_SCALE_MIN, LOG_SCALE_MAX)
+        if c:
+            seen = self._classes[0] if c == 1 else np.maximum(*self._classes)
+            scale += self._surprise[c - 1][seen]
+        self._plain = mean, scale
+        if self._tuned is not None:
+            mean, scale = mean + self._tuned[c], scale + self._tuned[3 + c]
+        low, high = VALUE_RANGE[c]
+        return np.clip(mean, 16 * low, 16 * high), np.clip(scale, LOG_SCALE_MIN, LOG_SCALE_MAX)
+
+    def learn(self, values: NDArray[np.int16]) -> None:
+        """Take the channel just predicted as known; later channels follow its residual to the untuned prediction."""
+        assert self._plain is not None
+        mean, scale = self._plain
+        r = 16 * values.astype(np.int32) - mean
+        self._residuals.append(r)
+        self._classes.append(surprise_class(self._model.log2_residual, r, scale))
+
+
+def surprise_class(log2_residual: NDArray[np.int16], residual: Ints, scale: Ints) -> Ints:
+    """Octaves of a residual (sixteenths) over its scale, rounded, plus 4, limited to 0..8."""
+    size = log2_residual[np.minimum(np.abs(residual), len(log2_residual) - 1)]
+    return np.clip(((size - scale + 8) >> 4) + 4, 0, N_SURPRISE - 1)
+
+
+def table_index(model: ExactModel, channel: int, mean: Ints, scale: Ints) -> tuple[Index, NDArray[np.int16]]:
+    """The table of each position and the rounded mean that symbols are differences to."""
+    rounded = (mean + 8) >> 4
+    key = ((scale - LOG_SCALE_MIN) << 4) + (mean - (rounded << 4) + 8)
+    return model.table_index[channel][key], rounded.astype(np.int16)
+
+
+def code_block(
+    model: ExactModel, phase: str, coder: Coder, parameters: Parameters, target: Tensor | None
+) -> Tensor:
+    """Code the three channels of one block. target: int16 [3, h, w] in an encoder. Returns int16 [3, h, w]."""
+    predictor = BlockPredictor(model, phase, parameters)
+    shape = parameters.base.shape[-2:]
+    want = None if target is None else target.contiguous().numpy().reshape(3, -1)
+    values = np.empty((3, shape[0] * shape[1]), np.int16)
+    for c in range(3):
+        mean, scale = predictor.predict(c)
+        index, rounded = table_index(model, c, mean, scale)
+        symbols = coder.code(index, None if want is None else want[c] - rounded)
+        np.add(rounded, symbols, out=values[c])
+        if c < 2:
+            predictor.learn(values[c])
+    return torch.from_numpy(values.reshape(3, *shape))
