@@ -33,6 +33,8 @@ VALUE_RANGE = ((0, 255), (-255, 255), (-255, 255))
 COEFFICIENT_MAX = 127
 
 Ints = NDArray[np.int32]
+Window = tuple[slice, slice]
+"""Rows and columns within a phase."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class ExactModel:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Entropy parameters of a block before channels are known. base: int16 [1, 3, h, w]; out: int32 [1, 9, h, w].
+    """Entropy parameters of blocks before channels are known. base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w].
 
-    features: the last hidden layer, uint8 [1, width, h, w]. tuned: corrections of means and log-scales, int32 [1, 6, h, w].
+    features: the last hidden layer, uint8 [N, width, h, w]. tuned: corrections of means and log-scales, int32 [N, 6, h, w].
     """
 
     base: Tensor
@@ -72,17 +74,29 @@ class Step:
     level_class: int
     quality: int
 
-    def parameters(self, phase: str, rows: slice, cols: slice, tuned: IntConv | None = None) -> Parameters:
-        """Entropy parameters of a block of a phase."""
+    def parameters(self, phase: str, windows: list[Window], tuned: IntConv | None = None) -> Parameters:
+        """Entropy parameters of one or several blocks of a phase, all of one size: N is their number."""
         net = self.model.phases[phase]
-        known = {k: window(v, rows, cols) for k, v in self.planes.items()}
+        known = {k: stack([window(v, *w) for w in windows]) for k, v in self.planes.items()}
         a, d, h = known["A"], known.get("D"), known.get("H")
         base = phase_base(phase, a, d)
         planes = phase_planes(phase, base, a, d, h)
-        guide = None if self.lossy is None else lossy_planes(a, self.lossy, rows, cols)
+        guide = None
+        if self.lossy is not None:
+            guide = stack([lossy_planes(a[i : i + 1], self.lossy, *w) for i, w in enumerate(windows)])
         features = net.features(planes, self.level_class, guide, self.quality)
         inner = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
         return Parameters(inner, net.parameters(features, planes), features, None if tuned is None else tuned(features))
+
+
+def stack(blocks: list[Tensor]) -> Tensor:
+    """Blocks [1, C, h, w] along the batch, without a copy where there is one."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def by_channel(x: Tensor) -> Ints:
+    """[N, C, h, w] to a contiguous array [C, N*h*w]."""
+    return x.transpose(0, 1).contiguous().view(x.shape[1], -1).numpy()
 
 
 def window(padded: Tensor, rows: slice, cols: slice) -> Tensor:
@@ -119,9 +133,9 @@ class BlockPredictor:
     def __init__(self, model: ExactModel, phase: str, parameters: Parameters):
         self._model = model
         self._surprise = model.phases[phase].surprise.numpy()
-        self._base16 = parameters.base[0].to(torch.int32).mul_(16).numpy().reshape(3, -1)
-        self._out = parameters.out[0].contiguous().numpy().reshape(9, -1)
-        self._tuned = None if parameters.tuned is None else parameters.tuned[0].contiguous().numpy().reshape(6, -1)
+        self._base16 = by_channel(parameters.base.to(torch.int32).mul_(16))
+        self._out = by_channel(parameters.out)
+        self._tuned = None if parameters.tuned is None else by_channel(parameters.tuned)
         self._residuals: list[Ints] = []
         self._classes: list[Ints] = []
         self._plain: tuple[Ints, Ints] | None = None

@@ -87,7 +87,7 @@ def code_step(
             layer = code_tuning(model, coder, model.phases[p].head.weight.shape[1], wanted)
         for rows, cols in blocks(h, w, block):
             want = None if target is None else out[0, :, rows, cols]
-            values = code_block(model, p, coder, step.parameters(p, rows, cols, layer), want)
+            values = code_block(model, p, coder, step.parameters(p, [(rows, cols)], layer), want)
             if target is None:
                 out[0, :, rows, cols] = values
         phases[p] = out

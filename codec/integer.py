@@ -17,7 +17,7 @@ def load_conv(tensors: Tensors, name: str, head: bool = False) -> IntConv:
 
 def as_input(planes: Tensor) -> Tensor:
     """Planes of integers -64..63 as the uint8 0..127 that layers take, channels last."""
-    return (planes + ZERO).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return planes.to(torch.uint8, memory_format=torch.channels_last).add_(ZERO)  # wraps modulo 256
 
 
 @dataclass(frozen=True)

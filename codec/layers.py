@@ -16,7 +16,7 @@ ACTIVATION_STEP = 2.0**-4
 WEIGHT_MAX = 127
 MAX_SHIFT = 16
 Q_MAX = 100
-"""Quality 0..100 is the latent step in sixteenths of an octave: step = 2^(-quality/16) x base step."""
+"""Largest quality."""
 
 
 def round_ste(x: Tensor) -> Tensor:

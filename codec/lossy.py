@@ -5,6 +5,7 @@ small network. Level 1 holds the 2x2 lowest frequencies, level 2 the rest of the
 over interlaced grids of blocks, levels 2 and 3 each at once, given everything below.
 """
 
+import functools
 import math
 
 import torch
@@ -24,16 +25,22 @@ ENHANCE_WIDTH = 48
 ENHANCE_PLANES = 14
 CONTEXT_PLANES = 54
 CONTEXT_HALO = 4
+NEIGHBOUR_WIDTH = 64
+SYMBOL_GAIN = 8
+"""A neighbour's symbol of 1 is an input of 8/16."""
+STEP_OCTAVES = 3 / 64
+"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.1 to 2.5 bpp on photographs."""
 MEAN_UNIT = 4.0
 """A head's output of 1 is a mean of 4 latent units and a log-scale of 1 octave."""
 LOG_SCALE_RANGE = (-2.0, 10.0)
 """Octaves of a latent's logistic scale, in latent units."""
 INITIAL_STEP = 270.0
-"""Quantiser step in RGB units at quality 0; at quality 60 it is 20, about 0.8 bpp on photographs."""
+"""Quantiser step in RGB units at quality 0."""
 LAGRANGE = 0.043
 """Lambda (MSE per subpixel and bit per pixel) over the squared step: 0.13 per sample as in H.264's reference encoder, over 3."""
 
 
+@functools.cache
 def latent_order() -> list[tuple[int, int, int]]:
     """(colour plane, vertical frequency, horizontal frequency) of each latent: by level, then plane, then raster."""
     order = []
@@ -125,6 +132,17 @@ def prior_planes(z: Tensor) -> Tensor:
     return two_planes(inner - minus)
 
 
+def parity(height: int, width: int) -> Tensor:
+    """Boolean [h, w]: True where row + column is even."""
+    return (torch.arange(height)[:, None] + torch.arange(width)[None]) % 2 == 0
+
+
+def neighbour_planes(symbols: Tensor, log2_relative: Tensor) -> Tensor:
+    """Inputs of the neighbour networks: symbols known so far (others 0), and the scale over the step in quarter octaves."""
+    planes = torch.cat((SYMBOL_GAIN * symbols, 4 * log2_relative), 1)
+    return planes.clamp(-64, 63) * ACTIVATION_STEP
+
+
 DC = (0, 4, 8)
 AC = (1, 2, 3, 5, 6, 7, 9, 10, 11)
 
@@ -179,6 +197,8 @@ class LossyNet(nn.Module):
         self.context = nn.ModuleDict({p: Chain(CONTEXT_PLANES, LEVEL1_WIDTH, 2, 24, classes=2) for p in PHASES})
         self.prior2 = Chain(24, PRIOR_WIDTH, 3, 72)
         self.prior3 = Chain(96, PRIOR_WIDTH, 3, 288)
+        self.neighbours2 = Chain(72, NEIGHBOUR_WIDTH, 2, 72, zero=True)
+        self.neighbours3 = Chain(288, NEIGHBOUR_WIDTH, 2, 288, zero=True)
         self.enhance = Chain(ENHANCE_PLANES, ENHANCE_WIDTH, 4, 12, classes=3, head_kernel=3, zero=True)
         with torch.no_grad():
             for chain in self.context.values():
@@ -188,7 +208,7 @@ class LossyNet(nn.Module):
 
     def step(self, q: Tensor) -> Tensor:
         """Quantiser steps [N, 192, 1, 1] of qualities q [N]."""
-        return torch.exp2(self.log2_step[None] - q[:, None] / 16)[:, :, None, None]
+        return torch.exp2(self.log2_step[None] - q[:, None] * STEP_OCTAVES)[:, :, None, None]
 
     def analyse(self, planes: Tensor, q: Tensor) -> Tensor:
         """Latents [N, 192, h, w] of opponent planes (float [N, 3, 8h, 8w], centred on zero)."""
@@ -244,12 +264,20 @@ class LossyNet(nn.Module):
         z = self.analyse(planes, q)
         step = self.step(q)
         z1, b1 = self.level1(z[:, :12], q, step[:, :12])
-        mean, scale = self.prior(2, z1, q)
-        z2, b2 = quantise(z[:, 12:48], mean, scale, step[:, 12:48])
-        below = torch.cat((z1, z2), 1)
-        mean, scale = self.prior(3, below, q)
-        z3, b3 = quantise(z[:, 48:], mean, scale, step[:, 48:])
+        z2, b2 = self.upper_level(2, z[:, 12:48], z1, q, step[:, 12:48])
+        z3, b3 = self.upper_level(3, z[:, 48:], torch.cat((z1, z2), 1), q, step[:, 48:])
         return [z1, z2, z3], [b1, b2, b3]
+
+    def upper_level(self, level: int, z: Tensor, below: Tensor, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantised latents of level 2 or 3 and their bits [N]: blocks of even parity first, the others given those too."""
+        mean, log_scale = self.prior(level, below, q)
+        first = parity(z.shape[-2], z.shape[-1]).to(z.device)
+        symbols = round_ste((z - mean) / step)
+        net = self.neighbours2 if level == 2 else self.neighbours3
+        planes = neighbour_planes(symbols * first, log_scale - torch.log2(step))
+        change = net(pad(planes, net.radius), q) * ~first
+        c = LEVEL_LATENTS[level - 1]
+        return quantise(z, mean + step * change[:, :c], log_scale + change[:, c:], step)
 
     def complete(self, latents: list[Tensor], q: Tensor) -> Tensor:
         """All 192 latents where only the first levels are given: the priors' means stand for the rest."""

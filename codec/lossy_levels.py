@@ -3,6 +3,7 @@
 Latents are int16 [1, C, h, w] in eighths of a latent unit, on the grid of 8x8 blocks. Samples are int32 in sixteenths of a pixel value.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,12 +22,17 @@ from vbc.codec.lossy import (
     BLOCK,
     CONTEXT_HALO,
     DC,
+    INITIAL_STEP,
+    LAGRANGE,
     LEVEL_LATENTS,
     LEVEL_START,
     N_LATENTS,
+    STEP_OCTAVES,
+    SYMBOL_GAIN,
     block_transform,
     context_neighbours,
     latent_order,
+    parity,
 )
 
 BASE_SIDE = 4
@@ -39,6 +45,8 @@ LATENT_MIN, LATENT_MAX = -32768, 32767
 N_SCALES = 48
 """Tables per level: quarter octaves of the residual's scale over the step, from 2^-4."""
 SCALE_MIN = -64
+RATE_WEIGHT = 1.0
+"""Of the encoder's rounding: lambda over the one of training."""
 SYMBOL_LIMIT = 2047
 """Largest magnitude of a latent's symbol: the coarsest step times this, and the finest latent, fit 32 bits."""
 
@@ -49,6 +57,7 @@ class LossyModel:
 
     context: dict[str, IntChain]
     priors: dict[int, IntChain]
+    neighbours: dict[int, IntChain]
     enhance: IntChain
     step: Tensor
     """int32 [101, 192], 1/256 of a latent unit."""
@@ -59,6 +68,8 @@ class LossyModel:
     """Integer DCTs of 2, 4 and 8 samples a side, float64 [n*n, n*n], times 4096."""
     analysis: dict[str, Tensor]
     first_table: int
+    cost: Tensor
+    """Bits of each symbol under each lossy table, float32 [3 * 48, 256]; the encoder's alone."""
 
 
 def latent_grid(height: int, width: int) -> tuple[int, int]:
@@ -95,27 +106,50 @@ def code_latents(
     coder: Coder,
     level: int,
     mean: Tensor,
-    log_scale: Tensor | None,
+    log_scale: Tensor,
     quality: int,
     target: Tensor | None,
-) -> Tensor:
-    """Code one step of latents of a level; all arrays [C, h, w] for the level's C latents.
+    optimise: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Code one step of latents of a level; all arrays [C, n] for the level's C latents.
 
-    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder. Returns int16, eighths.
+    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder; optimise: round them
+    for rate and distortion. Returns symbols int32 and latents int16 (eighths).
     """
     channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
-    step = model.step[quality, channels].view(-1, 1, 1)
-    if log_scale is None:
-        log_scale = model.first_scale.view(-1, 1, 1).expand(mean.shape).int()
-    relative = log_scale - model.log2_step[quality, channels].view(-1, 1, 1)
-    index = model.first_table + (level - 1) * N_SCALES + ((relative - SCALE_MIN + 2) >> 2).clamp(0, N_SCALES - 1)
+    step = model.step[quality, channels, None]
+    relative = log_scale - model.log2_step[quality, channels, None]
+    table = (level - 1) * N_SCALES + ((relative - SCALE_MIN + 2) >> 2).clamp_(0, N_SCALES - 1)
     symbols = None
     if target is not None:
-        symbols = torch.round((target - mean / 8) * 256 / step).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
-        symbols = symbols.to(torch.int16).numpy().ravel()
-    got = coder.code(index.numpy().astype(np.uint16).ravel(), symbols)
+        exact = (target - mean / 8) * 256 / step
+        wanted = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        if optimise:
+            spend_less(model, wanted, exact, table, step, channels, quality)
+        symbols = wanted.to(torch.int16).numpy().ravel()
+    got = coder.code((table + model.first_table).numpy().astype(np.uint16).ravel(), symbols)
     decoded = torch.from_numpy(np.clip(got, -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)).view(mean.shape)
-    return dequantise(mean, decoded, step)
+    return decoded, dequantise(mean, decoded, step)
+
+
+def spend_less(
+    model: LossyModel, symbols: Tensor, exact: Tensor, table: Tensor, step: Tensor, channels: slice, quality: int
+) -> None:
+    """Move symbols one towards zero, in place, where the bits saved are worth the squared error (the encoder's choice alone)."""
+    where = symbols.nonzero(as_tuple=True)
+    s, v, t = symbols[where], exact[where], table[where]
+    nearer = s - torch.sign(s)
+    gain = np.array([3.0, 2.0, 6.0], np.float32)[[c for c, _, _ in latent_order()[channels]]]  # opponent to RGB, squared
+    weight = torch.from_numpy(gain) * (step[:, 0] / 256.0) ** 2
+    worse = ((v - nearer).square() - (v - s).square()) * weight[where[0]]
+    saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
+    multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT
+    symbols[where] = torch.where(worse < multiplier * saved, nearer, s)
+
+
+def letter(symbols: Tensor) -> Tensor:
+    """Position of symbols in a table, the outermost for all beyond."""
+    return symbols.clamp(-127, 127).long() + 127
 
 
 def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
@@ -123,7 +157,9 @@ def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
     return (mean + ((symbols * step + 16) >> 5)).clamp_(LATENT_MIN, LATENT_MAX).to(torch.int16)
 
 
-def code_level1(model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None) -> Tensor:
+def code_level1(
+    model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None = None
+) -> Tensor:
     """Code level 1, int16 [1, 12, h, w], over interlaced grids of blocks. target: float [1, 12, h, w] in an encoder."""
     return _level1_grid(model, coder, size, quality, target, 0)
 
@@ -133,8 +169,10 @@ def _level1_grid(
 ) -> Tensor:
     h, w = size
     if max(size) <= BASE_SIDE:
-        mean = torch.zeros((LEVEL_LATENTS[0], h, w), dtype=torch.int32)
-        return code_latents(model, coder, 1, mean, None, quality, None if target is None else target[0])[None]
+        mean = torch.zeros((LEVEL_LATENTS[0], h * w), dtype=torch.int32)
+        scale = model.first_scale[:, None].expand(mean.shape)
+        _, z = code_latents(model, coder, 1, mean, scale, quality, None if target is None else target[0].flatten(1))
+        return z.view(1, -1, h, w)
     out = torch.empty((1, LEVEL_LATENTS[0], h, w), dtype=torch.int16)
     n_h, n_w = (h + 1) // 2, (w + 1) // 2
     finer = None if target is None else target[..., ::2, ::2]
@@ -150,8 +188,10 @@ def _level1_grid(
             base = context_base(four)
             params = model.context[p](context_planes(four, base)[..., 1:-1, 1:-1], quality, min(depth, 1))[0, :, :p_h, :p_w]
             inner = base[0, :, 3 : 3 + p_h, 3 : 3 + p_w]
-            want = None if target is None else target[0, :, dy::2, dx::2]
-            part[0] = code_latents(model, coder, 1, inner + 2 * params[:12], params[12:], quality, want)
+            want = None if target is None else target[0, :, dy::2, dx::2].flatten(1)
+            mean = (inner + 2 * params[:12]).flatten(1)
+            _, z = code_latents(model, coder, 1, mean, params[12:].flatten(1), quality, want)
+            part[0] = z.view(-1, p_h, p_w)
         known[p] = replicate(part, n_h, n_w, CONTEXT_HALO) if p_h and p_w else known["A"]
     return out
 
@@ -184,34 +224,91 @@ def two_planes(d: Tensor) -> Tensor:
 
 def code_level(
     model: LossyModel,
-    coder: Coder | None,
+    coder: Coder,
     level: int,
     below: Tensor,
     quality: int,
     target: Tensor | None = None,
+    optimise: bool = True,
     block: int = CODING_BLOCK,
 ) -> Tensor:
-    """Code level 2 or 3 given the latents below, int16 [1, C, h, w]; without a coder, return the prior's means.
+    """Code level 2 or 3 given the latents below, int16 [1, C, h, w]: blocks of even parity in all coding blocks, then the others.
 
-    target: float [1, C', h, w] in an encoder. Returns int16 [1, C', h, w].
+    target: float [1, C', h, w] in an encoder. Returns int16 [1, C', h, w]. `block` must be even.
     """
     h, w = below.shape[-2:]
-    channels = LEVEL_LATENTS[level - 1]
-    out = torch.empty((1, channels, h, w), dtype=torch.int16)
+    out = torch.empty((LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
+    symbols = torch.zeros(out.shape, dtype=torch.int8)
+    source = Priors(model, level, below, quality)
+    for first in (True, False):
+        for rows, cols in _blocks(h, w, block):
+            part, seen = out[:, rows, cols], symbols[:, rows, cols]
+            chosen = (parity(*part.shape[1:]) == first).flatten().nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            mean, log_scale = source.block(rows, cols) if first else source.refined_block(rows, cols, symbols)
+            want = None if target is None else target[0, :, rows, cols].flatten(1)[:, chosen]
+            picked = (x.flatten(1)[:, chosen] for x in (mean, log_scale))
+            got, z = code_latents(model, coder, level, *picked, quality, want, optimise)
+            part.copy_(part.flatten(1).index_copy(1, chosen, z).view(part.shape))
+            if first:
+                spread = torch.zeros((len(got), part[0].numel()), dtype=torch.int8)
+                seen.copy_(spread.index_copy_(1, chosen, got.clamp(-64, 63).to(torch.int8)).view(part.shape))
+    return out[None]
+
+
+def missing_level(model: LossyModel, level: int, below: Tensor, quality: int, block: int = CODING_BLOCK) -> Tensor:
+    """The prior's means where a level is not there: int16 [1, C', h, w]."""
+    h, w = below.shape[-2:]
+    out = torch.empty((1, LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
     for rows, cols in _blocks(h, w, block):
-        mean, log_scale = prior(model, level, below, quality, rows, cols)
-        if coder is None:
-            out[0, :, rows, cols] = mean.clamp(LATENT_MIN, LATENT_MAX)
-        else:
-            want = None if target is None else target[0, :, rows, cols]
-            out[0, :, rows, cols] = code_latents(model, coder, level, mean, log_scale, quality, want)
+        out[0, :, rows, cols] = plain_prior(model, level, below, quality, rows, cols)[0].clamp(LATENT_MIN, LATENT_MAX)
     return out
 
 
-def prior(
+class Priors:
+    """Means (eighths) and log2 scales (sixteenths of an octave) of level 2 or 3, block by block: int32 [C, h, w]."""
+
+    def __init__(self, model: LossyModel, level: int, below: Tensor, quality: int):
+        self._model, self._level, self._below, self._quality = model, level, below, quality
+        self._size = below.shape[-2], below.shape[-1]
+        self._whole: tuple[Tensor, Tensor] | None = None
+
+    def block(self, rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
+        """Of a block or region, from the latents below alone."""
+        if self._whole is not None:
+            return self._whole[0][:, rows, cols], self._whole[1][:, rows, cols]
+        result = plain_prior(self._model, self._level, self._below, self._quality, rows, cols)
+        if result[0].shape[1:] == self._size:  # a picture of one block: keep it, the second pass asks for it again
+            self._whole = result
+        return result
+
+    def refined_block(self, rows: slice, cols: slice, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a block once the blocks of even parity are known: their symbols int8 [C, height, width], zero elsewhere."""
+        net = self._model.neighbours[self._level]
+        y, x = (_around(s, n, net.radius) for s, n in zip((rows, cols), self._size, strict=True))
+        region = slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+        mean, log_scale = self.block(*region)
+        channels = slice(LEVEL_START[self._level - 1], LEVEL_START[self._level])
+        relative = (log_scale - self._model.log2_step[self._quality, channels, None, None] + 2) >> 2
+        planes = torch.cat((SYMBOL_GAIN * symbols[:, *region].int(), relative))[None].clamp_(-64, 63).to(torch.int8)
+        change = net(planes[..., y - y[0], :][..., x - x[0]], self._quality)[0]
+        top, left = rows.start - region[0].start, cols.start - region[1].start
+        inner = slice(top, top + change.shape[1]), slice(left, left + change.shape[2])
+        c = LEVEL_LATENTS[self._level - 1]
+        moved = (change[:c] * self._model.step[self._quality, channels, None, None] + 256) >> 9
+        return mean[:, *inner] + moved, log_scale[:, *inner] + change[c:]
+
+
+def _around(part: slice, size: int, halo: int) -> Tensor:
+    """Positions of a range and a halo, replicated at the border."""
+    return torch.arange(part.start - halo, part.stop + halo).clamp_(0, size - 1)
+
+
+def plain_prior(
     model: LossyModel, level: int, below: Tensor, quality: int, rows: slice, cols: slice
 ) -> tuple[Tensor, Tensor]:
-    """Mean (eighths) and log2 scale (sixteenths of an octave) of a block of a level: int32 [C, h, w]."""
+    """Mean and log2 scale of a region from the latents below alone."""
     net = model.priors[level]
     z = window(below, rows, cols, net.radius + 1).int()
     dc = [i for i, (_, u, v) in enumerate(latent_order()[: z.shape[1]]) if u == v == 0]
@@ -230,9 +327,7 @@ def sum_3x3(x: Tensor) -> Tensor:
 
 def window(x: Tensor, rows: slice, cols: slice, halo: int) -> Tensor:
     """A block with a halo, replicated at the border."""
-    r = torch.arange(rows.start - halo, rows.stop + halo).clamp_(0, x.shape[-2] - 1)
-    c = torch.arange(cols.start - halo, cols.stop + halo).clamp_(0, x.shape[-1] - 1)
-    return x[..., r, :][..., c]
+    return x[..., _around(rows, x.shape[-2], halo), :][..., _around(cols, x.shape[-1], halo)]
 
 
 def _blocks(h: int, w: int, side: int) -> Iterator[tuple[slice, slice]]:
@@ -269,17 +364,18 @@ def synthesise_block(
 
 def _cells(blocks: slice, n_blocks: int, halo: int) -> Tensor:
     """2x2 cells of a range of blocks and a halo, replicated at the picture's border."""
-    return torch.arange(blocks.start * CELLS - halo, blocks.stop * CELLS + halo).clamp_(0, n_blocks * CELLS - 1)
+    return _around(slice(blocks.start * CELLS, blocks.stop * CELLS), n_blocks * CELLS, halo)
 
 
 def inverse_transform(basis: Tensor, z: Tensor) -> Tensor:
     """Samples from latents in eighths, as 2x2 cells: int32 [1, 12, 4h, 4w], sixteenths. Exact in float64: all sums < 2^53."""
     _, _, h, w = z.shape
-    x = z[0].permute(1, 2, 0)[..., _plane_order()].double().view(h, w, 3, 64) @ basis
-    x = ((x.long() + 1024) >> 11).int().view(h, w, 3, 4, 2, 4, 2)
+    x = z[0, _plane_order()].permute(1, 2, 0).contiguous().double().view(h, w, 3, 64) @ basis
+    x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, 4, 2, 4, 2)
     return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, 4 * h, 4 * w)
 
 
+@functools.cache
 def _plane_order() -> list[int]:
     """Positions of the latents in (plane, vertical, horizontal frequency) order."""
     place = {key: i for i, key in enumerate(latent_order())}

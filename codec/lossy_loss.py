@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
-from vbc.codec.lossy import INITIAL_STEP, LAGRANGE, Q_MAX, LossyNet
+from vbc.codec.layers import Q_MAX
+from vbc.codec.lossy import INITIAL_STEP, LAGRANGE, STEP_OCTAVES, LossyNet
 
 TRUNCATED_WEIGHT = 0.1
 """Weight of the pictures from fewer levels: enough to train their synthesis without bending the full one."""
@@ -17,7 +18,7 @@ TRUNCATED_WEIGHT = 0.1
 
 def lagrangian(q: Tensor) -> Tensor:
     """Lambda of qualities q [N]: squared RGB units per bit per pixel."""
-    return LAGRANGE * (INITIAL_STEP * torch.exp2(-q / 16)) ** 2
+    return LAGRANGE * (INITIAL_STEP * torch.exp2(-q * STEP_OCTAVES)) ** 2
 
 
 def squared_error(planes: Tensor, target: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def complete(latents: Tensor, model: Model, quality: int) -> Tensor:
     """All 192 latents: the priors' means stand for the levels that are missing."""
     while latents.shape[1] < LEVEL_START[-1]:
         level = LEVEL_START.index(latents.shape[1]) + 1
-        latents = torch.cat((latents, lossy_levels.code_level(model.lossy, None, level, latents, quality)), 1)
+        latents = torch.cat((latents, lossy_levels.missing_level(model.lossy, level, latents, quality)), 1)
     return latents
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vbc.codec.exact import N_SURPRISE, PHASES, ExactNet
 from vbc.codec.layers import ACTIVATION_MAX, ACTIVATION_STEP, Q_MAX, WEIGHT_MAX, QConv, QualityBias, weight_shift
-from vbc.codec.lossy import Chain, LossyNet, latent_basis, latent_order
+from vbc.codec.lossy import STEP_OCTAVES, Chain, LossyNet, latent_basis, latent_order
 
 ZERO = 64
 """The network's input integer that stands for 0."""
@@ -107,9 +107,11 @@ def export_lossy(net: LossyNet) -> Tensors:
         put_chain(out, f"lossy.context.{p}", chain)
     put_chain(out, "lossy.prior2", net.prior2)
     put_chain(out, "lossy.prior3", net.prior3)
+    put_chain(out, "lossy.neighbours2", net.neighbours2)
+    put_chain(out, "lossy.neighbours3", net.neighbours3)
     put_chain(out, "lossy.enhance", net.enhance)
     q = torch.arange(Q_MAX + 1).double()
-    log2_step = net.log2_step.detach().double().cpu()[None] - q[:, None] / 16
+    log2_step = net.log2_step.detach().double().cpu()[None] - q[:, None] * STEP_OCTAVES
     out["lossy.step"] = torch.round(torch.exp2(log2_step) * STEP_UNIT).int()
     out["lossy.log2_step"] = torch.round(log2_step * 16).to(torch.int16)
     out["lossy.first_scale"] = torch.round(net.first_scale.detach().cpu() * 16).to(torch.int16)

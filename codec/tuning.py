@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vbc.codec.coder import Coder, Index
 from vbc.codec.exact import logistic_nll
-from vbc.codec.exact_block import BlockPredictor, ExactModel, Step
+from vbc.codec.exact_block import BlockPredictor, ExactModel, Step, Window, by_channel, stack
 from vbc.codec.layers import ACTIVATION_MAX
 from vbc.kernels.conv import IntConv
 
@@ -25,16 +25,18 @@ UNIT = 2.0 ** -(SHIFT + 4)
 WEIGHT_MAX = 127
 BIAS_UNIT = 64
 """A bias counts as the weight of an activation of 64."""
-SAMPLES = {1: 16_000, 2: 400_000}
-"""Positions looked at, by effort; on 16,000 the 98 parameters a channel cost 0.004 bit a symbol in overfitting."""
-MIN_POSITIONS = 2_000
-"""Phases below this cannot gain what the side information costs."""
+SAMPLES = {1: 14_000, 2: 400_000}
+"""Positions looked at, by effort; on 14,000 the 98 parameters a channel cost 0.004 bit a symbol in overfitting."""
+MIN_POSITIONS = 10_000
+"""Phases below this hardly gain what the side information costs."""
 COST_BITS = 6.5
 """Measured bits of a correction under its table."""
 WINDOW = 48
 PRIOR_DEVIATION = 12.0
 """Standard deviation of the corrections' prior in their units: features met rarely stay as they are."""
-ITERATIONS = 6
+HESSIAN_STRIDE = 3
+"""The curvature needs fewer positions than the slope."""
+ITERATIONS = 4
 MIN_GAIN = 10.0
 """Nats; less is not worth another iteration."""
 SCORE_MAX = 4.0
@@ -74,8 +76,7 @@ def fit_tuning(step: Step, phase: str, target: Tensor, samples: int) -> Tensor |
     target: the phase's pixels, int16 [1, 3, h, w]. samples: about how many of them to look at.
     """
     size = target.shape[-2:]
-    parts = [window_statistics(step, phase, target, rows, cols) for rows, cols in sample_windows(*size, samples)]
-    x, residual, log_scale = (torch.cat(column, -2 if i == 0 else -1) for i, column in enumerate(zip(*parts, strict=True)))
+    x, residual, log_scale = statistics(step, phase, target, sample_windows(*size, samples))
     means, scales, gains = zip(*(fit_channel(x * UNIT, residual[c], log_scale[c]) for c in range(3)), strict=True)
     gain_bits = sum(gains) / math.log(2) * size[0] * size[1] / len(x)
     if gain_bits < COST_BITS * OUTPUTS * x.shape[1]:
@@ -93,7 +94,11 @@ def fit_channel(x: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor,
     variance = torch.exp2(2 * log_scale)
     information = (1 / (3 * (variance + 1 / 12)), 0.687 * variance / (variance + 0.05))
     prior = torch.eye(x.shape[1]) / PRIOR_DEVIATION**2
-    factors = [torch.linalg.cholesky(x.T @ (x * w[:, None]) + prior) for w in information]
+    part = x[::HESSIAN_STRIDE]
+    factors = []
+    for w in information:
+        weighted = part * (w[::HESSIAN_STRIDE] * HESSIAN_STRIDE).sqrt_()[:, None]
+        factors.append(torch.linalg.cholesky(weighted.T @ weighted + prior))
 
     def cost(d: Tensor) -> float:
         nats = math.log(2) * logistic_nll(residual - x @ d[0], log_scale + x @ d[1]).sum()
@@ -130,11 +135,11 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
     return [(slice(t, t + WINDOW), slice(c, c + WINDOW)) for t in tops for c in lefts]
 
 
-def window_statistics(step: Step, phase: str, target: Tensor, rows: slice, cols: slice) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(step: Step, phase: str, target: Tensor, windows: list[Window]) -> tuple[Tensor, Tensor, Tensor]:
     """Features float [N, width + 1]; residuals (pixel values) and log2 scales (octaves) of the three channels [3, N]."""
-    p = step.parameters(phase, rows, cols)
+    p = step.parameters(phase, windows)
     predictor = BlockPredictor(step.model, phase, p)
-    want = target[0, :, rows, cols].contiguous().numpy().reshape(3, -1)
+    want = by_channel(stack([target[..., rows, cols] for rows, cols in windows]))
     residuals, scales = [], []
     for c in range(3):
         mean, log_scale = (torch.from_numpy(a).float() / 16 for a in predictor.predict(c))
@@ -142,8 +147,9 @@ def window_statistics(step: Step, phase: str, target: Tensor, rows: slice, cols:
         scales.append(log_scale)
         if c < 2:
             predictor.learn(want[c])
-    x = p.features[0].flatten(1).T.float()
-    x = torch.cat((x, torch.full((len(x), 1), float(BIAS_UNIT))), 1)
+    n, width = len(residuals[0]), p.features.shape[1]
+    x = torch.full((n, width + 1), float(BIAS_UNIT))
+    x[:, :width] = p.features.permute(0, 2, 3, 1).reshape(n, width)
     return x, torch.stack(residuals), torch.stack(scales)
 
 

@@ -15,7 +15,7 @@ from vbc.bitstream.tables import TableSet
 from vbc.codec.exact import PHASES
 from vbc.codec.exact_block import ExactModel
 from vbc.codec.integer import IntChain, IntPhase
-from vbc.codec.lossy_levels import LossyModel
+from vbc.codec.lossy_levels import N_SCALES, LossyModel
 from vbc.codec.quantise import Tensors
 
 DEFAULT_WEIGHTS = "vbc-1.safetensors"
@@ -59,18 +59,22 @@ def build_model(tensors: Tensors) -> Model:
             tensors["exact.table_index"].numpy().astype(np.uint16),
             int(tensors["exact.tuning_table"]),
         )
+        tables = TableSet(tensors["tables"].numpy())
+        first_table = int(tensors["lossy.first_table"])
+        cost = 16 - np.log2(tables.frequencies[first_table : first_table + 3 * N_SCALES].astype(np.float32))
         lossy = LossyModel(
             context={p: IntChain.load(tensors, f"lossy.context.{p}") for p in PHASES},
             priors={n: IntChain.load(tensors, f"lossy.prior{n}") for n in (2, 3)},
+            neighbours={n: IntChain.load(tensors, f"lossy.neighbours{n}") for n in (2, 3)},
             enhance=IntChain.load(tensors, "lossy.enhance"),
             step=tensors["lossy.step"],
             log2_step=tensors["lossy.log2_step"].int(),
             first_scale=tensors["lossy.first_scale"].int(),
             basis={n: tensors[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
             analysis={k.removeprefix(ENCODER_ONLY): v for k, v in tensors.items() if k.startswith(ENCODER_ONLY)},
-            first_table=int(tensors["lossy.first_table"]),
+            first_table=first_table,
+            cost=torch.from_numpy(cost),
         )
-        tables = TableSet(tensors["tables"].numpy())
     except (KeyError, ValueError) as e:
         raise WeightsError(f"not the weights of this codec: {e}") from e
     return Model(exact, lossy, tables, model_hash(tensors))

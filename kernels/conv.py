@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vbc.kernels.dispatch import (
     Pointer,
+    Value,
     block,
     ceil_div,
     check_same_device,
@@ -394,11 +395,11 @@ def _conv_kernel(
     shift: Pointer,
     residual: Pointer,
     y: Pointer,  # [N, H-K+1, W-K+1, O]
-    n_positions: int,
-    height: int,
-    width: int,
-    c_in: int,
-    c_out: int,
+    n_positions: Value,
+    height: Value,
+    width: Value,
+    c_in: Value,
+    c_out: Value,
     K: constexpr,
     HEAD: constexpr,
     RESIDUAL: constexpr,

@@ -26,13 +26,14 @@ triton: Any = _optional("triton")
 tl: Any = _optional("triton.language") if triton is not None else None
 HAVE_TRITON = triton is not None
 
-# Annotations of kernels' arguments: a tensor for the launcher and an address for the kernel; an integer that
-# may be a number or a scalar tensor; a compile-time constant.
-Pointer: TypeAlias = Any
-Integer: TypeAlias = Any
+# Annotations of a kernel's arguments: an address (the launcher's tensor), a number or tensor, a compile-time
+# constant. Triton looks the names up when it compiles and accepts its own classes only.
 if TYPE_CHECKING:
+    Pointer: TypeAlias = Any
+    Value: TypeAlias = Any
     constexpr: TypeAlias = Any
 else:
+    Pointer = Value = tl.tensor if HAVE_TRITON else object
     constexpr = tl.constexpr if HAVE_TRITON else int
 
 

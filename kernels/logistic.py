@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vbc.kernels.dispatch import (
     Pointer,
+    Value,
     ceil_div,
     check_same_device,
     check_tensor,
@@ -167,20 +168,20 @@ def _check_index(mean16: Tensor, log2_scale16: Tensor, n_scales: int) -> None:
 
 
 @jit
-def softplus(x: Any) -> Any:
+def softplus(x: Value) -> Value:
     """log(1 + exp(x))."""
     return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
 @jit
-def sigmoid(x: Any) -> Any:
+def sigmoid(x: Value) -> Value:
     """1 / (1 + exp(-x)) without overflow."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
 @jit
-def log1mexp_kernel(d: Any, log_d: Any) -> Any:
+def log1mexp_kernel(d: Value, log_d: Value) -> Value:
     """log(1 - exp(-d)); see `log1mexp`."""
     near = tl.minimum(d, 0.5)
     d2 = near * near
@@ -189,7 +190,7 @@ def log1mexp_kernel(d: Any, log_d: Any) -> Any:
 
 
 @jit
-def d_over_expm1(d: Any) -> Any:
+def d_over_expm1(d: Value) -> Value:
     """d / (exp(d) - 1): the derivative of log(1 - exp(-d)) by log d."""
     near = tl.minimum(d, 0.5)
     d2 = near * near
@@ -199,7 +200,7 @@ def d_over_expm1(d: Any) -> Any:
 
 
 @jit
-def _bits_kernel(residual: Pointer, log2_scale: Pointer, bits: Pointer, n: int, SIZE: constexpr) -> None:
+def _bits_kernel(residual: Pointer, log2_scale: Pointer, bits: Pointer, n: Value, SIZE: constexpr) -> None:
     i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     r = tl.load(residual + i, mask=i < n, other=0.0).to(tl.float32)
     scale = tl.load(log2_scale + i, mask=i < n, other=0.0).to(tl.float32)
@@ -217,7 +218,7 @@ def _bits_grad_kernel(
     grad: Pointer,
     d_residual: Pointer,
     d_scale: Pointer,
-    n: int,
+    n: Value,
     SIZE: constexpr,
 ) -> None:
     i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -241,9 +242,9 @@ def _index_kernel(
     log2_scale16: Pointer,
     index: Pointer,
     mean: Pointer,
-    n: int,
-    low16: int,
-    n_scales: int,
+    n: Value,
+    low16: Value,
+    n_scales: Value,
     SIZE: constexpr,
 ) -> None:
     i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)

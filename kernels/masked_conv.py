@@ -19,6 +19,7 @@ from torch import Tensor
 from vbc.kernels.conv import ACTIVATION_MAX, CARRIER_MAX, check_bound, check_layer, headroom, pack_triton
 from vbc.kernels.dispatch import (
     Pointer,
+    Value,
     block,
     ceil_div,
     check_same_device,
@@ -508,12 +509,12 @@ def _masked_kernel(
     y: Pointer,  # [N, H, W, O]
     cells: Pointer,  # int32 [n, 4]
     taps: Pointer,  # int32 [m, 3]
-    n_images: int,
-    height: int,
-    width: int,
-    c_in: int,
-    c_out: int,
-    period: int,
+    n_images: Value,
+    height: Value,
+    width: Value,
+    c_in: Value,
+    c_out: Value,
+    period: Value,
     FORM: constexpr,
     BIAS: constexpr,
     HEAD: constexpr,
@@ -584,14 +585,14 @@ def _weight_kernel(
     cells: Pointer,  # int32 [n, 4]
     numbers: Pointer,  # int32, the cells that read each tap
     starts: Pointer,  # int32 [K*K + 1]
-    n_images: int,
-    height: int,
-    width: int,
-    c_in: int,
-    c_out: int,
-    period: int,
-    splits: int,
-    blocks_c: int,
+    n_images: Value,
+    height: Value,
+    width: Value,
+    c_in: Value,
+    c_out: Value,
+    period: Value,
+    splits: Value,
+    blocks_c: Value,
     K: constexpr,
     ROWS: constexpr,
     SIZE_C: constexpr,

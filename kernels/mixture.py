@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vbc.kernels.dispatch import (
     Pointer,
+    Value,
     ceil_div,
     check_same_device,
     check_tensor,
@@ -217,12 +218,12 @@ def _check(params: Tensor, x: Tensor | None = None) -> None:
 
 
 @jit
-def _tanh(x: Any) -> Any:
+def _tanh(x: Value) -> Value:
     return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
 @jit
-def _channel(value: Any, mean: Any, log_scale: Any) -> Any:
+def _channel(value: Value, mean: Value, log_scale: Value) -> Value:
     """log P of one channel's value (0..255, as float) in one component."""
     inv = tl.exp(-log_scale)
     centred = value / 127.5 - 1.0 - mean
@@ -233,7 +234,7 @@ def _channel(value: Any, mean: Any, log_scale: Any) -> Any:
 
 
 @jit
-def _channel_grad(value: Any, mean: Any, log_scale: Any) -> Any:
+def _channel_grad(value: Value, mean: Value, log_scale: Value) -> Value:
     """Derivatives of `_channel` by mean and log-scale."""
     inv = tl.exp(-log_scale)
     centred = value / 127.5 - 1.0 - mean
@@ -246,14 +247,14 @@ def _channel_grad(value: Any, mean: Any, log_scale: Any) -> Any:
 
 
 @jit
-def _log_scale(at: Any, inside: Any, low: Any) -> Any:
+def _log_scale(at: Value, inside: Value, low: Value) -> Value:
     """The raw log-scale and the clamped one."""
     raw = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     return raw, tl.minimum(tl.maximum(raw, low), 40.0)
 
 
 @jit
-def _plane(at: Any, inside: Any) -> Any:
+def _plane(at: Value, inside: Value) -> Value:
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -264,9 +265,9 @@ def _bits_kernel(
     bits: Pointer,  # float32 [N, HW], as the next two
     lse_logits: Pointer,
     lse_joint: Pointer,
-    n_pixels: int,
-    area: int,
-    min_log_scale: float,
+    n_pixels: Value,
+    area: Value,
+    min_log_scale: Value,
     K: constexpr,
     SIZE: constexpr,
 ) -> None:
@@ -318,9 +319,9 @@ def _bits_grad_kernel(
     lse_joint: Pointer,
     grad: Pointer,  # float32 [N, HW]
     d_params: Pointer,
-    n_pixels: int,
-    area: int,
-    min_log_scale: float,
+    n_pixels: Value,
+    area: Value,
+    min_log_scale: Value,
     K: constexpr,
     SIZE: constexpr,
 ) -> None:
@@ -371,7 +372,7 @@ def _bits_grad_kernel(
 
 
 @jit
-def _bin(v: Any) -> Any:
+def _bin(v: Value) -> Value:
     """The value 0..255 whose bin holds v."""
     return tl.minimum(tl.maximum(tl.floor((v + 1.0) * 127.5 + 0.5), 0.0), 255.0)
 
@@ -381,9 +382,9 @@ def _draw_kernel(
     params: Pointer,
     uniform: Pointer,  # float [N, 4, HW]
     y: Pointer,  # uint8 [N, 3, HW]
-    n_pixels: int,
-    area: int,
-    min_log_scale: float,
+    n_pixels: Value,
+    area: Value,
+    min_log_scale: Value,
     K: constexpr,
     SAMPLE: constexpr,
     SIZE: constexpr,

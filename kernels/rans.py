@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vbc.kernels.dispatch import (
-    Integer,
     Pointer,
+    Value,
     check_same_device,
     check_tensor,
     constexpr,
@@ -171,7 +171,7 @@ def _decode_kernel(
     cumulative: Pointer,
     out: Pointer,
     out_start: Pointer,
-    n_symbols: Integer,
+    n_symbols: Value,
     SIZE: constexpr,
 ) -> None:
     lane = tl.program_id(0)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")
-KERNELS = ("conv", "logistic", "masked_conv", "mixture", "rans")
+KERNELS = ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "rans")
 
 if KERNEL_DEVICE == "cpu":
     # Triton reads the variable when a kernel is defined; the fixture sets it again for the tests that run
@@ -20,6 +20,7 @@ if KERNEL_DEVICE == "cpu":
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a kernel test puts its tensors; public functions take the Triton path there."""
+    pytest.importorskip("triton")
     if KERNEL_DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     return KERNEL_DEVICE

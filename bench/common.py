@@ -1,0 +1,272 @@
+"""What all benches share: images, metrics, timing, and results as JSON lines and CSV."""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbc.codec import batch, image_io
+
+Rgb = NDArray[np.uint8]
+"""uint8 [H, W, 3]."""
+Row = dict[str, Any]
+Point = tuple[float, float]
+"""Rate in bits per pixel, quality in dB."""
+
+LIBRARIES = ("vbc-codec", "torch", "numpy", "constriction", "pillow", "imagecodecs", "pytorch-msssim", "bjontegaard")
+DEFAULT_OUT = Path("runs/bench")
+QUICK_IMAGES = 2
+MSSSIM_SIDE = 161
+"""Smallest side that five scales of an 11-tap window fit in."""
+MIN_POINTS = 4
+"""A curve with fewer points has no BD-rate."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image of a folder. rgb: uint8 [H, W, 3]."""
+
+    name: str
+    rgb: Rgb
+
+    @property
+    def n_pixels(self) -> int:
+        return self.rgb.shape[0] * self.rgb.shape[1]
+
+
+def image_files(folder: Path, limit: int | None = None) -> list[Path]:
+    """The images below a folder, or the one file; by name. Raises SystemExit where there is none."""
+    files = [file for file, _ in batch.files_below(folder, image_io.INPUT_SUFFIXES)]
+    if not files or not files[0].exists():
+        raise SystemExit(f"no image in {folder}")
+    return files[:limit]
+
+
+def load_photo(file: Path) -> Photo:
+    """Read an image as RGB. Raises UnsupportedImage."""
+    return Photo(file.name, image_io.read_picture(file.read_bytes()).rgb)
+
+
+# Metrics
+
+
+def psnr(a: Rgb, b: Rgb) -> float | None:
+    """PSNR in dB over all subpixels; None where nothing differs. Raises ValueError for different shapes."""
+    if a.shape != b.shape:
+        raise ValueError(f"a picture of {b.shape} for one of {a.shape}")
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return 10 * float(np.log10(255**2 / error)) if error else None
+
+
+def ms_ssim(a: Rgb, b: Rgb) -> float | None:
+    """MS-SSIM of RGB, mean of the planes, 0..1; None for images with a side below 161."""
+    if min(a.shape[:2]) < MSSSIM_SIDE:
+        return None
+    import pytorch_msssim
+    import torch
+
+    x, y = (torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1)[None].float() for p in (a, b))
+    return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
+
+
+def decibel(similarity: float) -> float:
+    """MS-SSIM in dB, -10 log10(1 - x); what equals to eight digits has 80."""
+    return -10 * float(np.log10(max(1 - similarity, 1e-8)))
+
+
+def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> tuple[float, float, float] | None:
+    """How many percent more bits `test` takes at the same quality, and the range of quality (dB) this is the mean over.
+
+    Akima interpolation of log rate over quality. None where a curve has fewer than four points or the curves do not overlap.
+    """
+    import bjontegaard
+
+    a, t = rising(anchor), rising(test)
+    if min(len(a), len(t)) < MIN_POINTS:
+        return None
+    low, high = max(a[0][1], t[0][1]), min(a[-1][1], t[-1][1])
+    if high <= low:
+        return None
+    (rate_a, dist_a), (rate_t, dist_t) = zip(*a, strict=True), zip(*t, strict=True)
+    change = bjontegaard.bd_rate(
+        rate_a, dist_a, rate_t, dist_t, method="akima", require_matching_points=False, min_overlap=0
+    )
+    return float(change), low, high
+
+
+def rising(points: Iterable[Point]) -> list[Point]:
+    """The points by rate, without those that a cheaper one equals or beats."""
+    out: list[Point] = []
+    for rate, quality in sorted(points):
+        if not out or (rate > out[-1][0] and quality > out[-1][1]):
+            out.append((rate, quality))
+    return out
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there; None where none is."""
+    there = [v for v in values if v is not None]
+    return statistics.fmean(there) if there else None
+
+
+# Timing
+
+
+def timed(f: Callable[[], Any], repeats: int = 1, budget_s: float = 10.0) -> tuple[Any, float]:
+    """The result and the median seconds of up to `repeats` calls; no further call once `budget_s` is spent."""
+    times: list[float] = []
+    while True:
+        started = time.perf_counter()
+        result = f()
+        times.append(time.perf_counter() - started)
+        if len(times) >= repeats or sum(times) > budget_s:
+            return result, statistics.median(times)
+
+
+# The command line and the results
+
+
+def parser(module: str, doc: str | None, folder: bool = True) -> argparse.ArgumentParser:
+    """The options that all benches have."""
+    p = argparse.ArgumentParser(prog=f"python -m bench.{module}", description=doc)
+    p.add_argument("folder", metavar="DIR", type=Path, nargs=None if folder else "?", help="folder of images, or one image")
+    p.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results [default: %(default)s]")
+    p.add_argument("--model", type=Path, help="weights [default: the shipped ones]")
+    p.add_argument("--images", type=int, help="only the first so many images")
+    p.add_argument("--quick", action="store_true", help="few images and rivals: a check that all runs, no result")
+    return p
+
+
+def parse(p: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and keep the command for the results; a quick run is of two images unless told otherwise."""
+    args = p.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args.command = " ".join([p.prog, *(Path(w).name if os.sep in w else w for w in words)])
+    if args.quick and args.images is None:
+        args.images = QUICK_IMAGES
+    return args
+
+
+def say(message: str) -> None:
+    """Progress, to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Results:
+    """`<name>.jsonl`, written line by line as the results come, and `<name>.csv` with its summary.
+
+    Every line has a `kind`: `run` (the first: date, machine, versions, command), `row` (one measurement), `summary`.
+    """
+
+    def __init__(self, out: Path, name: str, args: argparse.Namespace):
+        out.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name = out, name
+        self._file = (out / f"{name}.jsonl").open("w", encoding="utf-8")
+        self._summary: list[Row] = []
+        self._started = time.perf_counter()
+        self.add("run", command=args.command, quick=args.quick, **environment())
+
+    def add(self, kind: str, **fields: Any) -> Row:
+        """Write a line; a summary goes to the CSV too."""
+        row = {k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}
+        self._file.write(json.dumps({"kind": kind, **row}) + "\n")
+        self._file.flush()
+        if kind == "summary":
+            self._summary.append(row)
+        return row
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.add("end", time_s=time.perf_counter() - self._started)
+            write_csv(self.folder / f"{self.name}.csv", self._summary)
+            say(f"{self.folder / self.name}.jsonl and .csv, {time.perf_counter() - self._started:.0f} s")
+        self._file.close()
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """One line a row; the columns are all keys in the order they first appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_results(path: Path) -> list[Row]:
+    """The lines of a results file; what a run in progress has not finished writing is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def group(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of these keys, in the order they first appear."""
+    out: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        out.setdefault(tuple(row[k] for k in keys), []).append(row)
+    return out
+
+
+@cache
+def environment() -> Row:
+    """Date, machine and versions."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    from bench import rivals
+
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit(),
+        "versions": versions | rivals.versions(),
+    }
+
+
+def machine() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """Abbreviated commit of the checkout, with a plus sign where files differ from it; None outside of one."""
+    try:
+        ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

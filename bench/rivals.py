@@ -1,0 +1,317 @@
+"""The codecs that are compared, ours among them: a name, a setting, and two inverse functions each.
+
+Everything runs in process through the codec's own library, one thread, except FLIF and progressive JPEG XL: those are
+programs (`flif`, `cjxl`, `djxl`), used where installed, and the times of their processes count as theirs.
+"""
+
+import io
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageFile, features
+
+from bench.common import Rgb, say
+
+if TYPE_CHECKING:
+    from vbc.codec.weights import Model
+
+OURS = "vbc"
+QUALITIES = tuple(range(0, 101, 10))
+JPEG_QUALITIES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+WEBP_QUALITIES = (0, 5, 10, 20, 30, 45, 60, 75, 85, 92, 97, 100)
+AVIF_QUALITIES = (2, 10, 20, 30, 40, 50, 60, 70, 80, 90, 96)
+AVIF_SLOW_QUALITIES = (5, 22, 40, 60, 80)
+JXL_DISTANCES = (25, 18, 12, 8, 5.5, 4, 3, 2, 1.4, 1.0, 0.7, 0.5, 0.3)
+JXL_SLOW_DISTANCES = (18, 8, 4, 2, 1.0, 0.5)
+JPEG2000_RATES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Bits per pixel."""
+QUICK_STRIDE = 3
+"""A quick sweep takes every third point."""
+END_OF_CODESTREAM = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A codec at one setting. encode: uint8 [H, W, 3] to bytes; decode: back."""
+
+    name: str
+    setting: str
+    encode: Callable[[Rgb], bytes]
+    decode: Callable[[bytes], Rgb]
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries behind the rivals."""
+    import imagecodecs
+
+    names = {"jpg": "libjpeg API", "webp": "libwebp", "avif": "libavif", "jpg_2000": "openjpeg", "zlib": "zlib"}
+    found = {label: features.version(name) for name, label in names.items()}
+    found["libjpeg-turbo"] = features.version_feature("libjpeg_turbo")
+    found["libjxl"] = imagecodecs.jpegxl_version().removeprefix("libjxl ")
+    if shutil.which("cjxl"):
+        found["cjxl"] = subprocess.run(["cjxl", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+    return {label: str(version) for label, version in found.items() if version}
+
+
+# Ours
+
+
+def encode_ours(rgb: Rgb, model: "Model", **options: Any) -> bytes:
+    """A .vbc file; options as of `vbc.codec.encode`. Lossless ones have been decoded and compared."""
+    from vbc.codec import api
+
+    return api.encode(rgb, model=model, **options)
+
+
+def decode_ours(data: bytes, model: "Model", **options: Any) -> Rgb:
+    """Options as of `vbc.codec.decode`."""
+    from vbc.codec import api
+
+    return api.decode_picture(data, model=model, **options).picture.rgb
+
+
+def ours(model: "Model", setting: str, name: str = OURS, **options: Any) -> Codec:
+    """Our codec with these options."""
+    return Codec(name, setting, partial(encode_ours, model=model, **options), partial(decode_ours, model=model))
+
+
+# Pillow and imagecodecs
+
+
+def encode_pillow(rgb: Rgb, kind: str, **options: Any) -> bytes:
+    """A file by Pillow."""
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, kind, **options)
+    return out.getvalue()
+
+
+def decode_pillow(data: bytes) -> Rgb:
+    """Any file that Pillow reads, as RGB."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def encode_jxl(rgb: Rgb, **options: Any) -> bytes:
+    """JPEG XL by libjxl, one thread."""
+    import imagecodecs
+
+    return bytes(imagecodecs.jpegxl_encode(rgb, numthreads=1, **options))
+
+
+def decode_jxl(data: bytes) -> Rgb:
+    """JPEG XL by libjxl, one thread."""
+    import imagecodecs
+
+    return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=1))
+
+
+def pillow(name: str, setting: str, kind: str, **options: Any) -> Codec:
+    """A codec of Pillow's."""
+    return Codec(name, setting, partial(encode_pillow, kind=kind, **options), decode_pillow)
+
+
+def jxl(name: str, setting: str, **options: Any) -> Codec:
+    """JPEG XL by libjxl."""
+    return Codec(name, setting, partial(encode_jxl, **options), decode_jxl)
+
+
+# Programs
+
+
+@contextmanager
+def files(rgb: Rgb | None) -> Iterator[tuple[Path, Path]]:
+    """A folder for a program: the path of a PPM with the image, if any, and of the file beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        ppm = Path(folder, "image.ppm")
+        if rgb is not None:
+            Image.fromarray(rgb).save(ppm)
+        yield ppm, Path(folder, "coded")
+
+
+def call(*command: str | Path) -> None:
+    """Run a program. Raises CalledProcessError."""
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+
+
+def encode_flif(rgb: Rgb, *options: str) -> bytes:
+    """FLIF by its program."""
+    with files(rgb) as (ppm, coded):
+        target = coded.with_suffix(".flif")
+        call("flif", "-e", *options, ppm, target)
+        return target.read_bytes()
+
+
+def decode_flif(data: bytes) -> Rgb:
+    """FLIF by its program; a truncated file gives what is there."""
+    with files(None) as (ppm, coded):
+        source = coded.with_suffix(".flif")
+        source.write_bytes(data)
+        call("flif", "-d", source, ppm)
+        return decode_pillow(ppm.read_bytes())
+
+
+def encode_cjxl(rgb: Rgb, *options: str) -> bytes:
+    """JPEG XL by its program, one thread."""
+    with files(rgb) as (ppm, coded):
+        target = coded.with_suffix(".jxl")
+        call("cjxl", ppm, target, "--num_threads=0", *options)
+        return target.read_bytes()
+
+
+def decode_djxl(data: bytes) -> Rgb:
+    """JPEG XL by its program, one thread; a truncated file gives what is there. Raises CalledProcessError."""
+    with files(None) as (ppm, coded):
+        source = coded.with_suffix(".jxl")
+        source.write_bytes(data)
+        call("djxl", source, ppm, "--num_threads=0", "--allow_partial_files")
+        return decode_pillow(ppm.read_bytes())
+
+
+@cache
+def installed(*programs: str) -> bool:
+    """Whether the programs are there; says so once where not."""
+    missing = [p for p in programs if shutil.which(p) is None]
+    if missing:
+        say(f"note: {' and '.join(missing)} not installed, left out")
+    return not missing
+
+
+# The rivals of each question
+
+
+def lossless(quick: bool = False) -> list[Codec]:
+    """Lossless rivals, fast to slow."""
+    rivals = [
+        pillow("png", "optimize", "PNG", optimize=True),
+        jxl("jpeg_xl", "e1", lossless=True, effort=1),
+        jxl("jpeg_xl", "e3", lossless=True, effort=3),
+        pillow("webp", "m4 q75", "WEBP", lossless=True, method=4, quality=75, exact=True),
+        pillow("jpeg2000", "reversible, one layer", "JPEG2000", irreversible=False, mct=1),
+        jxl("jpeg_xl", "e7", lossless=True, effort=7),
+    ]
+    if installed("flif"):
+        for setting, option in (("interlaced", "-I"), ("not interlaced", "-N")):
+            rivals.append(Codec("flif", setting, partial(_flif, option), decode_flif))
+    if not quick:
+        rivals.append(jxl("jpeg_xl", "e9", lossless=True, effort=9))
+        rivals.append(pillow("webp", "m6 q100", "WEBP", lossless=True, method=6, quality=100, exact=True))
+    return rivals
+
+
+def _flif(option: str, rgb: Rgb) -> bytes:
+    return encode_flif(rgb, option)
+
+
+def lossy(quick: bool = False) -> list[Codec]:
+    """Lossy rivals at all points of their sweeps; a curve has one name."""
+    curves: list[list[Codec]] = [
+        [jpeg(q, "4:2:0") for q in JPEG_QUALITIES],
+        [jpeg(q, "4:4:4") for q in JPEG_QUALITIES],
+        [pillow("webp m6", f"q{q}", "WEBP", quality=q, method=6) for q in WEBP_QUALITIES],
+        [avif(q, 6) for q in AVIF_QUALITIES],
+        [jxl("jpeg_xl e7", f"d{d}", distance=d, effort=7) for d in JXL_DISTANCES],
+        [jpeg2000(rate) for rate in JPEG2000_RATES],
+    ]
+    if quick:
+        return [codec for curve in curves for codec in curve[::QUICK_STRIDE]]
+    curves.append([avif(q, 2) for q in AVIF_SLOW_QUALITIES])
+    curves.append([jxl("jpeg_xl e9", f"d{d}", distance=d, effort=9) for d in JXL_SLOW_DISTANCES])
+    return [codec for curve in curves for codec in curve]
+
+
+def jpeg(quality: int, subsampling: str = "4:2:0") -> Codec:
+    """Progressive JPEG with optimal Huffman tables."""
+    name = f"jpeg {subsampling}"
+    options = {"quality": quality, "subsampling": subsampling, "optimize": True, "progressive": True}
+    return pillow(name, f"q{quality}", "JPEG", **options)
+
+
+def avif(quality: int, speed: int = 6) -> Codec:
+    """AVIF by libaom, 4:4:4, tuned for PSNR, one thread."""
+    options = {"quality": quality, "speed": speed, "subsampling": "4:4:4", "codec": "aom", "max_threads": 1}
+    return pillow(f"avif s{speed}", f"q{quality}", "AVIF", advanced={"tune": "psnr"}, **options)
+
+
+def jpeg2000(rate_bpp: float) -> Codec:
+    """JPEG 2000, the 9/7 wavelet, at a target rate."""
+    options = {"irreversible": True, "mct": 1, "quality_mode": "rates", "quality_layers": [24 / rate_bpp]}
+    return pillow("jpeg2000", f"r{rate_bpp}", "JPEG2000", **options)
+
+
+# Progressive rivals
+
+
+def encode_layers(rgb: Rgb, budgets: Sequence[int]) -> tuple[bytes, list[int]]:
+    """Reversible JPEG 2000 with a layer for each budget (bytes, rising) and a last exact one, and the byte each layer ends at."""
+    options = {"irreversible": False, "mct": 1, "no_jp2": True, "quality_mode": "rates", "progression": "LRCP"}
+    layers = [max(rgb.size / b, 1.001) for b in budgets] + [1]
+    encode = partial(encode_pillow, rgb, "JPEG2000", quality_layers=layers, **options)
+    data = encode()
+    # the same packets once more with their lengths: a file that is cut needs none
+    _, lengths = _packets(encode(plt=True))
+    start, _ = _packets(data)
+    if len(lengths) % len(layers):
+        raise ValueError(f"{len(lengths)} packets in {len(layers)} layers")
+    ends = start + np.cumsum(lengths)[len(lengths) // len(layers) - 1 :: len(lengths) // len(layers)]
+    return data, ends.tolist()
+
+
+def decode_layers(data: bytes, ends: Sequence[int], n_bytes: int) -> Rgb | None:
+    """The layers of `encode_layers` that are complete in the first bytes, from those bytes alone; None before the first."""
+    n_layers = sum(end <= n_bytes for end in ends)
+    if not n_layers:
+        return None
+    kept = data[: ends[n_layers - 1]]
+    tile_length = kept.index(b"\xff\x90\x00\x0a") + 6  # Psot of the only tile-part; 0 says "to the end"
+    kept = kept[:tile_length] + bytes(4) + kept[tile_length + 4 :] + END_OF_CODESTREAM
+    with Image.open(io.BytesIO(kept)) as image:
+        assert isinstance(image, ImageFile.ImageFile)
+        (tile,) = image.tile
+        kind, reduce, _, *rest = tile.args  # type: ignore[misc]
+        image.tile = [tile._replace(args=(kind, reduce, n_layers, *rest))]
+        return np.asarray(image.convert("RGB"))
+
+
+def _packets(codestream: bytes) -> tuple[int, list[int]]:
+    """Where the packets begin, and the lengths that PLT markers give them."""
+    at, lengths, value = 2, [], 0
+    while True:
+        marker, length = struct.unpack_from(">HH", codestream, at)
+        if marker == 0xFF93:  # start of data
+            return at + 2, lengths
+        if marker == 0xFF58:  # packet lengths, seven bits a byte
+            for byte in codestream[at + 5 : at + 2 + length]:
+                value = value << 7 | byte & 127
+                if not byte & 128:
+                    lengths.append(value)
+                    value = 0
+        at += 2 + length
+
+
+def decode_jpeg_prefix(data: bytes) -> Rgb | None:
+    """What Pillow makes of the first bytes of a progressive JPEG; None where it sees no picture."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        return decode_pillow(data)
+    except OSError:
+        return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def decode_or_none(decode: Callable[[bytes], Rgb], data: bytes, shape: tuple[int, ...]) -> Rgb | None:
+    """What a program makes of the first bytes of a file; None where it fails or the picture is of another size."""
+    try:
+        rgb = decode(data)
+    except (subprocess.CalledProcessError, OSError):
+        return None
+    return rgb if rgb.shape == shape else None
