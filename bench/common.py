@@ -9,11 +9,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +31,16 @@ Row = dict[str, Any]
 Point = tuple[float, float]
 """Rate in bits per pixel, quality in dB."""
 
-LIBRARIES = ("vbc-codec", "torch", "numpy", "constriction", "pillow", "imagecodecs", "pytorch-msssim", "bjontegaard")
+LIBRARIES = (
+    "vbc-codec",
+    "torch",
+    "numpy",
+    "constriction",
+    "pillow",
+    "imagecodecs",
+    "pytorch-msssim",
+    "bjontegaard",
+)
 DEFAULT_OUT = Path("runs/bench")
 QUICK_IMAGES = 2
 MSSSIM_SIDE = 161
@@ -63,6 +74,16 @@ def load_photo(file: Path) -> Photo:
     return Photo(file.name, image_io.read_picture(file.read_bytes()).rgb)
 
 
+def each_image(work: Callable[[Path], list[Row]], files: list[Path], jobs: int) -> Iterator[list[Row]]:
+    """The rows of each image, in the order of the images; several images at a time, in processes."""
+    if jobs == 1:
+        yield from map(work, files)
+        return
+    # spawn: a forked copy of torch's thread pools hangs
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(work, files)
+
+
 # Metrics
 
 
@@ -81,7 +102,7 @@ def ms_ssim(a: Rgb, b: Rgb) -> float | None:
     import pytorch_msssim
     import torch
 
-    x, y = (torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1)[None].float() for p in (a, b))
+    x, y = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() for p in (a, b))
     return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
 
 
@@ -91,9 +112,10 @@ def decibel(similarity: float) -> float:
 
 
 def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> tuple[float, float, float] | None:
-    """How many percent more bits `test` takes at the same quality, and the range of quality (dB) this is the mean over.
+    """How many percent more bits `test` takes at the same quality, and over which range of quality.
 
-    Akima interpolation of log rate over quality. None where a curve has fewer than four points or the curves do not overlap.
+    The first is the mean over the second, which is in dB. Akima interpolation of log rate over quality. None
+    where a curve has fewer than four points or the curves do not overlap.
     """
     import bjontegaard
 
@@ -129,7 +151,10 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def timed(f: Callable[[], Any], repeats: int = 1, budget_s: float = 10.0) -> tuple[Any, float]:
-    """The result and the median seconds of up to `repeats` calls; no further call once `budget_s` is spent."""
+    """The result and the median seconds of up to `repeats` calls.
+
+    No further call once `budget_s` is spent.
+    """
     times: list[float] = []
     while True:
         started = time.perf_counter()
@@ -145,11 +170,21 @@ def timed(f: Callable[[], Any], repeats: int = 1, budget_s: float = 10.0) -> tup
 def parser(module: str, doc: str | None, folder: bool = True) -> argparse.ArgumentParser:
     """The options that all benches have."""
     p = argparse.ArgumentParser(prog=f"python -m bench.{module}", description=doc)
-    p.add_argument("folder", metavar="DIR", type=Path, nargs=None if folder else "?", help="folder of images, or one image")
-    p.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results [default: %(default)s]")
+    p.add_argument(
+        "folder",
+        metavar="DIR",
+        type=Path,
+        nargs=None if folder else "?",
+        help="folder of images, or one image",
+    )
+    p.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, help="folder of the results [default: %(default)s]"
+    )
     p.add_argument("--model", type=Path, help="weights [default: the shipped ones]")
     p.add_argument("--images", type=int, help="only the first so many images")
-    p.add_argument("--quick", action="store_true", help="few images and rivals: a check that all runs, no result")
+    p.add_argument(
+        "--quick", action="store_true", help="few images and rivals: a check that all runs, no result"
+    )
     return p
 
 
@@ -171,7 +206,8 @@ def say(message: str) -> None:
 class Results:
     """`<name>.jsonl`, written line by line as the results come, and `<name>.csv` with its summary.
 
-    Every line has a `kind`: `run` (the first: date, machine, versions, command), `row` (one measurement), `summary`.
+    Every line has a `kind`: `run` (the first: date, machine, versions, command), `row` (one measurement),
+    `summary`.
     """
 
     def __init__(self, out: Path, name: str, args: argparse.Namespace):
@@ -264,7 +300,10 @@ def machine() -> str:
 
 
 def commit() -> str | None:
-    """Abbreviated commit of the checkout, with a plus sign where files differ from it; None outside of one."""
+    """Abbreviated commit of the checkout, with a plus sign where files differ from it.
+
+    None outside of one.
+    """
     try:
         ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()

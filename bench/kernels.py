@@ -1,5 +1,4 @@
-"""How fast is each kernel, against torch and against the machine? `python -m bench.kernels [--device cuda]
-[--quick] [NAME…]`
+"""How fast is each kernel, against torch and against the machine? `python -m bench.kernels [--quick]`
 
 One JSON line for the machine's measured rates, then one per kernel: its time, that of the same arithmetic
 in eager torch and under torch.compile, and the least time the machine needs: bytes moved over the measured
@@ -29,7 +28,7 @@ from vbc.kernels.logistic import (
     table_index,
     table_index_reference,
 )
-from vbc.kernels.masked_conv import CHECKERBOARD, masked_conv, masked_conv_int, n_products, plan
+from vbc.kernels.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
 from vbc.kernels.mixture import mixture_bits, mixture_bits_reference
 from vbc.kernels.rans import Lanes, decode_lanes, open_lanes
 
@@ -183,11 +182,11 @@ def masked_cases(device: torch.device, side: int) -> Iterator[Case]:
     xi = torch.randint(0, 128, x.shape, dtype=torch.uint8, device=device)
     xi = xi.contiguous(memory_format=torch.channels_last)
     wi = torch.randint(-20, 21, weight.shape, dtype=torch.int8, device=device)
-    layer = (wi, bias.detach().int(), torch.full((o,), 8, device=device))
+    layer = IntMaskedConv(wi, bias.detach().int(), torch.full((o,), 8, device=device), CHECKERBOARD, "A")
     xf, wf = xi.float().contiguous(memory_format=torch.channels_last), wi.float() * mask[1]
     yield Case(
         "masked conv, integers",
-        lambda: masked_conv_int(xi, *layer, CHECKERBOARD, "A"),
+        lambda: layer(xi),
         lambda: torch.floor(F.conv2d(xf, wf, padding=k // 2) * 2.0**-8 + 0.5).clamp(0, 127),
         2 * n_bytes(xi) + n_bytes(wi),
         2 * products,
@@ -281,9 +280,10 @@ def measure(case: Case, device: torch.device, rates: dict[str, float]) -> dict[s
         except Exception as e:  # the compiler may be missing or refuse; the other columns stand
             line["compiled_error"] = f"{type(e).__name__}: {str(e).strip().splitlines()[0][:120]}"
     bytes_ms = case.n_bytes / rates["copy"] * 1e3
-    ops_ms = case.n_ops / rates[case.numbers if case.numbers in rates else "float32"] * 1e3
+    numbers = case.numbers if case.numbers in rates else "float32"
+    ops_ms = case.n_ops / rates[numbers] * 1e3
     line["bound_ms"] = round(max(bytes_ms, ops_ms), 4)
-    line["bound"] = "bytes" if bytes_ms >= ops_ms else f"{case.numbers} operations"
+    line["bound"] = "bytes" if bytes_ms >= ops_ms else f"{numbers} operations"
     line["times_bound"] = round(float(str(line["time_ms"])) / max(bytes_ms, ops_ms), 2)
     return line
 

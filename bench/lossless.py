@@ -1,4 +1,7 @@
-"""Lossless: bits per subpixel and speed of our archival and layered files and of the rivals, every one decoded and compared."""
+"""Lossless: bits per subpixel and speed of our archival and layered files and of the rivals.
+
+Every one is decoded and compared.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -24,7 +27,9 @@ def our_codecs(model_path: Path | None, quick: bool) -> list[Codec]:
 
     model = api.load(model_path)
     efforts = (0, 1) if quick else range(api.MAX_EFFORT + 1)
-    archival = [rivals.ours(model, f"archival, effort {e}", lossless=True, levels=0, effort=e) for e in efforts]
+    archival = [
+        rivals.ours(model, f"archival, effort {e}", lossless=True, levels=0, effort=e) for e in efforts
+    ]
     layered = [rivals.ours(model, f"layered, effort {e}", lossless=True, effort=e) for e in efforts]
     return archival + layered
 
@@ -75,21 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Results(args.out, "lossless", args) as results:
         for codec in codecs:
             rows = []
-            with suppress(Exception):  # loads libraries and packs weights; what goes wrong comes up again below
+            with suppress(
+                Exception
+            ):  # loads libraries and packs weights; what goes wrong comes up again below
                 codec.decode(codec.encode(photos[0].rgb[:WARM_SIDE, :WARM_SIDE]))
             for photo in photos:
                 try:
                     rows.append(results.add("row", **measure(codec, photo)))
                 except Exception as e:  # one codec or image that fails must not cost the others' results
                     failed = True
-                    results.add("error", codec=codec.name, setting=codec.setting, image=photo.name, message=str(e))
+                    results.add(
+                        "error", codec=codec.name, setting=codec.setting, image=photo.name, message=str(e)
+                    )
                     say(f"{codec.name} {codec.setting} {photo.name}: {type(e).__name__}: {e}")
             if rows:
-                total = results.add("summary", threads=args.threads if codec.name == rivals.OURS else 1, **summarise(rows))
+                total = results.add(
+                    "summary", threads=args.threads if codec.name == rivals.OURS else 1, **summarise(rows)
+                )
                 failed |= not total["exact"]
                 say(
                     f"{codec.name:10} {codec.setting:22} {total['rate_bpsp']:.4f} bpsp  "
-                    f"{total['encode_mps']:8.3f} / {total['decode_mps']:8.3f} MP/s  {'' if total['exact'] else 'DIFFERS'}"
+                    f"{total['encode_mps']:8.3f} / {total['decode_mps']:8.3f} MP/s  "
+                    f"{'' if total['exact'] else 'DIFFERS'}"
                 )
     return int(failed)
 

@@ -1,15 +1,15 @@
-"""Rate and distortion: RGB PSNR and MS-SSIM against actual bytes, BD-rates and plots, for ours and the rivals.
+"""Rate and distortion: RGB PSNR and MS-SSIM against actual bytes, for ours and the rivals.
 
-Published curves (CSV with the columns codec, bpp, psnr, msssim) join the table with --published.
+With BD-rates and plots. Published curves (CSV with the columns codec, bpp, psnr, msssim) join the table with
+--published.
 """
 
 import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from bench import common, rivals
@@ -57,16 +57,6 @@ def measure(codec: Codec, photo: common.Photo) -> Row:
     }
 
 
-def each_image(files: list[Path], model: Path | None, quick: bool, jobs: int) -> Iterator[list[Row]]:
-    """The rows of each image, in the order of the images."""
-    if jobs == 1:
-        yield from (measure_image(f, model, quick) for f in files)
-        return
-    # spawn: a forked copy of torch's thread pools hangs
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        yield from pool.map(measure_image, files, [model] * len(files), [quick] * len(files))
-
-
 def summarise(rows: list[Row]) -> Row:
     """A point of a curve: means over the images."""
     msssim = common.mean(r["msssim"] for r in rows)
@@ -107,7 +97,10 @@ def points(rows: list[Row], metric: str) -> list[common.Point]:
 
 
 def bd_table(rows: list[Row], anchor: str) -> list[Row]:
-    """BD-rate of every curve against the anchor, in PSNR and MS-SSIM. Raises SystemExit where there is no such curve."""
+    """BD-rate of every curve against the anchor, in PSNR and MS-SSIM.
+
+    Raises SystemExit where there is no such curve.
+    """
     curves = common.group(rows, "codec")
     if (anchor,) not in curves:
         raise SystemExit(f"no curve {anchor}; there are {', '.join(name for (name,) in curves)}")
@@ -124,7 +117,10 @@ def bd_table(rows: list[Row], anchor: str) -> list[Row]:
 
 
 def write_compressai(folder: Path, rows: list[Row]) -> None:
-    """One JSON file a curve in CompressAI's schema, for its plotting tools (both generations of its metrics' names)."""
+    """One JSON file a curve in CompressAI's schema, for its plotting tools.
+
+    Both generations of its metrics' names are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for (name,), curve in common.group(rows, "codec").items():
         curve = sorted(curve, key=lambda r: r["rate_bpp"])
@@ -164,15 +160,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = common.parser("rate_distortion", __doc__)
     p.add_argument("--published", type=Path, help="CSV of published curves of the same images")
     p.add_argument("--anchor", default=ANCHOR, help="of the BD-rates [default: %(default)s]")
-    p.add_argument("--plot-published", action="append", default=[], metavar="CODEC", help="published curve to draw; repeat")
+    p.add_argument(
+        "--plot-published",
+        action="append",
+        default=[],
+        metavar="CODEC",
+        help="published curve to draw; repeat",
+    )
     p.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     args = common.parse(p, argv)
     published = read_published(args.published) if args.published else []
     files = common.image_files(args.folder, args.images)
+    work = partial(measure_image, model_path=args.model, quick=args.quick)
     rows: list[Row] = []
     n_errors = 0
     with Results(args.out, "rate_distortion", args) as results:
-        for file, found in zip(files, each_image(files, args.model, args.quick, args.jobs), strict=True):
+        for file, found in zip(files, common.each_image(work, files, args.jobs), strict=True):
             for row in found:
                 if "error" in row:
                     n_errors += 1
@@ -181,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else:
                     rows.append(results.add("row", **row))
             say(f"{file.name}: {len(found)} points")
-        curve_points = [results.add("summary", **summarise(r)) for r in common.group(rows, "codec", "setting").values()]
+        curve_points = [
+            results.add("summary", **summarise(r)) for r in common.group(rows, "codec", "setting").values()
+        ]
         for row in published:
             results.add("published", **row)
         table = bd_table(curve_points + published, args.anchor)

@@ -1,7 +1,8 @@
 """The codecs that are compared, ours among them: a name, a setting, and two inverse functions each.
 
-Everything runs in process through the codec's own library, one thread, except FLIF and progressive JPEG XL: those are
-programs (`flif`, `cjxl`, `djxl`), used where installed, and the times of their processes count as theirs.
+Everything runs in process through the codec's own library, one thread, except FLIF and progressive JPEG XL:
+those are programs (`flif`, `cjxl`, `djxl`), used where installed, and the times of their processes count as
+theirs.
 """
 
 import io
@@ -37,6 +38,9 @@ JPEG2000_RATES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.
 QUICK_STRIDE = 3
 """A quick sweep takes every third point."""
 END_OF_CODESTREAM = b"\xff\xd9"
+"""In JPEG and JPEG 2000."""
+START_OF_SCAN = b"\xff\xda"
+LAYER_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,20 @@ def versions() -> dict[str, str]:
     """Of the libraries behind the rivals."""
     import imagecodecs
 
-    names = {"jpg": "libjpeg API", "webp": "libwebp", "avif": "libavif", "jpg_2000": "openjpeg", "zlib": "zlib"}
+    names = {
+        "jpg": "libjpeg API",
+        "webp": "libwebp",
+        "avif": "libavif",
+        "jpg_2000": "openjpeg",
+        "zlib": "zlib",
+    }
     found = {label: features.version(name) for name, label in names.items()}
     found["libjpeg-turbo"] = features.version_feature("libjpeg_turbo")
     found["libjxl"] = imagecodecs.jpegxl_version().removeprefix("libjxl ")
     if shutil.which("cjxl"):
-        found["cjxl"] = subprocess.run(["cjxl", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+        found["cjxl"] = subprocess.run(["cjxl", "--version"], capture_output=True, text=True).stdout.split(
+            "\n"
+        )[0]
     return {label: str(version) for label, version in found.items() if version}
 
 
@@ -81,7 +93,9 @@ def decode_ours(data: bytes, model: "Model", **options: Any) -> Rgb:
 
 def ours(model: "Model", setting: str, name: str = OURS, **options: Any) -> Codec:
     """Our codec with these options."""
-    return Codec(name, setting, partial(encode_ours, model=model, **options), partial(decode_ours, model=model))
+    return Codec(
+        name, setting, partial(encode_ours, model=model, **options), partial(decode_ours, model=model)
+    )
 
 
 # Pillow and imagecodecs
@@ -163,16 +177,16 @@ def encode_cjxl(rgb: Rgb, *options: str) -> bytes:
     """JPEG XL by its program, one thread."""
     with files(rgb) as (ppm, coded):
         target = coded.with_suffix(".jxl")
-        call("cjxl", ppm, target, "--num_threads=0", *options)
+        call("cjxl", ppm, target, "--num_threads=1", *options)
         return target.read_bytes()
 
 
 def decode_djxl(data: bytes) -> Rgb:
-    """JPEG XL by its program, one thread; a truncated file gives what is there. Raises CalledProcessError."""
+    """JPEG XL by its program, one thread; of a truncated file what is there. Raises CalledProcessError."""
     with files(None) as (ppm, coded):
         source = coded.with_suffix(".jxl")
         source.write_bytes(data)
-        call("djxl", source, ppm, "--num_threads=0", "--allow_partial_files")
+        call("djxl", source, ppm, "--num_threads=1", "--allow_partial_files")
         return decode_pillow(ppm.read_bytes())
 
 
@@ -251,22 +265,42 @@ def jpeg2000(rate_bpp: float) -> Codec:
 
 
 def encode_layers(rgb: Rgb, budgets: Sequence[int]) -> tuple[bytes, list[int]]:
-    """Reversible JPEG 2000 with a layer for each budget (bytes, rising) and a last exact one, and the byte each layer ends at."""
-    options = {"irreversible": False, "mct": 1, "no_jp2": True, "quality_mode": "rates", "progression": "LRCP"}
-    layers = [max(rgb.size / b, 1.001) for b in budgets] + [1]
-    encode = partial(encode_pillow, rgb, "JPEG2000", quality_layers=layers, **options)
-    data = encode()
-    # the same packets once more with their lengths: a file that is cut needs none
-    _, lengths = _packets(encode(plt=True))
-    start, _ = _packets(data)
-    if len(lengths) % len(layers):
-        raise ValueError(f"{len(lengths)} packets in {len(layers)} layers")
-    ends = start + np.cumsum(lengths)[len(lengths) // len(layers) - 1 :: len(lengths) // len(layers)]
-    return data, ends.tolist()
+    """Reversible JPEG 2000 with a layer for each budget (bytes, rising) and a last exact one.
+
+    Returns the file and the byte each layer ends at. The library misses its targets by a little, so they are
+    corrected until every layer but the last fits its budget.
+    """
+    options = {
+        "irreversible": False,
+        "mct": 1,
+        "no_jp2": True,
+        "quality_mode": "rates",
+        "progression": "LRCP",
+    }
+    targets = list(map(float, budgets))
+    for _ in range(LAYER_ATTEMPTS):
+        layers = [max(rgb.size / max(t, 1.0), 1.001) for t in targets] + [1]
+        encode = partial(encode_pillow, rgb, "JPEG2000", quality_layers=layers, **options)
+        data = encode()
+        # the same packets once more with their lengths: a file that is cut needs none
+        _, lengths = _packets(encode(plt=True))
+        start, _ = _packets(data)
+        if len(lengths) % len(layers):
+            raise ValueError(f"{len(lengths)} packets in {len(layers)} layers")
+        per_layer = len(lengths) // len(layers)
+        ends = (start + np.cumsum(lengths)[per_layer - 1 :: per_layer]).tolist()
+        over = [max(0, end - budget) for end, budget in zip(ends, budgets, strict=False)]
+        if not any(over):
+            break
+        targets = [t - 1.5 * o for t, o in zip(targets, over, strict=True)]
+    return data, ends
 
 
 def decode_layers(data: bytes, ends: Sequence[int], n_bytes: int) -> Rgb | None:
-    """The layers of `encode_layers` that are complete in the first bytes, from those bytes alone; None before the first."""
+    """The layers of `encode_layers` that are complete in the first bytes, from those bytes alone.
+
+    None before the first.
+    """
     n_layers = sum(end <= n_bytes for end in ends)
     if not n_layers:
         return None
@@ -297,19 +331,26 @@ def _packets(codestream: bytes) -> tuple[int, list[int]]:
         at += 2 + length
 
 
-def decode_jpeg_prefix(data: bytes) -> Rgb | None:
-    """What Pillow makes of the first bytes of a progressive JPEG; None where it sees no picture."""
+def decode_jpeg_prefix(data: bytes, original: Rgb) -> Rgb | None:
+    """The first bytes of a progressive JPEG by Pillow.
+
+    Or their complete scans alone, if that comes closer to the original. None where it sees no picture.
+    """
+    whole_scans = data[: max(data.rfind(START_OF_SCAN), 0)] + END_OF_CODESTREAM
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
-        return decode_pillow(data)
-    except OSError:
-        return None
+        pictures = [decode_or_none(decode_pillow, d, original.shape) for d in (data, whole_scans)]
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+    there = [p for p in pictures if p is not None]
+    return min(there, key=lambda p: float(np.square(original - p.astype(np.float32)).sum()), default=None)
 
 
 def decode_or_none(decode: Callable[[bytes], Rgb], data: bytes, shape: tuple[int, ...]) -> Rgb | None:
-    """What a program makes of the first bytes of a file; None where it fails or the picture is of another size."""
+    """What a decoder makes of the first bytes of a file.
+
+    None where it fails or the picture is of another size.
+    """
     try:
         rgb = decode(data)
     except (subprocess.CalledProcessError, OSError):

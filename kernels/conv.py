@@ -30,16 +30,13 @@ from vbc.kernels.dispatch import (
 )
 
 ACTIVATION_MAX = 127
-"""Hidden activations are 0..127: sums of two products then fit the 16 bits that CPUs without VNNI give
-them."""
+"""Hidden activations are 0..127: sums of two products then fit 16 bits, all that CPUs without VNNI have."""
 CARRIER_MAX = 2047
-"""Largest |value| of an int16 input: the GPU multiplies these as float16, which holds all integers up to
-2048."""
+"""Largest |value| of an int16 input: GPUs multiply these as float16, which holds integers up to 2048."""
 ACCUMULATOR_LIMIT = 1 << 24
 """float32 holds every integer up to here."""
 MAX_SHIFT = 16
-"""An accumulator over 2^23, where float32 has no halves, is over 127 after a shift of 16 and so clamped
-anyway."""
+"""Accumulators over 2^23, where float32 has no halves, still exceed 127 after this shift: clamped anyway."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +81,7 @@ class IntConv:
         return conv_int_reference(x, self.weight, bias, self.shift, self.head, residual)
 
     def with_bias(self, bias: Tensor) -> "IntConv":
-        """The same layer with another bias, sharing the packed weights. Raises ValueError as the constructor
-        does."""
+        """The same layer with another bias and the same packed weights; ValueError as when made."""
         return IntConv(self.weight, bias, self.shift, self.head, self._packed)
 
     def to(self, device: torch.device | str) -> "IntConv":
@@ -265,8 +261,7 @@ def _triton_agrees(device: torch.device, shape: torch.Size, head: bool) -> bool:
 
 
 def _agrees(run: Callable[..., Tensor], shape: torch.Size, head: bool, device: torch.device | str) -> bool:
-    """Compare with the reference: full-range weights and inputs, every shift, a width that fills no
-    vector."""
+    """Compare with the reference: full-range weights and inputs, every shift, an awkward width."""
     o, i, k, _ = shape
     n = shape.numel()
     # A fixed sequence: no generator's state changes.

@@ -66,8 +66,7 @@ def interpreting() -> bool:
 
 
 def use_triton(x: Tensor) -> bool:
-    """True where the operation on x runs as a Triton kernel: on CUDA, or anywhere under
-    TRITON_INTERPRET=1."""
+    """True where the operation on x runs as a Triton kernel: CUDA tensors, all under TRITON_INTERPRET=1."""
     return HAVE_TRITON and (x.is_cuda or interpreting())
 
 

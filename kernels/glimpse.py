@@ -1,11 +1,11 @@
-"""Glimpses: crop square patches under affine transforms, and paste patches back (spatial transformer,
-Jaderberg et al. 2015, arXiv:1506.02025).
+"""Glimpses: crop square patches under affine transforms, and paste patches back.
 
-Coordinates are those of `torch.nn.functional.affine_grid` with align_corners=False: -1..1 from edge to edge
-of the image, pixel centres half a pixel inside. Bilinear, zero outside. A transform [2, 3] takes patch
-coordinates to image coordinates. Both directions are one operation: output o is the sum over its glimpses g
-of source s(g), read through T(g). A crop has one glimpse per output; a paste has the inverse transforms and
-as many glimpses per image as fall on it. The exact form for boxes is in `glimpse_box.py`.
+The sampler of spatial transformers (Jaderberg et al. 2015, arXiv:1506.02025). Coordinates are those of
+`torch.nn.functional.affine_grid` with align_corners=False: -1..1 from edge to edge of the image, pixel
+centres half a pixel inside. Bilinear, zero outside. A transform [2, 3] takes patch coordinates to image
+coordinates. Both directions are one operation: output o is the sum over its glimpses g of source s(g), read
+through T(g). A crop has one glimpse per output; a paste has the inverse transforms and as many glimpses per
+image as fall on it. The exact form for boxes is in `glimpse_box.py`.
 """
 
 from collections.abc import Callable
@@ -82,8 +82,7 @@ def _resample(
 def resample_reference(
     source: Tensor, transforms: Tensor, source_of: Tensor, output_of: Tensor, size: tuple[int, int, int]
 ) -> Tensor:
-    """The definition, in torch operations. source: [S, C, h, w]. size: number, height and width of the
-    outputs."""
+    """The definition. source: [S, C, h, w]. size: number, height and width of the outputs."""
     n_out, height, width = size
     _, c, h, w = source.shape
     v = (torch.arange(height, device=source.device, dtype=source.dtype) * 2 + 1) / height - 1
@@ -199,8 +198,7 @@ def _add_corner(at: Pointer, amount: Value, i: Value, j: Value, h: Value, w: Val
 
 @jit
 def _position(transform: Pointer, u: Value, v: Value, h: Value, w: Value) -> Value:
-    """Where the grid points (u, v) lie in the source, in pixels; far outside at the most, so that integers
-    hold it."""
+    """Where grid points lie in the source, in pixels; at most a little outside, so that integers hold it."""
     x = tl.load(transform) * u + tl.load(transform + 1) * v + tl.load(transform + 2)
     y = tl.load(transform + 3) * u + tl.load(transform + 4) * v + tl.load(transform + 5)
     x = ((x + 1.0) * w - 1.0) * 0.5

@@ -62,8 +62,7 @@ def paste_boxes(
 
 
 def invert_boxes(boxes: Tensor) -> Tensor:
-    """The boxes the other way round, rounded to nearest: int64 [G, 4]. Raises ValueError where a step is
-    not 1..2^30."""
+    """The boxes the other way round, to nearest: int64 [G, 4]. ValueError where a step is not 1..2^30."""
     check_tensor("boxes", boxes, (torch.int64,), (None, 4))
     start, step = boxes[:, :2], boxes[:, 2:]
     if not bool(((step >= 1) & (step <= MAX_STEP) & (start.abs() <= MAX_STEP)).all()):

@@ -1,22 +1,30 @@
-"""Masked convolution of a PixelCNN, for any periodic causal order (van den Oord et al. 2016,
-arXiv:1606.05328, generalised).
+"""Masked convolution of a PixelCNN, for any periodic causal order.
 
-An order is a map of phases: position (i, j) is decoded in phase ``phases[i mod P][j mod P]``, all positions
-of a phase at once. A tap reads a neighbour; it is active where the neighbour's phase is lower (type A), or
-lower or equal (type B). So all positions of one cell of the map share one list of active taps, and the work
-is one dense matrix product per cell over those taps: nothing is multiplied by a mask's zero. Outside the
-image the input is zero.
+Generalises van den Oord et al. 2016 (arXiv:1606.05328). An order is a map of phases: position (i, j) is
+decoded in phase ``phases[i mod P][j mod P]``, all positions of a phase at once. A tap reads a neighbour; it
+is active where the neighbour's phase is lower (type A), or lower or equal (type B). So all positions of one
+cell of the map share one list of active taps, and the work is one dense matrix product per cell over those
+taps: nothing is multiplied by a mask's zero. Outside the image the input is zero.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vbc.kernels.conv import ACTIVATION_MAX, CARRIER_MAX, check_bound, check_layer, headroom, pack_triton
+from vbc.kernels.conv import (
+    ACTIVATION_MAX,
+    CARRIER_MAX,
+    IntConv,
+    check_bound,
+    check_layer,
+    conv_int_reference,
+    headroom,
+    pack_triton,
+)
 from vbc.kernels.dispatch import (
     Pointer,
     Value,
@@ -32,8 +40,7 @@ from vbc.kernels.dispatch import (
 )
 
 WEIGHT_SPLITS = 64
-"""Partial sums of the weight gradient, added in a fixed order afterwards: no atomic additions, so a run
-repeats."""
+"""Partial sums of the weight gradient, added in a fixed order: with no atomic additions a run repeats."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,7 @@ def patches(side: int, independent: bool = True) -> Order:
 
 
 def interlaced(n_levels: int = 1) -> Order:
-    """The coarse grid of stride 2^n_levels first, then per level: the diagonal positions, those beside,
-    those below."""
+    """The coarse grid of stride 2^n_levels, then per level the positions diagonal, beside and below."""
     period = 1 << n_levels
     phases = [[0] * period for _ in range(period)]
     for level in range(n_levels):
@@ -113,8 +119,7 @@ def masked_conv_int(
     phase: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The exact convolution, ``clamp((W*x + b + 2^(s-1)) >> s, 0, 127)`` as in `conv.py`; a head is not
-    clamped.
+    """The exact convolution, ``clamp((W*x + b + 2^(s-1)) >> s, 0, 127)``; a head is int32 and not clamped.
 
     x: uint8 [N, C, H, W] 0..127, or int16 -2047..2047. weight: int8 [O, C, k, k]. bias: int32 [O]. shift:
     [O], 1..16. Computes the positions of one phase, or all; the others stay as they are in out (uint8, or
@@ -122,19 +127,75 @@ def masked_conv_int(
     ValueError for other shapes and dtypes and where a partial sum could reach 2^24.
     """
     _check(x, weight, bias, (torch.uint8, torch.int16))
-    check_layer(weight, bias, shift)
-    check_same_device(x, shift=shift)
-    check_bound(bias, headroom(weight, shift, ACTIVATION_MAX if x.dtype == torch.uint8 else CARRIER_MAX))
+    _check_int(weight, bias, shift, ACTIVATION_MAX if x.dtype == torch.uint8 else CARRIER_MAX)
     cells = plan(order, weight.shape[-1], kind).of_phase(phase)
-    if out is None:
-        size = (x.shape[0], weight.shape[0], *x.shape[2:])
-        dtype = torch.int32 if head else torch.uint8
-        out = torch.empty(size, dtype=dtype, device=x.device, memory_format=torch.channels_last).zero_()
-    else:
-        _check_out(out, x, weight, head)
+    out = _output(out, x, weight, head)
     if use_triton(x) and _triton_agrees(x, weight, order, kind, head):
         return masked_conv_int_triton(x, weight, bias, shift, cells, order.period, head, out)
     return masked_conv_int_gather(x, weight, bias, shift, cells, order.period, head, out)
+
+
+@dataclass(frozen=True, eq=False)
+class IntMaskedConv:
+    """The exact layer with its integers packed once; arguments and errors as in `masked_conv_int`.
+
+    On the CPU the active taps of a cell are gathered and go through one `IntConv` of kernel size 1.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+    order: Order
+    kind: str
+    head: bool = False
+    _packed: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_int(self.weight, self.bias, self.shift, ACTIVATION_MAX)
+        plan(self.order, self.weight.shape[-1], self.kind)
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, phase: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """Convolve x: uint8 [N, C, H, W], 0..127.
+
+        bias: int32 [O] in place of the layer's own. phase and out are those of `masked_conv_int`.
+        """
+        if bias is not None:
+            check_tensor("bias", bias, (torch.int32,), (self.weight.shape[0],))
+            check_bound(bias, headroom(self.weight, self.shift, ACTIVATION_MAX))
+        _check(x, self.weight, self.bias if bias is None else bias, (torch.uint8,))
+        cells = plan(self.order, self.weight.shape[-1], self.kind).of_phase(phase)
+        out = _output(out, x, self.weight, self.head)
+        bias = self.bias if bias is None else bias
+        if not use_triton(x):
+            run = self._on_cpu if x.device.type == "cpu" else self._gather
+            return run(x, bias, cells, out)
+        if not _triton_agrees(x, self.weight, self.order, self.kind, self.head):
+            return self._gather(x, bias, cells, out)
+        if "triton" not in self._packed:
+            self._packed["triton"] = pack_triton(self.weight, torch.int8).flatten(0, 1)
+        packed = self._packed["triton"]
+        return _launch_int(x, packed, bias, self.shift, cells, self.order.period, out)
+
+    def _gather(self, x: Tensor, bias: Tensor, cells: "tuple[Cell, ...]", out: Tensor) -> Tensor:
+        period = self.order.period
+        return masked_conv_int_gather(x, self.weight, bias, self.shift, cells, period, self.head, out)
+
+    def _on_cpu(self, x: Tensor, bias: Tensor, cells: "tuple[Cell, ...]", out: Tensor) -> Tensor:
+        period = self.order.period
+        for cell, columns in _columns(x, cells, self.weight.shape[-1], period):
+            there = out[:, :, cell.a :: period, cell.b :: period]
+            if not cell.taps:  # nothing but the bias
+                none = self.weight.new_zeros((self.weight.shape[0], 1, 1, 1))
+                there.copy_(conv_int_reference(x[:, :1, :1, :1], none, bias, self.shift, self.head))
+                continue
+            if cell.taps not in self._packed:
+                chosen = self.weight.flatten(2)[:, :, [t[2] for t in cell.taps]]
+                taps = chosen.transpose(1, 2).flatten(1)[:, :, None, None].contiguous()
+                self._packed[cell.taps] = IntConv(taps, self.bias, self.shift, self.head)
+            there.copy_(self._packed[cell.taps](columns.permute(0, 3, 1, 2), bias))
+        return out
 
 
 # The definition
@@ -154,8 +215,7 @@ def active(order: Order, cell: tuple[int, int], tap: tuple[int, int], kind: str)
 
 
 def masked_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, order: Order, kind: str) -> Tensor:
-    """The definition, position by position, in x's dtype (float64 or int64); every other path is compared
-    with it."""
+    """The definition, position by position, in x's dtype; every other path is compared with it."""
     n, _, h, w = x.shape
     k = weight.shape[-1]
     y = bias.view(1, -1, 1, 1).expand(n, -1, h, w).clone()
@@ -185,8 +245,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of an order for one kernel size and type, and the same seen from the input for its
-    gradient."""
+    """All cells of an order for one kernel size and type; back: the same, seen from the input's gradient."""
 
     cells: tuple[Cell, ...]
     back: tuple[Cell, ...]
@@ -305,8 +364,7 @@ def _tables(cells: tuple[Cell, ...], device: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=64)
 def _cells_of_taps(p: Plan, device: str) -> tuple[Tensor, Tensor]:
-    """The numbers of the cells that read each tap, one list after the other, and where each list starts;
-    int32."""
+    """The cells that read each tap, list after list, and where each list starts; int32."""
     lists = [[n for n, c in enumerate(p.cells) if any(t[2] == i for t in c.taps)] for i in range(p.k**2)]
     starts = [0]
     for cells in lists:
@@ -368,14 +426,24 @@ def masked_conv_int_triton(
     out: Tensor,
 ) -> Tensor:
     """The exact form as a Triton kernel: int8 products for uint8 input, float16 products for int16."""
-    carrier = torch.int8 if x.dtype == torch.uint8 else torch.float16
+    packed = pack_triton(weight, torch.int8 if x.dtype == torch.uint8 else torch.float16)
+    return _launch_int(x, packed.flatten(0, 1), bias, shift, cells, period, out)
+
+
+def _launch_int(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    cells: tuple[Cell, ...],
+    period: int,
+    out: Tensor,
+) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     x = x.view(torch.int8) if x.dtype == torch.uint8 else x.to(torch.float16)
-    form = "int8" if carrier == torch.int8 else "float16"
+    form = "int8" if x.dtype == torch.int8 else "float16"
     y = out.contiguous(memory_format=torch.channels_last)
-    _launch(
-        x, pack_triton(weight, carrier).flatten(0, 1), bias, shift.to(torch.int32), y, cells, period, form
-    )
+    _launch(x, packed, bias, shift.to(torch.int32), y, cells, period, form)
     return out if y is out else out.copy_(y)
 
 
@@ -465,10 +533,22 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, dtypes: tuple[torch.dtype, .
     check_same_device(x, weight=weight, bias=bias)
 
 
-def _check_out(out: Tensor, x: Tensor, weight: Tensor, head: bool) -> None:
+def _check_int(weight: Tensor, bias: Tensor, shift: Tensor, x_max: int) -> None:
+    check_layer(weight, bias, shift)
+    check_same_device(weight, bias=bias, shift=shift)
+    check_bound(bias, headroom(weight, shift, x_max))
+
+
+def _output(out: Tensor | None, x: Tensor, weight: Tensor, head: bool) -> Tensor:
+    """The output to write into: out if it fits (ValueError where not), zeros where none is given."""
+    size = (x.shape[0], weight.shape[0], *x.shape[2:])
     dtype = torch.int32 if head else torch.uint8
-    check_tensor("out", out, (dtype,), (x.shape[0], weight.shape[0], *x.shape[2:]))
+    if out is None:
+        empty = torch.empty(size, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+        return empty.zero_()
+    check_tensor("out", out, (dtype,), size)
     check_same_device(x, out=out)
+    return out
 
 
 def _triton_agrees(x: Tensor, weight: Tensor, order: Order, kind: str, head: bool) -> bool:

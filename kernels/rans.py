@@ -1,13 +1,12 @@
-"""Decoder of many ANS lanes at once, as `constriction`'s default `AnsCoder` writes them (asymmetric numeral
-systems, Duda 2013).
+"""Decoder of many lanes at once, as `constriction`'s default `AnsCoder` writes them.
 
-A lane is a stack of 32-bit words and a state of up to 64 bits. Decoding a symbol of a table whose
-frequencies f total 2^16, at a precision of 24 bits: ``q = state mod 2^24``; the symbol s has ``c_s << 8 <=
-q < c_{s+1} << 8``, c the cumulative frequencies; ``state = (state >> 24) * (f_s << 8) + q - (c_s << 8)``;
-and a state below 2^32 takes the last word left, ``state = state << 32 | word``. A lane opens with its last
-two words as state (the last one on top). The symbols come in the order in which they were given to the
-encoder's last call, first symbol first. On the CPU `constriction` itself is faster; this is for CUDA, and
-for proving the two alike.
+Asymmetric numeral systems (Duda 2013, arXiv:1311.2540). A lane is a stack of 32-bit words and a state of up
+to 64 bits. Decoding a symbol of a table whose frequencies f total 2^16, at a precision of 24 bits: ``q =
+state mod 2^24``; the symbol s has ``c_s << 8 <= q < c_{s+1} << 8``, c the cumulative frequencies; ``state =
+(state >> 24) * (f_s << 8) + q - (c_s << 8)``; and a state below 2^32 takes the last word left, ``state =
+state << 32 | word``. A lane opens with its last two words as state (the last one on top). What was encoded
+last is decoded first, and within one `encode_reverse` the first symbol comes first. On the CPU
+`constriction` itself is faster; this is for CUDA, and for proving the two alike.
 """
 
 from dataclasses import dataclass
@@ -34,9 +33,9 @@ MAX_SYMBOLS = 4096
 
 @dataclass
 class Lanes:
-    """Open lanes. words: int32, the bits of all lanes' 32-bit words. offset: int64 [L], where each lane's
-    words start.
+    """Open lanes.
 
+    words: int32, the bits of all lanes' 32-bit words. offset: int64 [L], where each lane's words start.
     remaining: int32 [L], words of each lane not yet taken. state: int64 [L], the bits of the 64-bit states.
     Decoding changes the last two in place, so that a level's next step goes on where this one stopped.
     """
@@ -47,8 +46,7 @@ class Lanes:
     state: Tensor
 
     def finished(self) -> Tensor:
-        """Bool [L]: the lane gave back exactly what was encoded. A lane cut short or read too far is not
-        finished."""
+        """Bool [L]: all that was encoded has been read. A lane cut short or read too far is not finished."""
         return (self.state == 0) & (self.remaining == 0)
 
 
@@ -113,8 +111,7 @@ def decode_lanes_reference(lanes: Lanes, runs: Tensor, starts: Tensor, cumulativ
 
 
 def decode_lanes_triton(lanes: Lanes, runs: Tensor, starts: Tensor, cumulative: Tensor) -> Tensor:
-    """One program and one warp per lane: a run's table stays in registers, a symbol costs two reductions
-    over it."""
+    """One warp per lane: a run's table stays in registers, a symbol costs two reductions over it."""
     counts = torch.cat((runs.new_zeros(1), runs[:, 1])).long().cumsum(0)
     out = torch.empty(int(counts[-1]), dtype=torch.int16, device=runs.device)
     n_lanes, n_symbols = lanes.state.numel(), cumulative.shape[1] - 1
@@ -148,12 +145,15 @@ def _check(lanes: Lanes, runs: Tensor, starts: Tensor, cumulative: Tensor) -> No
     if n_tables < 1 or not 1 <= n_symbols <= MAX_SYMBOLS:
         raise ValueError(f"cumulative must hold tables of 1..{MAX_SYMBOLS} symbols")
     rising = (cumulative[:, 1:] >= cumulative[:, :-1]).all()
-    if not bool(rising & (cumulative[:, 0] == 0).all() & (cumulative[:, -1] == TOTAL).all()):
-        raise ValueError(f"cumulative must rise from 0 to {TOTAL} in every table")
-    if runs.numel() and not bool(((runs[:, 0] >= 0) & (runs[:, 0] < n_tables) & (runs[:, 1] >= 0)).all()):
-        raise ValueError(f"runs must name tables 0..{n_tables - 1} and counts of at least 0")
+    whole = (cumulative[:, 0] == 0).all() & (cumulative[:, -1] == TOTAL).all()
+    known = ((runs[:, 0] >= 0) & (runs[:, 0] < n_tables) & (runs[:, 1] >= 0)).all()
     in_order = (starts[1:] >= starts[:-1]).all() & (starts[0] == 0) & (starts[-1] == runs.shape[0])
-    if not bool(in_order):
+    good = torch.stack((rising & whole, known, in_order)).tolist()  # one wait for the device
+    if not good[0]:
+        raise ValueError(f"cumulative must rise from 0 to {TOTAL} in every table")
+    if not good[1]:
+        raise ValueError(f"runs must name tables 0..{n_tables - 1} and counts of at least 0")
+    if not good[2]:
         raise ValueError("starts must rise from 0 to the number of runs")
 
 

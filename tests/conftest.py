@@ -1,20 +1,22 @@
 """Device of the kernel tests: the CPU through Triton's interpreter, or CUDA for tests/gpu_check.py."""
 
-import importlib
 import os
+
+# Triton reads this when a kernel is defined, so it stands before the imports. The fixture sets it again for
+# the tests that run a kernel; all other tests take the fast CPU paths.
+os.environ["TRITON_INTERPRET"] = "1" if os.environ.get("VBC_KERNEL_DEVICE", "cpu") == "cpu" else "0"
+
+import importlib
+from pathlib import Path
 
 import pytest
 
-KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")
-KERNELS = ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "rans")
+from vbc.codec.weights import Model, load_model
 
-if KERNEL_DEVICE == "cpu":
-    # Triton reads the variable when a kernel is defined; the fixture sets it again for the tests that run
-    # one, so that all other tests take the fast CPU paths.
-    os.environ["TRITON_INTERPRET"] = "1"
-    for name in KERNELS:
-        importlib.import_module(f"vbc.kernels.{name}")
-    del os.environ["TRITON_INTERPRET"]
+for name in ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "rans"):
+    importlib.import_module(f"vbc.kernels.{name}")
+del os.environ["TRITON_INTERPRET"]
+KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")
 
 
 @pytest.fixture
@@ -24,3 +26,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> str:
     if KERNEL_DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     return KERNEL_DEVICE
+
+
+@pytest.fixture(scope="session")
+def tiny_path() -> Path:
+    """Weights of the tiny frozen model (scripts/make_golden.py)."""
+    return Path(__file__).parent / "golden" / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path) -> Model:
+    """The tiny frozen model: fast, and never retrained."""
+    return load_model(tiny_path)

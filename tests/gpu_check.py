@@ -11,6 +11,9 @@ from pathlib import Path
 
 os.environ["VBC_KERNEL_DEVICE"] = "cuda"
 os.environ.pop("TRITON_INTERPRET", None)
+os.environ.setdefault(
+    "TRITON_DEFAULT_FP_FUSION", "1"
+)  # triton 3.9 warns where it is unset; warnings are errors
 
 import pytest
 import torch

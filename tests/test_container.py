@@ -280,7 +280,7 @@ def test_errors_carry_data() -> None:
 
 
 def test_worked_example() -> None:
-    """docs/format.md section 9, read from the document itself, decodes to what the text says."""
+    """docs/format.md section 10, read from the document itself, decodes to what the text says."""
     text = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```hex\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     data = bytes.fromhex("".join(re.split(r"  +", line)[0] for line in block.splitlines()))

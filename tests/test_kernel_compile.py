@@ -1,5 +1,7 @@
-"""Every kernel compiles for Hopper GPUs (sm_90), whether or not there is one: the interpreter accepts more
-than the compiler."""
+"""Every kernel compiles for Hopper GPUs (sm_90), with no GPU needed.
+
+The interpreter accepts more than the compiler does.
+"""
 
 import os
 import subprocess
@@ -14,8 +16,7 @@ from vbc.kernels import conv, glimpse, glimpse_box, logistic, masked_conv, mixtu
 
 INT8, HALF, INT, FLOAT, BYTE, LONG = "*i8", "*fp16", "*i32", "*fp32", "*u8", "*i64"
 Case = tuple[str, Any, dict[str, str], dict[str, Any]]
-"""Name, kernel, types of the arguments that are not int32, compile-time constants (a 1 is one for Triton,
-too)."""
+"""Name, kernel, types of the arguments that are not int32, compile-time constants (1 is one, too)."""
 
 
 def cases() -> Iterator[Case]:

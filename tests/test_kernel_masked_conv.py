@@ -10,6 +10,7 @@ from torch import Tensor
 from vbc.kernels.masked_conv import (
     CHECKERBOARD,
     RASTER,
+    IntMaskedConv,
     Order,
     interlaced,
     masked_conv,
@@ -58,8 +59,7 @@ def image(n: int, c: int, h: int, w: int) -> Tensor:
 
 
 def test_masks_of_the_orders() -> None:
-    """The active taps, drawn: raster A is the mask of PixelCNN; the checkerboard's second phase reads the
-    four beside."""
+    """The active taps, drawn: raster A is PixelCNN's mask; a checkerboard's second phase reads four."""
 
     def drawn(order: Order, k: int, kind: str, cell: int) -> str:
         taps = {t[2] for t in plan(order, k, kind).cells[cell].taps}
@@ -82,8 +82,7 @@ def test_masks_of_the_orders() -> None:
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_nothing_sees_the_future(name: str) -> None:
-    """The Jacobian of a type A layer: a position depends on positions decoded before it, and only on
-    those."""
+    """The Jacobian of a type A layer: positions near and decoded before are read, no others."""
     order, k = ORDERS[name]
     h, w = min(2 * order.period, 6), 5
     weight, bias = torch.ones(1, 1, k, k, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -158,8 +157,10 @@ def test_half_precision(device: str) -> None:
         assert float((a.cpu().double() - b).abs().max()) <= 2e-3 * (1 + float(b.abs().max()))
 
 
-@pytest.mark.parametrize("name", ORDERS)
-@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [*((name, False) for name in ORDERS), ("raster", True), ("checkerboard", True), ("9|3", True)],
+)
 def test_integers(name: str, head: bool, device: str) -> None:
     order, k = ORDERS[name]
     for n, c, o, h, w in ((1, 5, 18, 6, 7),) if k > 5 else ((1, 1, 1, 1, 1), (2, 5, 18, 6, 7)):
@@ -179,6 +180,36 @@ def test_integers(name: str, head: bool, device: str) -> None:
             assert torch.equal(out, want)
 
 
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("head", [False, True])
+def test_prepared_layer(name: str, head: bool) -> None:
+    """On the CPU's fast path, with its own bias and another, phase by phase into a poisoned output."""
+    order, k = ORDERS[name]
+    weight, bias, shift = int_layer(3, 18, k)
+    other = bias.flip(0)
+    x = torch.randint(0, 128, (2, 3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(8))
+    for kind in "AB":
+        layer = IntMaskedConv(weight, bias, shift, order, kind, head)
+        want = masked_conv_int(x, weight, bias, shift, order, kind, head)
+        assert torch.equal(layer(x), want)
+        want = masked_conv_int(x, weight, other, shift, order, kind, head)
+        out = torch.full_like(want, 77)
+        for phase in range(order.n_phases):
+            layer(x, other, phase, out)
+        assert torch.equal(out, want)
+
+
+def test_prepared_layer_as_a_kernel(device: str) -> None:
+    weight, bias, shift = (t.to(device) for t in int_layer(3, 18, 3))
+    x = torch.randint(0, 128, (1, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(8)).to(
+        device
+    )
+    layer = IntMaskedConv(weight, bias, shift, CHECKERBOARD, "A")
+    assert torch.equal(layer(x), masked_conv_int(x, weight, bias, shift, CHECKERBOARD, "A"))
+    with pytest.raises(ValueError, match=r"2\^24"):
+        layer(x, torch.full_like(bias, 1 << 24))
+
+
 def test_signed_carrier(device: str) -> None:
     weight, bias, shift = int_layer(4, 6, 3, 2047)
     x = torch.randint(
@@ -192,8 +223,7 @@ def test_signed_carrier(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["checkerboard", "interlaced 2", "9|3"])
 def test_phase_by_phase(name: str, device: str) -> None:
-    """One phase writes its positions only, and reads nothing that is decoded later: poison there changes
-    nothing."""
+    """One phase writes its own positions and reads earlier ones: poison elsewhere changes nothing."""
     order, k = ORDERS[name]
     n, c, o, h, w = 1, 3, 17, 7, 9
     args = [t.to(device) for t in int_layer(c, o, k)]
@@ -226,8 +256,7 @@ def test_inactive_taps_are_never_read(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["raster 5", "checkerboard", "interlaced", "9|3"])
 def test_work_done(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products that the interpreter sees are those of the plan; the plan is what the masks leave of
-    k*k."""
+    """The interpreter sees the products of the plan, and the plan has those that the masks leave."""
     if device != "cpu":
         pytest.skip("only the interpreter can be watched")
     from triton.runtime import interpreter

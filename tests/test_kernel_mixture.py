@@ -43,12 +43,12 @@ def gradient_error(have: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("low", [-7.0, -12.0])
 def test_bits_and_gradient(shape: tuple[int, int, int, int], low: float, device: str) -> None:
-    """float32 within 1e-4 of float64, relative to 1 and the value; the gradient within 2e-4."""
+    """float32 within 1e-4 of float64, relative to 1 and the value; the gradient within 1e-3."""
     params, x = arguments(*shape)
     want_bits, want_grad = with_gradient(params.double(), x, low)
     bits, grad = with_gradient(params.to(device), x.to(device), low)
     assert torch.allclose(bits.cpu().double(), want_bits, rtol=1e-4, atol=1e-4)
-    assert gradient_error(grad, want_grad) <= 2e-4
+    assert gradient_error(grad, want_grad) <= 1e-3
 
 
 def test_reference_gradient() -> None:

@@ -1,5 +1,4 @@
-"""The ANS lanes: what constriction encoded comes back bit for bit, over several steps and from damaged
-words."""
+"""The ANS lanes: bit for bit what constriction encoded or, from damaged words, decodes."""
 
 import constriction
 import numpy as np
@@ -107,8 +106,7 @@ def test_unfinished_lanes_are_seen(device: str) -> None:
 
 
 def test_damaged_words_decode_alike(device: str) -> None:
-    """Any words are somebody's message: kernel, reference and constriction read the same symbols from
-    noise, past its end."""
+    """Kernel, reference and constriction read the same symbols from noise, and past its end."""
     rng = np.random.default_rng(3)
     words = [rng.integers(1, 2**32, n, dtype=np.uint32) for n in (1, 2, 3, 12)] + [
         np.full(4, 2**32 - 1, np.uint32)

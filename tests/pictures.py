@@ -1,0 +1,39 @@
+"""Pictures for tests, made here: photograph-like, and the extremes."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vbc.codec.example import make_example
+
+
+def photo(height: int, width: int) -> Tensor:
+    """uint8 [3, height, width], photograph-like."""
+    return from_array(make_example(width, height))
+
+
+def from_array(rgb: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] as a tensor [3, H, W]."""
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+
+
+def noise(height: int, width: int) -> Tensor:
+    """Uniform noise."""
+    return from_array(np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def constant(height: int, width: int, value: int = 255) -> Tensor:
+    """One colour."""
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def stripes(height: int, width: int) -> Tensor:
+    """Black and saturated columns, one pixel wide: the largest differences there are."""
+    x = torch.zeros((3, height, width), dtype=torch.uint8)
+    x[0, :, ::2] = 255
+    x[2, ::2] = 255
+    return x
+
+
+SIZES = ((1, 1), (1, 2), (2, 1), (1, 9), (9, 1), (3, 3), (8, 8), (9, 8), (5, 70), (17, 23), (33, 64))
+CONTENTS = {"photo": photo, "noise": noise, "constant": constant, "stripes": stripes}

@@ -1,0 +1,29 @@
+"""Files of the first format version decode to the same pixels for ever. Written by scripts/make_golden.py alone."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from vbc.bitstream import container
+from vbc.codec.pipeline import decode_image
+from vbc.codec.weights import Model
+
+FOLDER = Path(__file__).parent / "golden"
+ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())
+
+
+def test_no_file_is_missing() -> None:
+    assert len(ANSWERS) >= 12
+    assert {p.name for p in FOLDER.glob("*.vbc")} == set(ANSWERS)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_golden_file(tiny: Model, name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    levels = container.level_ends(container.unpack_header(data))
+    assert list(ANSWERS[name]) == [str(n) for n in range(1, len(levels) + 1)]
+    for n, want in ANSWERS[name].items():
+        rgb = decode_image(data, model=tiny, levels=int(n)).rgb
+        assert hashlib.sha256(rgb.contiguous().numpy().tobytes()).hexdigest() == want
