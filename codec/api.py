@@ -1,5 +1,7 @@
-"""The functions of `vbc.codec` for Python programs, on Pillow images, arrays and tensors. Light until
-something is coded."""
+"""The functions of `vbc.codec` for Python programs, on Pillow images, arrays and tensors.
+
+Light until something is coded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ Progress = Callable[[str, float], None]
 DEVICES: tuple[Device, ...] = ("cpu",)
 """Where the networks can run; decoded tensors can be put anywhere."""
 MAX_EFFORT = 2
-"""0 fast, 1 the default, 2 the slowest encoder; decoding is the same."""
+"""0: none, 1 (the default): output layers tuned to the image from samples, 2: tuned from all pixels."""
 LOSSY_LEVELS = container.LOSSY_LEVELS
 METADATA_KINDS = {"icc": container.ICC, "exif": container.EXIF, "xmp": container.XMP}
 
@@ -37,8 +39,7 @@ class FileInfo:
     """What the header of a file says. Sizes and offsets are in bytes.
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
-    complete at hand.
-    level_ends: level number -> number of bytes from which on it can be decoded.
+    complete at hand. level_ends: level number -> number of bytes from which on it can be decoded.
     """
 
     width: int
@@ -97,10 +98,14 @@ def encode(
 
     image: a Pillow image (RGB, L, 1 or P, without transparency), uint8 array [H, W] or [H, W, 3], or uint8
     tensor [1, H, W] or [3, H, W].
-    levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only). metadata: None keeps what
-    a Pillow image carries;
-    `Metadata()` drops it. model: None for the shipped weights, a path, or a loaded model.
-    A lossless file is decoded again and compared before it is returned.
+    levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only).
+    quality: of the lossy levels, 0..100; on photographs that spans about 0.1 to 2.5 bits per pixel.
+    effort: for the exact levels; 0: no tuning, 1: output layers tuned to the image from samples of it,
+    2: tuned from all pixels (of a phase of a grid at most about 400,000). Decoding is the same.
+    metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
+    model: None for the shipped weights, a path, or a loaded model.
+
+    A lossless file is decoded again and compared before it is returned; SelfCheckFailed where it differs.
     Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
     """
     import torch
@@ -133,12 +138,11 @@ def decode(
     allow_partial: bool = False,
     model: "Weights" = None,
 ) -> "Image.Image":
-    """Decode the bytes of a .vbc file to a Pillow image of mode RGB or L, its metadata in `info`. Inverse of
-    `encode`.
+    """Decode the bytes of a .vbc file to a Pillow image of mode RGB or L. Inverse of `encode`.
 
-    levels: use the first so many levels of the file; None: all. native: at the size of the last lossy level
-    used instead of the full
-    one. allow_partial: accept a file whose end is missing. Raises FormatError.
+    Its metadata is in `info`. levels: use the first so many levels of the file; None: all. native: at the
+    size of the last lossy level used instead of the full one. allow_partial: accept a file whose end is
+    missing. Raises FormatError.
     """
     decoded = decode_picture(
         data, levels=levels, native=native, device=device, allow_partial=allow_partial, model=model
@@ -178,10 +182,10 @@ def decode_image(
 def decode_image(
     source: "Source | list[Source]", device: Device = "cuda", *, model: "Weights" = None
 ) -> "Tensor | list[Tensor]":
-    """Decode files given as paths or bytes to uint8 tensors [C, H, W] on the device; C is 1 for gray images,
-    else 3.
+    """Decode files given as paths or bytes to uint8 tensors [C, H, W] on the device.
 
-    A list gives a list. Raises FormatError for bad files, OSError for unreadable ones.
+    C is 1 for gray images, else 3. A list gives a list. Raises FormatError for bad files, OSError for
+    unreadable ones.
     """
     from vbc.codec import pipeline
 
@@ -194,10 +198,10 @@ def decode_image(
 
 
 def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
-    """Read the header. data: the file or its first bytes; n_bytes: size of the file where `data` is only the
-    first bytes.
+    """Read the header.
 
-    Raises FormatError where the header is not valid, or the file longer than the header says.
+    data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. Raises
+    FormatError where the header is not valid, or the file longer than the header says.
     """
     from vbc.bitstream.errors import Corrupt
 
@@ -224,8 +228,10 @@ def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
 
 
 def verify(data: bytes, *, device: Device = "cpu", model: "Weights" = None) -> None:
-    """Check all checksums, decode everything and compare with the stored pixel hash. Raises FormatError at
-    the first fault."""
+    """Check all checksums, decode everything and compare with the stored pixel hash.
+
+    Raises FormatError at the first fault.
+    """
     from vbc.codec import pipeline
 
     check_device(device)

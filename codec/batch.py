@@ -1,5 +1,7 @@
-"""The command line's jobs: which output belongs to which input, coding one file to another, and many of them
-in processes."""
+"""The command line's jobs: from arguments to files, coding one file to another, many of them in processes.
+
+Which output belongs to which input is decided here too.
+"""
 
 import os
 import signal
@@ -138,8 +140,10 @@ def decode_file(job: Job, options: DecodeOptions, progress: api.Progress | None 
 
 
 def evaluate_file(job: Job, options: EncodeOptions) -> Report:
-    """Encode and decode an image in memory and measure both. psnr_db: over all subpixels of 8-bit RGB, None
-    where nothing differs."""
+    """Encode and decode an image in memory and measure both.
+
+    psnr_db: over all subpixels of 8-bit RGB, None where nothing differs.
+    """
     import numpy as np
 
     from vbc.codec import image_io
@@ -180,8 +184,7 @@ def mean_report(reports: list[Report]) -> Report:
     """Totals of a folder.
 
     Pixels, bytes and seconds are sums, bits per pixel are of those sums; bits per subpixel are the mean over
-    the
-    images, PSNR the mean over those that are not exact (None where all are).
+    the images, PSNR the mean over those that are not exact (None where all are).
     """
     sums = {
         key: sum(r[key] for r in reports)
@@ -220,10 +223,10 @@ def info_file(job: Job) -> Report:
 
 
 def plan(sources: list[str], output: str, input_suffixes: tuple[str, ...], output_suffix: str) -> list[Job]:
-    """One job for every file. Several sources, or a folder, go into the folder `output`, which keeps the
-    sources' structure.
+    """One job for every file.
 
-    Raises UsageError where outputs collide with each other or with an input.
+    Several sources, or a folder, go into the folder `output`, which keeps the sources' structure. Raises
+    UsageError where outputs collide with each other or with an input.
     """
     into_folder = len(sources) > 1 or Path(output).is_dir() or any(Path(s).is_dir() for s in sources)
     if not into_folder:
@@ -358,8 +361,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Hold back interrupts; processes started meanwhile hold them back until `_start_worker` is ready for
-    them."""
+    """Hold back interrupts.
+
+    Processes started meanwhile hold them back until `_start_worker` is ready for them.
+    """
     if sys.platform == "win32":
         yield
         return

@@ -24,19 +24,22 @@ def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> int:
-    """Restore what `save_checkpoint` wrote; returns the step. Raises RuntimeError where the model's shapes differ."""
+    """Restore what `save_checkpoint` wrote; returns the step.
+
+    Raises RuntimeError where the model's shapes differ.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     weights: dict[str, Tensor] = {}
     with safe_open(path, "pt") as f:
         step = int(f.metadata()["step"])
-        for key in f.keys():  # noqa: SIM118 - safe_open is no mapping
+        for key in f.keys():  # safe_open is no mapping
             kind, rest = key.split(".", 1)
             if kind == "model":
                 weights[rest] = f.get_tensor(key)
             else:
                 index, name = rest.split(".", 1)
                 state.setdefault(int(index), {})[name] = f.get_tensor(key)
-    missing, unexpected = model.load_state_dict(weights, strict=optimiser is not None)
+    _, unexpected = model.load_state_dict(weights, strict=optimiser is not None)
     if unexpected:
         raise RuntimeError(f"{path} holds other weights: {unexpected[0]}")
     if optimiser is not None:

@@ -1,6 +1,7 @@
-"""One traversal serves encoder, decoder and measurement: the levels call `code`, and the coder writes, reads or counts.
+"""One traversal serves encoder, decoder and measurement.
 
-`index` is a uint16 array of table indices, `symbols` an int array of the same size, or None in a decoder. `code` returns the symbols.
+The levels call `code`, and the coder writes, reads or counts. `index` is a uint16 array of table indices,
+`symbols` an int array of the same size, or None in a decoder. `code` returns the symbols.
 """
 
 from typing import Protocol
@@ -73,6 +74,9 @@ class Counter:
         return symbols
 
     def bits(self, frequencies: NDArray[np.uint32]) -> float:
-        """Ideal code length of all that was counted under tables of total 2^16, escapes with their raw bits."""
+        """Ideal code length of all that was counted, in bits.
+
+        Under tables of total 2^16, escapes with their raw bits.
+        """
         cost = 16 - np.log2(frequencies.astype(np.float64))
         return float((self.counts * cost).sum() + ESCAPE_BITS * self.counts[:, ESCAPE].sum())

@@ -1,17 +1,22 @@
-"""Colour transforms: reversible YCoCg-R for the exact levels, an orthogonal opponent space for the lossy ones.
+"""Colour transforms: reversible YCoCg-R for the exact levels, an opponent space for the lossy ones.
 
-YCoCg-R: Malvar and Sullivan, "YCoCg-R: A Color Space with RGB Reversibility and Low Dynamic Range", JVT-I014, 2003.
+The opponent space is orthogonal. YCoCg-R: Malvar and Sullivan, "YCoCg-R: A Color Space with RGB Reversibility
+and Low Dynamic Range", JVT-I014, 2003.
 """
 
 import torch
 from torch import Tensor
 
 OPPONENT_TO_RGB = ((1, 1, 1), (1, 0, -2), (1, -1, 1))
-"""Rows R, G, B; columns Y, U, V. The columns are orthogonal and the inverse is made of small integers, so decoding is exact."""
+"""Rows R, G, B; columns Y, U, V. The columns are orthogonal and the inverse is made of small integers, so
+decoding is exact."""
 
 
 def rgb_to_ycocg(rgb: Tensor) -> Tensor:
-    """Map uint8 RGB [..., 3, H, W] to int16 YCoCg-R of the same shape: Y in 0..255, Co and Cg in -255..255. Reversible."""
+    """Map uint8 RGB [..., 3, H, W] to int16 YCoCg-R of the same shape. Reversible.
+
+    Y is in 0..255, Co and Cg in -255..255.
+    """
     r, g, b = rgb.to(torch.int16).unbind(-3)
     out = torch.empty_like(rgb, dtype=torch.int16)  # keeps the memory format
     y, co, cg = out.unbind(-3)
@@ -40,7 +45,10 @@ def rgb_to_opponent(rgb: Tensor) -> Tensor:
 
 
 def opponent_to_rgb(yuv: Tensor) -> Tensor:
-    """Invert `rgb_to_opponent`: R = Y+U+V, G = Y-2V, B = Y-U+V. Works on any signed dtype; exact on integers."""
+    """Invert `rgb_to_opponent`: R = Y+U+V, G = Y-2V, B = Y-U+V.
+
+    Works on any signed dtype; exact on integers.
+    """
     y, u, v = yuv.unbind(-3)
     yv = y + v
     return torch.stack((yv + u, y - 2 * v, yv - u), -3)

@@ -17,8 +17,8 @@ IMAGE_SUFFIXES = (".png", ".webp", ".ppm", ".tif", ".tiff", ".bmp", ".jpg", ".jp
 def load_tiles(folder: Path) -> NDArray[np.uint8]:
     """All tiles of a folder: uint8 [N, 3, 128, 128].
 
-    Every image is cut into the whole tiles that fit; a mosaic of tiles comes apart into just those tiles. Raises
-    FileNotFoundError where no tile is found.
+    Every image is cut into the whole tiles that fit; a mosaic of tiles comes apart into just those tiles.
+    Raises FileNotFoundError where no tile is found.
     """
     parts = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
@@ -33,9 +33,10 @@ def load_tiles(folder: Path) -> NDArray[np.uint8]:
 
 
 def batches(tiles: NDArray[np.uint8], size: int, seed: int, start_step: int) -> Iterator[Tensor]:
-    """Endless random batches uint8 [size, 3, 128, 128]; a function of seed and step, so a resumed run sees what it would have.
+    """Endless random batches uint8 [size, 3, 128, 128].
 
-    Augmentation: flips and transposition, which leave the statistics of camera noise alone (rescaling does not).
+    A function of seed and step, so a resumed run sees what it would have. Augmentation: flips and
+    transposition, which leave the statistics of camera noise alone (rescaling does not).
     """
     step = start_step
     while True:

@@ -1,8 +1,11 @@
-"""The exact levels: interlaced grids, each step from x_s to x_{s-1} in three phases (docs/architecture.md, "Exact levels").
+"""The exact levels: interlaced grids, each step from x_s to x_{s-1} in three phases.
 
-With `A = x_s` at the even rows and even columns of x_{s-1}, the phases are D (odd, odd), H (even, odd), V (odd, even). Every phase
-predicts its pixels from a local base (the mean of the four nearest known pixels) plus what a small network adds, and gives a scale.
-All of this file's feature arithmetic is on int16 and so exact.
+See docs/architecture.md, "Exact levels".
+
+With `A = x_s` at the even rows and even columns of x_{s-1}, the phases are D (odd, odd), H (even, odd),
+V (odd, even). Every phase predicts its pixels from a local base (the mean of the four nearest known pixels)
+plus what a small network adds, and gives a scale. All of this file's feature arithmetic is on int16 and so
+exact.
 """
 
 import math
@@ -18,7 +21,8 @@ PHASE_OFFSET = {"D": (1, 1), "H": (0, 1), "V": (1, 0)}
 RADIUS = 3
 """Receptive field of the phase networks on the coarse grid, in positions to each side."""
 HALO = RADIUS + 1
-"""Known planes are padded by this much: the receptive field and one more for the differences between neighbours."""
+"""Known planes are padded by this much: the receptive field and one more for the differences between
+neighbours."""
 BASE_PLANES = {"D": 9, "H": 9, "V": 15}
 LOSSY_PLANES = 12
 N_LEVEL_CLASSES = 3
@@ -42,7 +46,10 @@ def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
 
 
 def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
-    """Mean of the four nearest known pixels, rounded: int16 [N, 3, h+2r-2, w+2r-2] from planes padded by r."""
+    """Mean of the four nearest known pixels, rounded.
+
+    int16 [N, 3, h+2r-2, w+2r-2] from planes padded by r.
+    """
     if phase == "D":
         four = _shift(a, 0, 0) + _shift(a, 0, 1) + _shift(a, 1, 0) + _shift(a, 1, 1)
     elif phase == "H":
@@ -55,7 +62,10 @@ def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
 
 
 def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tensor | None) -> Tensor:
-    """Network input: companded differences of known neighbours to the base, int16 [N, planes, h+2r-2, w+2r-2], -64..63."""
+    """Network input: companded differences of known neighbours to the base.
+
+    int16 [N, planes, h+2r-2, w+2r-2], -64..63.
+    """
     if phase == "D":
         known = [_shift(a, 0, 0), _shift(a, 0, 1), _shift(a, 1, 0)]
     elif phase == "H":
@@ -69,15 +79,19 @@ def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tenso
 
 
 def guide_planes(a: Tensor, guide: dict[str, Tensor]) -> Tensor:
-    """Network input from a lossy picture: its error on the known grid, its other phases against its own known grid.
+    """Network input from a lossy picture.
 
-    a: int16 [N, 3, h, w]; guide: planes A, D, H, V of the lossy picture, likewise. Returns int16 [N, 12, h, w], -64..63.
+    Its error on the known grid, and its other phases against its own known grid. a: int16 [N, 3, h, w];
+    guide: planes A, D, H, V of the lossy picture, likewise. Returns int16 [N, 12, h, w], -64..63.
     """
     return compand(torch.cat([a - guide["A"], *(guide[p] - guide["A"] for p in PHASES)], 1))
 
 
 class PhaseNet(nn.Module):
-    """Entropy parameters of one phase. Input planes are int -64..63 standing for sixteenths, as all activations do."""
+    """Entropy parameters of one phase.
+
+    Input planes are int -64..63 standing for sixteenths, as all activations do.
+    """
 
     def __init__(self, planes: int, width: int):
         super().__init__()
@@ -94,10 +108,14 @@ class PhaseNet(nn.Module):
             self.head.weight.mul_(0.3)
             self.head.bias[3:6] = torch.tensor([1.0, 0.5, 0.5])
 
-    def forward(self, planes: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None) -> Tensor:
-        """planes: float [N, planes, h+6, w+6] in units of 1/16; lossy: [N, 12, h+6, w+6] likewise. Returns float [N, 9, h, w].
+    def forward(
+        self, planes: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
+    ) -> Tensor:
+        """Entropy parameters, float [N, 9, h, w].
 
-        Outputs: 3 mean offsets (pixel values), 3 log2 scales (octaves), 3 coefficients (Y->Co, Y->Cg, Co->Cg; quarters).
+        planes: float [N, planes, h+6, w+6] in units of 1/16; lossy: [N, 12, h+6, w+6] likewise.
+        Outputs: 3 mean offsets (pixel values), 3 log2 scales (octaves), 3 coefficients (Y->Co, Y->Cg,
+        Co->Cg; quarters).
         """
         bias = self.level_bias[level_class].view(1, -1, 1, 1)
         if lossy is None:
@@ -107,7 +125,8 @@ class PhaseNet(nn.Module):
             x = self.first(torch.cat((planes, lossy), 1), bias + self.lossy_condition(q), self.lossy_first)
         x = self.third(self.second(x))
         h, w = planes.shape[-2:]
-        return self.head(x) + self.skip(planes[..., 2 : h - 2, 2 : w - 2])
+        out: Tensor = self.head(x) + self.skip(planes[..., 2 : h - 2, 2 : w - 2])
+        return out
 
 
 class ExactNet(nn.Module):
@@ -117,18 +136,35 @@ class ExactNet(nn.Module):
         super().__init__()
         self.nets = nn.ModuleDict({p: PhaseNet(BASE_PLANES[p], width) for p in PHASES})
 
+    def net(self, phase: str) -> PhaseNet:
+        """The network of a phase."""
+        net = self.nets[phase]
+        assert isinstance(net, PhaseNet)
+        return net
+
     def phase(
-        self, phase: str, planes: Tensor, level_class: int, guide: Tensor | None = None, q: Tensor | None = None
+        self,
+        phase: str,
+        planes: Tensor,
+        level_class: int,
+        guide: Tensor | None = None,
+        q: Tensor | None = None,
     ) -> Tensor:
-        """Entropy parameters of a phase from its integer planes and, in a layered file, those of the lossy picture."""
+        """Entropy parameters of a phase.
+
+        From its integer planes and, in a layered file, those of the lossy picture.
+        """
         x = (planes.float() * ACTIVATION_STEP).contiguous(memory_format=torch.channels_last)
-        return self.nets[phase](x, level_class, None if guide is None else guide.float() * ACTIVATION_STEP, q)
+        lossy = None if guide is None else guide.float() * ACTIVATION_STEP
+        out: Tensor = self.net(phase)(x, level_class, lossy, q)
+        return out
 
 
 def logistic_nll(residual: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of an integer under a discretised logistic; residual = x - mean. Safe for every scale.
 
-    log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)), a, b = (residual +- 1/2) / s.
+    log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)),
+    with a, b = (residual +- 1/2) / s.
     PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517), equation 2, without the edge bins.
     """
     inv = torch.exp2(-log2_scale)
@@ -138,14 +174,20 @@ def logistic_nll(residual: Tensor, log2_scale: Tensor) -> Tensor:
 
 
 def surprise_class(residual: Tensor, log2_scale: Tensor) -> Tensor:
-    """How large a decoded residual was against its scale, in octaves: int64 0..8, 4 where |residual| equals the scale."""
+    """How large a decoded residual was against its scale, in octaves.
+
+    int64 0..8, 4 where |residual| equals the scale.
+    """
     ratio = torch.log2(residual.abs() + 0.25) - log2_scale
     return (torch.round(ratio) + 4).clamp(0, N_SURPRISE - 1).long()
 
 
 def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) -> Tensor:
-    """Bits per position of the three channels of one phase: float [N, 3, h, w]. base, x: int16 [N, 3, h, w]."""
-    lut = net.nets[phase].surprise
+    """Bits per position of the three channels of one phase: float [N, 3, h, w].
+
+    base, x: int16 [N, 3, h, w].
+    """
+    lut = net.net(phase).surprise
     r = (x - base).float() - out[:, 0:3]
     ls = out[:, 3:6].clamp(*LOG_SCALE_RANGE)
     k = out[:, 6:9].clamp(-8, 8) / 4
@@ -161,13 +203,17 @@ def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) 
 def training_bits(
     net: ExactNet, x: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
 ) -> Tensor:
-    """Bits of one grid step, summed, for x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes); lossy: the lossy picture, likewise."""
+    """Bits of one grid step, summed.
+
+    x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes); lossy: the lossy picture, likewise.
+    """
     a = x[..., ::2, ::2]
     n_h, n_w = a.shape[-2:]
     planes = {"A": pad_edge(a)}
     guide = None
     if lossy is not None:
-        parts = {p: pad_edge(lossy[..., dy::2, dx::2]) for p, (dy, dx) in {"A": (0, 0), **PHASE_OFFSET}.items()}
+        places = {"A": (0, 0), **PHASE_OFFSET}
+        parts = {p: pad_edge(lossy[..., dy::2, dx::2]) for p, (dy, dx) in places.items()}
         guide = guide_planes(planes["A"], parts)[..., 1:-1, 1:-1]
     total = x.new_zeros((), dtype=torch.float32)
     for p in PHASES:

@@ -1,6 +1,6 @@
-"""One block of one phase of an exact level: from known planes to entropy parameters to symbols (docs/format.md, "Exact levels").
+"""One block of one phase of an exact level: from known planes to entropy parameters to symbols.
 
-Planes are int16 [1, 3, h, w] in YCoCg-R, channels last.
+See docs/format.md, "Exact levels". Planes are int16 [1, 3, h, w] in YCoCg-R, channels last.
 """
 
 from dataclasses import dataclass
@@ -50,9 +50,10 @@ class ExactModel:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Entropy parameters of blocks before channels are known. base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w].
+    """Entropy parameters of blocks before channels are known.
 
-    features: the last hidden layer, uint8 [N, width, h, w]. tuned: corrections of means and log-scales, int32 [N, 6, h, w].
+    base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w]. features: the last hidden layer, uint8 [N, width, h,
+    w]. tuned: corrections of means and log-scales, int32 [N, 6, h, w].
     """
 
     base: Tensor
@@ -86,7 +87,8 @@ class Step:
             guide = stack([lossy_planes(a[i : i + 1], self.lossy, *w) for i, w in enumerate(windows)])
         features = net.features(planes, self.level_class, guide, self.quality)
         inner = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
-        return Parameters(inner, net.parameters(features, planes), features, None if tuned is None else tuned(features))
+        corrections = None if tuned is None else tuned(features)
+        return Parameters(inner, net.parameters(features, planes), features, corrections)
 
 
 def stack(blocks: list[Tensor]) -> Tensor:
@@ -111,10 +113,12 @@ def phase_view(fine: Tensor, phase: str) -> Tensor:
 
 
 def lossy_planes(a: Tensor, lossy: Tensor, rows: slice, cols: slice) -> Tensor:
-    """Inputs from the lossy picture: its error on the known grid, its other phases against its own known grid.
+    """Inputs from the lossy picture.
 
-    a: int16 window of the known grid with halo. lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 -64..63
-    [1, 12, h', w'], one position less on each side than `a`.
+    Its error on the known grid, and its other phases against its own known grid.
+
+    a: int16 window of the known grid with halo. lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns
+    int16 -64..63 [1, 12, h', w'], one position less on each side than `a`.
     """
     guide = {}
     for p in ("A", *PHASES):
@@ -141,7 +145,10 @@ class BlockPredictor:
         self._plain: tuple[Ints, Ints] | None = None
 
     def predict(self, c: int) -> tuple[Ints, Ints]:
-        """Mean (sixteenths of a pixel value) and log2 scale (sixteenths of an octave) of channel c: int32 [h*w]."""
+        """Mean and log2 scale of channel c: int32 [h*w].
+
+        Mean in sixteenths of a pixel value, scale in sixteenths of an octave.
+        """
         mean = self._base16[c] + self._out[c]
         for i, r in enumerate(self._residuals):
             coefficient = np.clip(self._out[6 + c - 1 + i], -COEFFICIENT_MAX, COEFFICIENT_MAX)
@@ -157,7 +164,10 @@ class BlockPredictor:
         return np.clip(mean, 16 * low, 16 * high), np.clip(scale, LOG_SCALE_MIN, LOG_SCALE_MAX)
 
     def learn(self, values: NDArray[np.int16]) -> None:
-        """Take the channel just predicted as known; later channels follow its residual to the untuned prediction."""
+        """Take the channel just predicted as known.
+
+        Later channels follow its residual to the untuned prediction.
+        """
         assert self._plain is not None
         mean, scale = self._plain
         r = 16 * values.astype(np.int32) - mean
@@ -168,7 +178,8 @@ class BlockPredictor:
 def surprise_class(log2_residual: NDArray[np.int16], residual: Ints, scale: Ints) -> Ints:
     """Octaves of a residual (sixteenths) over its scale, rounded, plus 4, limited to 0..8."""
     size = log2_residual[np.minimum(np.abs(residual), len(log2_residual) - 1)]
-    return np.clip(((size - scale + 8) >> 4) + 4, 0, N_SURPRISE - 1)
+    octaves: Ints = ((size - scale + 8) >> 4) + 4
+    return np.clip(octaves, 0, N_SURPRISE - 1)
 
 
 def table_index(model: ExactModel, channel: int, mean: Ints, scale: Ints) -> tuple[Index, NDArray[np.int16]]:
@@ -181,7 +192,10 @@ def table_index(model: ExactModel, channel: int, mean: Ints, scale: Ints) -> tup
 def code_block(
     model: ExactModel, phase: str, coder: Coder, parameters: Parameters, target: Tensor | None
 ) -> Tensor:
-    """Code the three channels of one block. target: int16 [3, h, w] in an encoder. Returns int16 [3, h, w]."""
+    """Code the three channels of one block: int16 [3, h, w].
+
+    target: int16 [3, h, w] in an encoder.
+    """
     predictor = BlockPredictor(model, phase, parameters)
     shape = parameters.base.shape[-2:]
     want = None if target is None else target.contiguous().numpy().reshape(3, -1)

@@ -1,7 +1,7 @@
 """Coding of the exact levels in integers, both directions in one traversal (docs/format.md, "Exact levels").
 
-A grid step goes from x_s to x_{s-1}; within it the phases D, H, V follow each other, within a phase the coding blocks in raster
-order, within a block the channels Y, Co, Cg.
+A grid step goes from x_s to x_{s-1}; within it the phases D, H, V follow each other, within a phase the
+coding blocks in raster order, within a block the channels Y, Co, Cg.
 """
 
 from collections.abc import Iterator
@@ -65,10 +65,11 @@ def code_step(
 ) -> dict[str, Tensor]:
     """Code the pixels of a grid x_{level-1} that its coarser grid lacks.
 
-    coarse: int16 YCoCg-R [1, 3, ceil(h/2), ceil(w/2)]. size: (h, w) of the finer grid. target: that grid as uint8 RGB
-    [1, 3, h, w] in an encoder. lossy: the lossy levels' picture on it, likewise, in a layered file. tuned: whether output layers
-    tuned to the image are in the level; effort: 1 or 2, how carefully an encoder finds them. Returns the three phases, int16 [1, 3, .., ..]. The values do not depend on `block`;
-    the order of symbols does, so the format fixes it.
+    coarse: int16 YCoCg-R [1, 3, ceil(h/2), ceil(w/2)]. size: (h, w) of the finer grid. target: that grid as
+    uint8 RGB [1, 3, h, w] in an encoder. lossy: the lossy levels' picture on it, likewise, in a layered file.
+    tuned: whether output layers tuned to the image are in the level; effort: 1 or 2, how carefully an encoder
+    finds them. Returns the three phases, int16 [1, 3, .., ..]. The values do not depend on `block`; the order
+    of symbols does, so the format fixes it.
     """
     n_h, n_w = coarse.shape[-2:]
     step = Step(model, {"A": extend(coarse, n_h, n_w)}, lossy, min(level - 1, N_LEVEL_CLASSES - 1), quality)

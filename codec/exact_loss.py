@@ -16,7 +16,10 @@ SMALLEST_SIDE = 32
 
 
 def exact_bits(net: ExactNet, x: Tensor, lossy: Tensor | None = None, q: Tensor | None = None) -> Tensor:
-    """Bits of all grid steps of int16 YCoCg-R [N, 3, H, W]; lossy: the lossy picture, likewise, with qualities q [N]."""
+    """Bits of all grid steps of int16 YCoCg-R [N, 3, H, W].
+
+    lossy: the lossy picture, likewise, with qualities q [N].
+    """
     total = x.new_zeros((), dtype=torch.float32)
     level = 0
     while min(x.shape[-2:]) >= SMALLEST_SIDE:
@@ -55,7 +58,10 @@ def layered_loss(net: ExactNet) -> Loss:
 
 
 def validate_exact(net: ExactNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
-    """Bits per subpixel on validation tiles in full precision: archival and, where tiles are [N, 7, H, W], layered."""
+    """Bits per subpixel on validation tiles in full precision.
+
+    Archival and, where tiles are [N, 7, H, W], layered.
+    """
 
     def validate() -> dict[str, float]:
         names = ("archival", "layered") if tiles.shape[1] == 7 else ("archival",)
@@ -67,7 +73,8 @@ def validate_exact(net: ExactNet, tiles: NDArray[np.uint8]) -> Callable[[], dict
                 x = rgb_to_ycocg(batch[:, :3])
                 bits["archival"] += exact_bits(net, x).item()
                 if "layered" in bits:
-                    bits["layered"] += exact_bits(net, x, rgb_to_ycocg(batch[:, 3:6]), batch[:, 6, 0, 0].float()).item()
+                    lossy, q = rgb_to_ycocg(batch[:, 3:6]), batch[:, 6, 0, 0].float()
+                    bits["layered"] += exact_bits(net, x, lossy, q).item()
         n = tiles[:, :3].size
         return {f"{k}_bpsp": round(v / n, 5) for k, v in bits.items()}
 

@@ -49,7 +49,10 @@ class PseudoRandom:
 
 
 def lossy_pictures(model: Model, tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """Tiles uint8 [N, 3, H, W] with their lossy pictures at random qualities: uint8 [N, 7, H, W], the last plane the quality."""
+    """Tiles uint8 [N, 3, H, W] with their lossy pictures at random qualities.
+
+    Returns uint8 [N, 7, H, W], the last plane the quality.
+    """
     rng = np.random.default_rng(seed)
     out = np.empty((len(tiles), 7, *tiles.shape[2:]), np.uint8)
     with torch.no_grad():
@@ -96,7 +99,10 @@ def code_exact(model: Model, coder: Counter, x: Tensor, lossy: Tensor | None, qu
 
 
 def export_model(exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | None) -> Tensors:
-    """Tensors of a weights file; the tables are refit on what the integer model codes of the tiles, where given."""
+    """Tensors of a weights file.
+
+    The tables are refit on what the integer model codes of the tiles, where given.
+    """
     first, prior = initial_tables()
     tensors = {**export_exact(exact), **export_lossy(lossy), **first}
     if tiles is not None:
@@ -106,7 +112,10 @@ def export_model(exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | No
 
 
 def known_answers(model: Model) -> dict[str, str]:
-    """SHA-256 prefixes of what the decoder makes of fixed symbols, by size and kind: equal on every device."""
+    """SHA-256 prefixes of what the decoder makes of fixed symbols, by size and kind.
+
+    They are equal on every device.
+    """
     out = {}
     with torch.no_grad():
         for size in KNOWN_SIZES:
@@ -115,16 +124,18 @@ def known_answers(model: Model) -> dict[str, str]:
             for level in (1, 2, 3):
                 latents = code_lossy_level(model, coder, level, latents, size, 60, None)
                 full = complete(latents, model, 60)
-                out[f"{size} level {level}"] = digest(lossy_levels.synthesise(model.lossy, full, size, level, 60))
-            lossy = lossy_levels.synthesise(model.lossy, full, size, 3, 60)
-            for kind, guide, tuned in (("archival", None, False), ("tuned", None, True), ("layered", lossy, False)):
+                lossy = lossy_levels.synthesise(model.lossy, full, size, level, 60)
+                out[f"{size} level {level}"] = digest(lossy)
+            kinds = (("archival", None, False), ("tuned", None, True), ("layered", lossy, False))
+            for kind, guide, tuned in kinds:
                 coder = PseudoRandom()
                 sizes = exact_levels.grid_sizes(*size)
                 x = rgb_to_ycocg(grid(lossy, len(sizes) - 1))
                 for s in range(len(sizes) - 1, 0, -1):
                     part = None if guide is None else grid(guide, s - 1)
-                    phases = exact_levels.code_step(model.exact, coder, x, sizes[s - 1], s, None, part, 60, tuned)
-                    x = exact_levels.assemble(x, phases, sizes[s - 1])
+                    finer = sizes[s - 1]
+                    phases = exact_levels.code_step(model.exact, coder, x, finer, s, None, part, 60, tuned)
+                    x = exact_levels.assemble(x, phases, finer)
                 out[f"{size} {kind}"] = digest(x)
     return out
 

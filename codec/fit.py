@@ -1,4 +1,7 @@
-"""Frequency tables: the logistic's own, then refit on what the integer model meets (docs/training.md, "Tables")."""
+"""Frequency tables: the logistic's own, then refit on what the integer model meets.
+
+See docs/training.md, "Tables".
+"""
 
 import numpy as np
 import torch
@@ -18,7 +21,10 @@ TUNING_LOG2_SCALE = 3.2
 
 
 def fraction_classes(scale_class: int) -> int:
-    """How many fractional means a scale distinguishes: 8 below 2 pixel values, then fewer (0.04 % in all, DESIGN section 6)."""
+    """How many fractional means a scale distinguishes: 8 below 2 pixel values, then fewer.
+
+    That costs 0.04 % in all.
+    """
     if scale_class < 20:
         return 8
     return 4 if scale_class < 24 else 2 if scale_class < 28 else 1

@@ -65,20 +65,34 @@ class IntPhase:
     @classmethod
     def load(cls, tensors: Tensors, name: str) -> Self:
         """The phase exported under `name`."""
-        convs = (load_conv(tensors, f"{name}.{part}") for part in ("first", "layered", "second", "third"))
-        heads = (load_conv(tensors, f"{name}.{part}", head=True) for part in ("head", "skip"))
-        tables = (tensors[f"{name}.{part}"] for part in ("condition", "layered_condition", "surprise"))
-        return cls(*convs, *heads, *tables)
+        return cls(
+            first=load_conv(tensors, f"{name}.first"),
+            layered=load_conv(tensors, f"{name}.layered"),
+            second=load_conv(tensors, f"{name}.second"),
+            third=load_conv(tensors, f"{name}.third"),
+            head=load_conv(tensors, f"{name}.head", head=True),
+            skip=load_conv(tensors, f"{name}.skip", head=True),
+            condition=tensors[f"{name}.condition"],
+            layered_condition=tensors[f"{name}.layered_condition"],
+            surprise=tensors[f"{name}.surprise"],
+        )
 
     def features(self, planes: Tensor, level_class: int, lossy: Tensor | None, quality: int) -> Tensor:
-        """Last hidden layer, uint8 [N, width, h, w]. planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6] or None."""
+        """Last hidden layer, uint8 [N, width, h, w].
+
+        planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6] or None.
+        """
         if lossy is None:
             x = self.first(as_input(planes), self.condition[level_class])
         else:
-            x = self.layered(as_input(torch.cat((planes, lossy), 1)), self.layered_condition[level_class, quality])
+            both = as_input(torch.cat((planes, lossy), 1))
+            x = self.layered(both, self.layered_condition[level_class, quality])
         return self.third(self.second(x))
 
     def parameters(self, features: Tensor, planes: Tensor) -> Tensor:
-        """Mean offsets (sixteenths), log2 scales (sixteenths of an octave), coefficients (64ths): int32 [N, 9, h, w]."""
+        """Mean offsets, log2 scales and coefficients: int32 [N, 9, h, w].
+
+        In sixteenths, sixteenths of an octave, and 64ths.
+        """
         h, w = planes.shape[-2:]
         return self.head(features) + self.skip(as_input(planes[..., 2 : h - 2, 2 : w - 2]))

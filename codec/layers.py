@@ -1,9 +1,12 @@
-"""The convolution that is trained in float and shipped in integers (docs/architecture.md, "Exact integer networks").
+"""The convolution that is trained in float and shipped in integers.
 
-Activations are integers 0..127 that stand for 0..7.94 in training (`ACTIVATION_STEP` each). A weight is an integer -127..127
-times a power of two per output channel. So a hidden layer is ``clamp((W*x + b + 2^(s-1)) >> s, 0, 127)``, and a head is the same
-without the clamp. During training the same module runs in float; with `quantise` set it rounds with straight-through gradients
-(Bengio et al. 2013, arXiv:1308.3432) exactly where the integers will be rounded.
+See docs/architecture.md, "Exact integer networks".
+
+Activations are integers 0..127 that stand for 0..7.94 in training (`ACTIVATION_STEP` each). A weight is an
+integer -127..127 times a power of two per output channel. So a hidden layer is
+``clamp((W*x + b + 2^(s-1)) >> s, 0, 127)``, and a head is the same without the clamp. During training the
+same module runs in float; with `quantise` set it rounds with straight-through gradients (Bengio et al. 2013,
+arXiv:1308.3432) exactly where the integers will be rounded.
 """
 
 import torch
@@ -11,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ACTIVATION_MAX = 127
-"""Seven bits: products of two such numbers never saturate the 16-bit pair sums of CPUs without VNNI, and int8 is signed on GPUs."""
+"""Seven bits: products of two such numbers never saturate the 16-bit pair sums of CPUs without VNNI, and int8
+is signed on GPUs."""
 ACTIVATION_STEP = 2.0**-4
 WEIGHT_MAX = 127
 MAX_SHIFT = 16
@@ -81,7 +85,10 @@ def set_quantise(module: nn.Module, on: bool) -> None:
 
 
 class QualityBias(nn.Module):
-    """Bias of a network's first layer as a quadratic function of quality, per class of use: [classes, 3, width]."""
+    """Bias of a network's first layer, a quadratic function of quality, per class of use.
+
+    Coefficients are [classes, 3, width].
+    """
 
     def __init__(self, classes: int, width: int):
         super().__init__()

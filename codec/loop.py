@@ -22,7 +22,10 @@ Emit = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and rates of a stage. The learning rate is a cosine from `rate` to `rate_end` after a linear warm-up."""
+    """Length and rates of a stage.
+
+    The learning rate is a cosine from `rate` to `rate_end` after a linear warm-up.
+    """
 
     steps: int
     rate: float
@@ -66,7 +69,7 @@ def run_stage(
         with torch.autocast(device, torch.bfloat16):
             value, log = loss(next(source).to(device), step)
         optimiser.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
@@ -74,8 +77,9 @@ def run_stage(
         for k, v in log.items():
             sums[k] = sums.get(k, 0.0) + v
         if step % schedule.log_every == 0:
-            line = {k: round(v / count, 5) for k, v in sums.items()}
-            emit(json.dumps({"step": step, **line, "rate": schedule.rate_at(step), "s": round(time.monotonic() - started, 1)}))
+            means = {k: round(v / count, 5) for k, v in sums.items()}
+            seconds = round(time.monotonic() - started, 1)
+            emit(json.dumps({"step": step, **means, "rate": schedule.rate_at(step), "s": seconds}))
             sums, count = {}, 0
         if step % schedule.valid_every == 0 or step == schedule.steps:
             emit(json.dumps({"step": step, "valid": validate()}))

@@ -1,8 +1,11 @@
-"""The lossy levels in float, for training and for the encoder's analysis (docs/architecture.md, "Lossy levels").
+"""The lossy levels in float, for training and for the encoder's analysis.
 
-Latents live on the 1/8 grid: the 192 coefficients of an orthonormal 8x8 DCT of three opponent colour planes, corrected by a
-small network. Level 1 holds the 2x2 lowest frequencies, level 2 the rest of the 4x4 lowest, level 3 all others. Level 1 is coded
-over interlaced grids of blocks, levels 2 and 3 each at once, given everything below.
+See docs/architecture.md, "Lossy levels".
+
+Latents live on the 1/8 grid: the 192 coefficients of an orthonormal 8x8 DCT of three opponent colour planes,
+corrected by a small network. Level 1 holds the 2x2 lowest frequencies, level 2 the rest of the 4x4 lowest,
+level 3 all others. Level 1 is coded over interlaced grids of blocks, levels 2 and 3 each at once, given
+everything below.
 """
 
 import functools
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vbc.codec.exact import PHASE_OFFSET, PHASES, logistic_nll
-from vbc.codec.layers import ACTIVATION_STEP, Q_MAX, QConv, QualityBias, round_ste
+from vbc.codec.layers import ACTIVATION_STEP, QConv, QualityBias, round_ste
 
 BLOCK = 8
 N_LATENTS = 3 * BLOCK * BLOCK
@@ -29,7 +32,8 @@ NEIGHBOUR_WIDTH = 64
 SYMBOL_GAIN = 8
 """A neighbour's symbol of 1 is an input of 8/16."""
 STEP_OCTAVES = 3 / 64
-"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.1 to 2.5 bpp on photographs."""
+"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.1 to 2.5 bpp on
+photographs."""
 MEAN_UNIT = 4.0
 """A head's output of 1 is a mean of 4 latent units and a log-scale of 1 octave."""
 LOG_SCALE_RANGE = (-2.0, 10.0)
@@ -37,12 +41,16 @@ LOG_SCALE_RANGE = (-2.0, 10.0)
 INITIAL_STEP = 270.0
 """Quantiser step in RGB units at quality 0."""
 LAGRANGE = 0.043
-"""Lambda (MSE per subpixel and bit per pixel) over the squared step: 0.13 per sample as in H.264's reference encoder, over 3."""
+"""Lambda (MSE per subpixel and bit per pixel) over the squared step: 0.13 per sample as in H.264's reference
+encoder, over 3."""
 
 
 @functools.cache
 def latent_order() -> list[tuple[int, int, int]]:
-    """(colour plane, vertical frequency, horizontal frequency) of each latent: by level, then plane, then raster."""
+    """(colour plane, vertical frequency, horizontal frequency) of each latent.
+
+    By level, then plane, then raster.
+    """
     order = []
     for lo, hi in ((0, 2), (2, 4), (4, 8)):
         for c in range(3):
@@ -82,9 +90,21 @@ def latent_basis() -> Tensor:
 
 
 class Chain(nn.Module):
-    """Hidden 3x3 layers and a head, with a bias that depends on quality and use. Loses `radius` positions on each side."""
+    """Hidden 3x3 layers and a head, with a bias that depends on quality and use.
 
-    def __init__(self, planes: int, width: int, hidden: int, outputs: int, classes: int = 1, head_kernel: int = 1, zero: bool = False):
+    Loses `radius` positions on each side.
+    """
+
+    def __init__(
+        self,
+        planes: int,
+        width: int,
+        hidden: int,
+        outputs: int,
+        classes: int = 1,
+        head_kernel: int = 1,
+        zero: bool = False,
+    ):
         super().__init__()
         self.layers = nn.ModuleList(QConv(planes if i == 0 else width, width, 3) for i in range(hidden))
         self.head = QConv(width, outputs, head_kernel, head=True, zero=zero)
@@ -117,13 +137,19 @@ def compand(d: Tensor) -> Tensor:
 
 
 def two_planes(d: Tensor) -> Tensor:
-    """Each latent as a fine plane (units of 1, limited to 64) and a coarse one (units of 8): [N, 2C, h, w], in sixteenths."""
+    """Each latent as a fine plane and a coarse one: [N, 2C, h, w], in sixteenths.
+
+    Fine is in units of 1, limited to 64; coarse in units of 8.
+    """
     d = torch.cat((d, d / 8), 1)
     return d.clamp(-64, 63) * ACTIVATION_STEP
 
 
 def prior_planes(z: Tensor) -> Tensor:
-    """Inputs of the priors from decoded latents [N, C, h+2r+2, w+2r+2]; means of 3x3 neighbours are taken off the DC planes."""
+    """Inputs of the priors from decoded latents [N, C, h+2r+2, w+2r+2].
+
+    Means of 3x3 neighbours are taken off the DC planes.
+    """
     dc = [i for i, (_, u, v) in enumerate(latent_order()[: z.shape[1]]) if u == v == 0]
     local = F.avg_pool2d(z[:, dc], 3, 1)
     inner = z[..., 1:-1, 1:-1]
@@ -138,7 +164,10 @@ def parity(height: int, width: int) -> Tensor:
 
 
 def neighbour_planes(symbols: Tensor, log2_relative: Tensor) -> Tensor:
-    """Inputs of the neighbour networks: symbols known so far (others 0), and the scale over the step in quarter octaves."""
+    """Inputs of the neighbour networks.
+
+    Symbols known so far (others 0), and the scale over the step in quarter octaves.
+    """
     planes = torch.cat((SYMBOL_GAIN * symbols, 4 * log2_relative), 1)
     return planes.clamp(-64, 63) * ACTIVATION_STEP
 
@@ -163,7 +192,10 @@ def context_neighbours(phase: str, a: Tensor, d: Tensor | None) -> list[Tensor]:
 
 
 def context_planes(four: list[Tensor], base: Tensor) -> Tensor:
-    """Inputs of level 1's networks: DC differences of three neighbours to the base (two planes), AC of all four."""
+    """Inputs of level 1's networks.
+
+    DC differences of three neighbours to the base (two planes), AC of all four.
+    """
     dc = torch.cat([n[:, DC] - base[:, DC] for n in four[:3]], 1)
     ac = torch.cat([n[:, AC] for n in four], 1)
     return torch.cat((two_planes(dc), ac.clamp(-64, 63) * ACTIVATION_STEP), 1)
@@ -191,20 +223,27 @@ class LossyNet(nn.Module):
         self.analysis_mid = nn.Conv2d(64, 64, 3)
         self.analysis_out = nn.Conv2d(64, N_LATENTS, 1)
         self.analysis_condition = QualityBias(1, 64)
-        nn.init.zeros_(self.analysis_out.weight)
-        nn.init.zeros_(self.analysis_out.bias)
+        for parameter in self.analysis_out.parameters():
+            nn.init.zeros_(parameter)
         self.first_scale = nn.Parameter(torch.tensor([5.0, 4.0, 4.0, 3.0] * 3))
-        self.context = nn.ModuleDict({p: Chain(CONTEXT_PLANES, LEVEL1_WIDTH, 2, 24, classes=2) for p in PHASES})
+        contexts = {p: Chain(CONTEXT_PLANES, LEVEL1_WIDTH, 2, 24, classes=2) for p in PHASES}
+        self.context = nn.ModuleDict(contexts)
         self.prior2 = Chain(24, PRIOR_WIDTH, 3, 72)
         self.prior3 = Chain(96, PRIOR_WIDTH, 3, 288)
         self.neighbours2 = Chain(72, NEIGHBOUR_WIDTH, 2, 72, zero=True)
         self.neighbours3 = Chain(288, NEIGHBOUR_WIDTH, 2, 288, zero=True)
         self.enhance = Chain(ENHANCE_PLANES, ENHANCE_WIDTH, 4, 12, classes=3, head_kernel=3, zero=True)
         with torch.no_grad():
-            for chain in self.context.values():
-                chain.head.bias[12:] = 4.0
+            for p in PHASES:
+                self.context_chain(p).head.bias[12:] = 4.0
             self.prior2.head.bias[36:] = 3.0
             self.prior3.head.bias[144:] = 2.0
+
+    def context_chain(self, phase: str) -> Chain:
+        """Level 1's network of a phase."""
+        chain = self.context[phase]
+        assert isinstance(chain, Chain)
+        return chain
 
     def step(self, q: Tensor) -> Tensor:
         """Quantiser steps [N, 192, 1, 1] of qualities q [N]."""
@@ -216,10 +255,14 @@ class LossyNet(nn.Module):
         x = pad(z / 32, 1)
         x = F.relu(self.analysis_in(x) + self.analysis_condition(q))
         x = F.relu(self.analysis_mid(x))
-        return z + 4 * self.analysis_out(x).float()
+        out: Tensor = z + 4 * self.analysis_out(x).float()
+        return out
 
     def level1(self, z: Tensor, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised level-1 latents [N, 12, h, w] and their bits [N], coded over interlaced grids of blocks."""
+        """Quantised level-1 latents [N, 12, h, w] and their bits [N].
+
+        Coded over interlaced grids of blocks.
+        """
         return self._level1_grid(z, q, step, 0)
 
     def _level1_grid(self, z: Tensor, q: Tensor, step: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -236,7 +279,7 @@ class LossyNet(nn.Module):
             four = context_neighbours(p, known["A"], known.get("D"))
             base = context_base(four)
             planes = context_planes(four, base)[..., 1:-1, 1:-1]
-            params = self.context[p](planes, q, min(depth, 1))
+            params = self.context_chain(p)(planes, q, min(depth, 1))
             target = z[..., dy::2, dx::2]
             mean = base[..., 3 : 3 + n_h, 3 : 3 + n_w] + MEAN_UNIT * params[:, :12]
             zq, b = quantise(target, mean, params[:, 12:], step)
@@ -253,7 +296,10 @@ class LossyNet(nn.Module):
         return MEAN_UNIT * out[:, :c], out[:, c:]
 
     def synthesise(self, latents: Tensor, q: Tensor, level: int) -> Tensor:
-        """Opponent planes [N, 3, 8h, 8w] from all 192 latents, of which those above `level` are the priors' means."""
+        """Opponent planes [N, 3, 8h, 8w] from all 192 latents.
+
+        Those above `level` are the priors' means.
+        """
         planes = inverse_block_transform(latents, self.basis)
         cells = F.pixel_unshuffle(planes, 2)
         x = enhance_planes(pad(cells, self.enhance.radius + 1), self.enhance.radius)
@@ -268,8 +314,13 @@ class LossyNet(nn.Module):
         z3, b3 = self.upper_level(3, z[:, 48:], torch.cat((z1, z2), 1), q, step[:, 48:])
         return [z1, z2, z3], [b1, b2, b3]
 
-    def upper_level(self, level: int, z: Tensor, below: Tensor, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised latents of level 2 or 3 and their bits [N]: blocks of even parity first, the others given those too."""
+    def upper_level(
+        self, level: int, z: Tensor, below: Tensor, q: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Quantised latents of level 2 or 3 and their bits [N].
+
+        Blocks of even parity first, the others given those too.
+        """
         mean, log_scale = self.prior(level, below, q)
         first = parity(z.shape[-2], z.shape[-1]).to(z.device)
         symbols = round_ste((z - mean) / step)
@@ -288,13 +339,17 @@ class LossyNet(nn.Module):
 
 
 def enhance_planes(cells: Tensor, halo: int) -> Tensor:
-    """Inputs of the enhancement network from 2x2 cells [N, 12, h+2(r+1), w+2(r+1)]: differences to the local mean, block phase."""
+    """Inputs of the enhancement network from 2x2 cells [N, 12, h+2(r+1), w+2(r+1)].
+
+    Differences to the local mean, and the phase within the 8x8 block.
+    """
     n, _, h, w = cells.shape
     mean = cells.view(n, 3, 4, h, w).mean(2)
     local = F.avg_pool2d(mean, 3, 1)
     diff = cells[..., 1:-1, 1:-1] - local.repeat_interleave(4, 1)
     rows, cols = torch.arange(h - 2) - halo, torch.arange(w - 2) - halo
-    edge_r, edge_c = (torch.where(((k & 3) == 0) | ((k & 3) == 3), 32, -32).float() * ACTIVATION_STEP for k in (rows, cols))
+    edges = (torch.where(((k & 3) == 0) | ((k & 3) == 3), 32, -32) for k in (rows, cols))
+    edge_r, edge_c = (e.float() * ACTIVATION_STEP for e in edges)
     phase = torch.stack((edge_r[:, None].expand(h - 2, w - 2), edge_c[None].expand(h - 2, w - 2)))
     return torch.cat((compand(2 * diff), phase[None].expand(n, -1, -1, -1).to(diff)), 1)
 
@@ -302,7 +357,8 @@ def enhance_planes(cells: Tensor, halo: int) -> Tensor:
 def quantise(z: Tensor, mean: Tensor, log2_scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Quantised latents (straight-through) and bits per sample [N] of the residual to the mean.
 
-    The rate is that of the residual with additive uniform noise (Balle et al. 2017, arXiv:1611.01704, section 3).
+    The rate is that of the residual with additive uniform noise
+    (Balle et al. 2017, arXiv:1611.01704, section 3).
     """
     r = (z - mean) / step
     ls = log2_scale.clamp(*LOG_SCALE_RANGE) - torch.log2(step)

@@ -1,6 +1,7 @@
 """Coding of the lossy levels in integers, both directions in one traversal (docs/format.md, "Lossy levels").
 
-Latents are int16 [1, C, h, w] in eighths of a latent unit, on the grid of 8x8 blocks. Samples are int32 in sixteenths of a pixel value.
+Latents are int16 [1, C, h, w] in eighths of a latent unit, on the grid of 8x8 blocks. Samples are int32 in
+sixteenths of a pixel value.
 """
 
 import functools
@@ -48,7 +49,8 @@ SCALE_MIN = -64
 RATE_WEIGHT = 1.0
 """Of the encoder's rounding: lambda over the one of training."""
 SYMBOL_LIMIT = 2047
-"""Largest magnitude of a latent's symbol: the coarsest step times this, and the finest latent, fit 32 bits."""
+"""Largest magnitude of a latent's symbol: the coarsest step times this, and the finest latent, fit 32
+bits."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ def latent_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Tensor:
-    """Float latents [1, 192, h, w] of uint8 RGB [1, 3, H, W]; the encoder's alone. Works through bands of `rows` block rows."""
+    """Float latents [1, 192, h, w] of uint8 RGB [1, 3, H, W]; the encoder's alone.
+
+    Works through bands of `rows` block rows.
+    """
     height, width = rgb.shape[-2:]
     n_h, n_w = latent_grid(height, width)
     out = torch.empty((1, N_LATENTS, n_h, n_w))
@@ -89,7 +94,8 @@ def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Ten
         x = _pixels(torch.arange(-1, n_w + 1).clamp_(0, n_w - 1), width)
         band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
         z = block_transform(band.contiguous(), w["basis"])
-        f = F.relu(F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"]) + w["condition"][quality].view(1, -1, 1, 1))
+        f = F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"])
+        f = F.relu(f + w["condition"][quality].view(1, -1, 1, 1))
         f = F.relu(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
         f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])
         out[..., start:stop, :] = z[..., 1:-1, 1:-1] + 4 * f
@@ -97,7 +103,10 @@ def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Ten
 
 
 def _pixels(blocks: Tensor, size: int) -> Tensor:
-    """Coordinates of all pixels of these block rows or columns, the last pixel repeated beyond the picture."""
+    """Coordinates of all pixels of these block rows or columns.
+
+    The last pixel is repeated beyond the picture.
+    """
     return (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten().clamp_(0, size - 1)
 
 
@@ -113,8 +122,8 @@ def code_latents(
 ) -> tuple[Tensor, Tensor]:
     """Code one step of latents of a level; all arrays [C, n] for the level's C latents.
 
-    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder; optimise: round them
-    for rate and distortion. Returns symbols int32 and latents int16 (eighths).
+    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder;
+    optimise: round them for rate and distortion. Returns symbols int32 and latents int16 (eighths).
     """
     channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
     step = model.step[quality, channels, None]
@@ -133,13 +142,23 @@ def code_latents(
 
 
 def spend_less(
-    model: LossyModel, symbols: Tensor, exact: Tensor, table: Tensor, step: Tensor, channels: slice, quality: int
+    model: LossyModel,
+    symbols: Tensor,
+    exact: Tensor,
+    table: Tensor,
+    step: Tensor,
+    channels: slice,
+    quality: int,
 ) -> None:
-    """Move symbols one towards zero, in place, where the bits saved are worth the squared error (the encoder's choice alone)."""
+    """Move symbols one towards zero, in place, where the bits saved are worth the squared error.
+
+    The encoder's choice alone.
+    """
     where = symbols.nonzero(as_tuple=True)
     s, v, t = symbols[where], exact[where], table[where]
     nearer = s - torch.sign(s)
-    gain = np.array([3.0, 2.0, 6.0], np.float32)[[c for c, _, _ in latent_order()[channels]]]  # opponent to RGB, squared
+    # what an error in each opponent plane is in RGB, squared
+    gain = np.array([3.0, 2.0, 6.0], np.float32)[[c for c, _, _ in latent_order()[channels]]]
     weight = torch.from_numpy(gain) * (step[:, 0] / 256.0) ** 2
     worse = ((v - nearer).square() - (v - s).square()) * weight[where[0]]
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
@@ -160,7 +179,10 @@ def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
 def code_level1(
     model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None = None
 ) -> Tensor:
-    """Code level 1, int16 [1, 12, h, w], over interlaced grids of blocks. target: float [1, 12, h, w] in an encoder."""
+    """Code level 1, int16 [1, 12, h, w], over interlaced grids of blocks.
+
+    target: float [1, 12, h, w] in an encoder.
+    """
     return _level1_grid(model, coder, size, quality, target, 0)
 
 
@@ -171,7 +193,8 @@ def _level1_grid(
     if max(size) <= BASE_SIDE:
         mean = torch.zeros((LEVEL_LATENTS[0], h * w), dtype=torch.int32)
         scale = model.first_scale[:, None].expand(mean.shape)
-        _, z = code_latents(model, coder, 1, mean, scale, quality, None if target is None else target[0].flatten(1))
+        want = None if target is None else target[0].flatten(1)
+        _, z = code_latents(model, coder, 1, mean, scale, quality, want)
         return z.view(1, -1, h, w)
     out = torch.empty((1, LEVEL_LATENTS[0], h, w), dtype=torch.int16)
     n_h, n_w = (h + 1) // 2, (w + 1) // 2
@@ -186,7 +209,8 @@ def _level1_grid(
         if p_h and p_w:
             four = context_neighbours(p, known["A"], known.get("D"))
             base = context_base(four)
-            params = model.context[p](context_planes(four, base)[..., 1:-1, 1:-1], quality, min(depth, 1))[0, :, :p_h, :p_w]
+            planes = context_planes(four, base)[..., 1:-1, 1:-1]
+            params = model.context[p](planes, quality, min(depth, 1))[0, :, :p_h, :p_w]
             inner = base[0, :, 3 : 3 + p_h, 3 : 3 + p_w]
             want = None if target is None else target[0, :, dy::2, dx::2].flatten(1)
             mean = (inner + 2 * params[:12]).flatten(1)
@@ -232,9 +256,10 @@ def code_level(
     optimise: bool = True,
     block: int = CODING_BLOCK,
 ) -> Tensor:
-    """Code level 2 or 3 given the latents below, int16 [1, C, h, w]: blocks of even parity in all coding blocks, then the others.
+    """Code level 2 or 3 given the latents below, int16 [1, C, h, w].
 
-    target: float [1, C', h, w] in an encoder. Returns int16 [1, C', h, w]. `block` must be even.
+    Blocks of even parity in all coding blocks, then the others. target: float [1, C', h, w] in an encoder.
+    Returns int16 [1, C', h, w]. `block` must be even.
     """
     h, w = below.shape[-2:]
     out = torch.empty((LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
@@ -248,8 +273,8 @@ def code_level(
                 continue
             mean, log_scale = source.block(rows, cols) if first else source.refined_block(rows, cols, symbols)
             want = None if target is None else target[0, :, rows, cols].flatten(1)[:, chosen]
-            picked = (x.flatten(1)[:, chosen] for x in (mean, log_scale))
-            got, z = code_latents(model, coder, level, *picked, quality, want, optimise)
+            mean, log_scale = (x.flatten(1)[:, chosen] for x in (mean, log_scale))
+            got, z = code_latents(model, coder, level, mean, log_scale, quality, want, optimise)
             part.copy_(part.flatten(1).index_copy(1, chosen, z).view(part.shape))
             if first:
                 spread = torch.zeros((len(got), part[0].numel()), dtype=torch.int8)
@@ -257,17 +282,23 @@ def code_level(
     return out[None]
 
 
-def missing_level(model: LossyModel, level: int, below: Tensor, quality: int, block: int = CODING_BLOCK) -> Tensor:
+def missing_level(
+    model: LossyModel, level: int, below: Tensor, quality: int, block: int = CODING_BLOCK
+) -> Tensor:
     """The prior's means where a level is not there: int16 [1, C', h, w]."""
     h, w = below.shape[-2:]
     out = torch.empty((1, LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
     for rows, cols in _blocks(h, w, block):
-        out[0, :, rows, cols] = plain_prior(model, level, below, quality, rows, cols)[0].clamp(LATENT_MIN, LATENT_MAX)
+        mean, _ = plain_prior(model, level, below, quality, rows, cols)
+        out[0, :, rows, cols] = mean.clamp(LATENT_MIN, LATENT_MAX)
     return out
 
 
 class Priors:
-    """Means (eighths) and log2 scales (sixteenths of an octave) of level 2 or 3, block by block: int32 [C, h, w]."""
+    """Means and log2 scales of level 2 or 3, block by block: int32 [C, h, w].
+
+    Means in eighths, scales in sixteenths of an octave.
+    """
 
     def __init__(self, model: LossyModel, level: int, below: Tensor, quality: int):
         self._model, self._level, self._below, self._quality = model, level, below, quality
@@ -279,19 +310,23 @@ class Priors:
         if self._whole is not None:
             return self._whole[0][:, rows, cols], self._whole[1][:, rows, cols]
         result = plain_prior(self._model, self._level, self._below, self._quality, rows, cols)
-        if result[0].shape[1:] == self._size:  # a picture of one block: keep it, the second pass asks for it again
-            self._whole = result
+        if result[0].shape[1:] == self._size:
+            self._whole = result  # a picture of one block: the second pass asks for it again
         return result
 
     def refined_block(self, rows: slice, cols: slice, symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a block once the blocks of even parity are known: their symbols int8 [C, height, width], zero elsewhere."""
+        """Of a block once the blocks of even parity are known.
+
+        symbols: theirs, int8 [C, height, width], zero elsewhere.
+        """
         net = self._model.neighbours[self._level]
         y, x = (_around(s, n, net.radius) for s, n in zip((rows, cols), self._size, strict=True))
         region = slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
         mean, log_scale = self.block(*region)
         channels = slice(LEVEL_START[self._level - 1], LEVEL_START[self._level])
         relative = (log_scale - self._model.log2_step[self._quality, channels, None, None] + 2) >> 2
-        planes = torch.cat((SYMBOL_GAIN * symbols[:, *region].int(), relative))[None].clamp_(-64, 63).to(torch.int8)
+        planes = torch.cat((SYMBOL_GAIN * symbols[:, *region].int(), relative))[None]
+        planes = planes.clamp_(-64, 63).to(torch.int8)
         change = net(planes[..., y - y[0], :][..., x - x[0]], self._quality)[0]
         top, left = rows.start - region[0].start, cols.start - region[1].start
         inner = slice(top, top + change.shape[1]), slice(left, left + change.shape[2])
@@ -336,11 +371,16 @@ def _blocks(h: int, w: int, side: int) -> Iterator[tuple[slice, slice]]:
             yield slice(r, min(r + side, h)), slice(c, min(c + side, w))
 
 
-def synthesise(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int, quality: int, block: int = 64) -> Tensor:
-    """The picture uint8 RGB [1, 3, H, W] from all 192 latents, of which those above `level` are the priors' means."""
+def synthesise(
+    model: LossyModel, latents: Tensor, size: tuple[int, int], level: int, quality: int, block: int = 64
+) -> Tensor:
+    """The picture uint8 RGB [1, 3, H, W] from all 192 latents.
+
+    Those above `level` are the priors' means.
+    """
     height, width = size
     out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
-    for rows, cols in _blocks(*latents.shape[-2:], block):
+    for rows, cols in _blocks(latents.shape[-2], latents.shape[-1], block):
         rgb = synthesise_block(model, latents, rows, cols, level, quality)
         y, x = rows.start * BLOCK, cols.start * BLOCK
         part = out[..., y : y + rgb.shape[-2], x : x + rgb.shape[-1]]
@@ -368,7 +408,10 @@ def _cells(blocks: slice, n_blocks: int, halo: int) -> Tensor:
 
 
 def inverse_transform(basis: Tensor, z: Tensor) -> Tensor:
-    """Samples from latents in eighths, as 2x2 cells: int32 [1, 12, 4h, 4w], sixteenths. Exact in float64: all sums < 2^53."""
+    """Samples from latents in eighths, as 2x2 cells: int32 [1, 12, 4h, 4w], sixteenths.
+
+    Exact in float64: all sums < 2^53.
+    """
     _, _, h, w = z.shape
     x = z[0, _plane_order()].permute(1, 2, 0).contiguous().double().view(h, w, 3, 64) @ basis
     x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, 4, 2, 4, 2)
@@ -385,7 +428,8 @@ def _plane_order() -> list[int]:
 def enhance_planes(cells: Tensor, halo: int) -> Tensor:
     """Inputs of the enhancement network, as `lossy.enhance_planes`: int32 -64..63 [1, 14, h-2, w-2]."""
     _, _, h, w = cells.shape
-    local = (sum_3x3(cells.view(1, 3, 4, h, w).sum(2, dtype=torch.int32)) * 1820 + 32768) >> 16  # 1820 / 65536 is 1/36
+    sums = sum_3x3(cells.view(1, 3, 4, h, w).sum(2, dtype=torch.int32))
+    local = (sums * 1820 + 32768) >> 16  # 1820 / 65536 is 1/36
     diff = cells[..., 1:-1, 1:-1] - local.repeat_interleave(4, 1)
     rows, cols = torch.arange(h - 2) - halo, torch.arange(w - 2) - halo
     edge_r, edge_c = (torch.where(((k & 3) == 0) | ((k & 3) == 3), 32, -32).int() for k in (rows, cols))
@@ -394,17 +438,22 @@ def enhance_planes(cells: Tensor, halo: int) -> Tensor:
 
 
 def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:
-    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up: uint8 RGB [1, 3, .., ..] from the latents up to that level."""
+    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up.
+
+    Returns uint8 RGB [1, 3, .., ..] from the latents up to that level.
+    """
     n = 2 * level
     _, _, h, w = latents.shape
     place = {key: i for i, key in enumerate(latent_order())}
     order = [place[c, u, v] for c in range(3) for u in range(n) for v in range(n)]
     x = latents[0].permute(1, 2, 0)[..., order].double().view(h, w, 3, n * n) @ model.basis[n]
     shift = 11 + (2 if level == 1 else 1)  # an n-point basis makes samples 8/n times as large
-    x = ((x.long() + (1 << (shift - 1))) >> shift).int().view(h, w, 3, n, n).permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n)
+    x = ((x.long() + (1 << (shift - 1))) >> shift).int().view(h, w, 3, n, n)
+    x = x.permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n)
     rgb = ((opponent_to_rgb(x) + 8 >> 4) + 128).clamp_(0, 255).to(torch.uint8)
     side = BLOCK // n
-    return rgb[..., : -(-size[0] // side), : -(-size[1] // side)].contiguous(memory_format=torch.channels_last)
+    rgb = rgb[..., : -(-size[0] // side), : -(-size[1] // side)]
+    return rgb.contiguous(memory_format=torch.channels_last)
 
 
 def table_scale(index: NDArray[np.int64]) -> NDArray[np.float64]:

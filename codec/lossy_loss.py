@@ -44,13 +44,21 @@ def lossy_loss(net: LossyNet) -> Callable[[Tensor, int], tuple[Tensor, dict[str,
         mse_part = squared_error(net.synthesise(z, q[part], level), target[part])
         value = value + TRUNCATED_WEIGHT * (mse_part / lam[part].sqrt()).mean()
         psnr = (10 * torch.log10(255**2 / mse)).mean()
-        return value, {"loss": value.item(), "bpp": bpp.mean().item(), "psnr": psnr.item(), "mse_part": mse_part.mean().item()}
+        return value, {
+            "loss": value.item(),
+            "bpp": bpp.mean().item(),
+            "psnr": psnr.item(),
+            "mse_part": mse_part.mean().item(),
+        }
 
     return loss
 
 
 def validate_lossy(net: LossyNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
-    """bpp (with noise, so an estimate) and PSNR of the mean error at four qualities, and PSNR of the truncated levels at 60."""
+    """bpp (with noise, so an estimate) and PSNR of the mean error at four qualities.
+
+    At 60, PSNR of the truncated levels too.
+    """
 
     def validate() -> dict[str, float]:
         out = {}
@@ -70,7 +78,8 @@ def validate_lossy(net: LossyNet, tiles: NDArray[np.uint8]) -> Callable[[], dict
                 n = len(tiles)
                 out[f"q{quality}_bpp"] = round(bpp.sum().item() / (n * tiles.shape[-1] ** 2), 4)
                 for level in (1, 2, 3) if quality == 60 else (3,):
-                    out[f"q{quality}_L{level}_psnr"] = round(10 * math.log10(255**2 * n / mse[level - 1].item()), 3)
+                    psnr = 10 * math.log10(255**2 * n / mse[level - 1].item())
+                    out[f"q{quality}_L{level}_psnr"] = round(psnr, 3)
         return out
 
     return validate

@@ -1,4 +1,7 @@
-"""The whole dataflow, both directions: image -> latents -> lanes -> container, and back (docs/architecture.md)."""
+"""The whole dataflow, both directions: image -> latents -> lanes -> container, and back.
+
+See docs/architecture.md.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -15,13 +18,15 @@ from vbc.codec import exact_levels, lossy_levels
 from vbc.codec.coder import Coder, Reader, Writer
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.exact import PHASES
+from vbc.codec.exact_block import phase_view
 from vbc.codec.image_io import Metadata
 from vbc.codec.lossy import LEVEL_START
 from vbc.codec.tuning import MIN_POSITIONS
 from vbc.codec.weights import Model
 
 CODED, RAW, TUNED = 0, 1, 2
-"""First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the image."""
+"""First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the
+image."""
 PIXEL_HASH_BYTES = 16
 LOSSY_LEVELS = container.LOSSY_LEVELS
 
@@ -29,12 +34,18 @@ Progress = Callable[[str, float], None]
 
 
 class SelfCheckFailed(RuntimeError):
-    """The encoder's own decode of a lossless file differs from the image: a fault of this program or machine."""
+    """The encoder's own decode of a lossless file differs from the image.
+
+    A fault of this program or machine.
+    """
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """rgb: uint8 [3, H, W]. levels: the level numbers used. exact: whether the pixels are the encoder's input."""
+    """A picture and what it was made from.
+
+    rgb: uint8 [3, H, W]. levels: the level numbers used. exact: whether the pixels are the encoder's input.
+    """
 
     rgb: Tensor
     header: Header
@@ -57,11 +68,12 @@ def encode_image(
 ) -> bytes:
     """Encode uint8 RGB [3, H, W] with the first `levels` lossy levels and, if lossless, all exact ones.
 
-    A lossless result has been decoded and compared. Raises ValueError for levels and lossless that do not go together,
-    SelfCheckFailed where the comparison fails.
+    A lossless result has been decoded and compared. Raises ValueError for levels and lossless that do not go
+    together, SelfCheckFailed where the comparison fails.
     """
-    if levels not in range(LOSSY_LEVELS + 1) or (lossless and levels not in (0, LOSSY_LEVELS)) or not (levels or lossless):
-        raise ValueError(f"{levels} lossy levels {'with' if lossless else 'without'} exact levels cannot be coded")
+    if levels not in ((0, LOSSY_LEVELS) if lossless else range(1, LOSSY_LEVELS + 1)):
+        exact = "with" if lossless else "without"
+        raise ValueError(f"{levels} lossy levels {exact} exact levels cannot be coded")
     report = progress or (lambda stage, fraction: None)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
@@ -110,8 +122,8 @@ def decode_image(
 ) -> Decoded:
     """Decode the first `levels` levels that the file has (all by default).
 
-    native: levels 1 and 2 at 1/4 and 1/2 of the size. allow_partial: make do with the levels that are complete. Raises a
-    FormatError; Truncated names the complete levels.
+    native: levels 1 and 2 at 1/4 and 1/2 of the size. allow_partial: make do with the levels that are
+    complete. Raises a FormatError; Truncated names the complete levels.
     """
     header = container.unpack_header(data, limits)
     check_model(header, model)
@@ -155,7 +167,9 @@ def check_model(header: Header, model: Model) -> None:
             raise ModelMissing(wanted)
 
 
-def read_levels(data: bytes, header: Header, levels: int | None, allow_partial: bool) -> dict[int, memoryview]:
+def read_levels(
+    data: bytes, header: Header, levels: int | None, allow_partial: bool
+) -> dict[int, memoryview]:
     """The checked payloads of the levels to decode, by number. Raises Truncated, Corrupt."""
     ends = container.level_ends(header)
     wanted = list(ends)[:levels]
@@ -164,7 +178,9 @@ def read_levels(data: bytes, header: Header, levels: int | None, allow_partial: 
         wanted = [n for n in wanted if n in available]
     if not wanted:
         need = min(ends.values(), default=header.file_bytes)
-        raise Truncated(need, len(data), available) if len(data) < need else Corrupt("the file has no such level")
+        if len(data) < need:
+            raise Truncated(need, len(data), available)
+        raise Corrupt("the file has no such level")
     if levels is None and not allow_partial and len(data) < header.file_bytes:
         raise Truncated(header.file_bytes, len(data), available)
     chunks = {c.number: i for i, c in enumerate(header.chunks) if c.kind == container.LEVEL}
@@ -175,7 +191,10 @@ def read_levels(data: bytes, header: Header, levels: int | None, allow_partial: 
 
 
 def encode_lossy(picture: Tensor, model: Model, levels: int, quality: int) -> tuple[list[bytes], Tensor]:
-    """Payloads of the first lossy levels of uint8 [1, 3, H, W], and all 192 latents as the decoder will have them."""
+    """Payloads of the first lossy levels of uint8 [1, 3, H, W], and all 192 latents.
+
+    The latents are as the decoder will have them.
+    """
     target = lossy_levels.analyse(model.lossy, picture, quality)
     payloads = []
     latents = None
@@ -203,7 +222,13 @@ def decode_lossy(payloads: list[memoryview], model: Model, size: tuple[int, int]
 
 
 def code_lossy_level(
-    model: Model, coder: Coder, level: int, below: Tensor | None, size: tuple[int, int], quality: int, target: Tensor | None
+    model: Model,
+    coder: Coder,
+    level: int,
+    below: Tensor | None,
+    size: tuple[int, int],
+    quality: int,
+    target: Tensor | None,
 ) -> Tensor:
     """Code one lossy level; returns all latents up to it."""
     if below is None:
@@ -222,8 +247,13 @@ def complete(latents: Tensor, model: Model, quality: int) -> Tensor:
 # Exact levels
 
 
-def encode_exact(picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress) -> list[bytes]:
-    """Payloads of the exact levels of uint8 [1, 3, H, W], coarse to fine. lossy: the lossy levels' picture, likewise."""
+def encode_exact(
+    picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress
+) -> list[bytes]:
+    """Payloads of the exact levels of uint8 [1, 3, H, W], coarse to fine.
+
+    lossy: the lossy levels' picture, likewise.
+    """
     sizes = exact_levels.grid_sizes(*picture_size(picture))
     top = len(sizes) - 1
     payloads = [bytes([RAW]) + samples(grid(picture, top))]
@@ -233,18 +263,28 @@ def encode_exact(picture: Tensor, model: Model, lossy: Tensor | None, quality: i
         guide = None if lossy is None else grid(lossy, s - 1)
         coarse = rgb_to_ycocg(grid(picture, s))
         tuned = effort > 0 and coarse.shape[-2] * coarse.shape[-1] >= MIN_POSITIONS
-        exact_levels.code_step(model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality, tuned, effort)
+        exact_levels.code_step(
+            model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality, tuned, effort
+        )
         coded = bytes([TUNED if tuned else CODED]) + writer.finish()
-        raw = bytes([RAW]) + b"".join(samples(exact_levels.phase_view(target, p)) for p in PHASES)
+        raw = bytes([RAW]) + b"".join(samples(phase_view(target, p)) for p in PHASES)
         payloads.append(min(coded, raw, key=len))
         report("exact", 0.5 / 4 ** (s - 1))
     return payloads
 
 
 def decode_exact(
-    payloads: list[memoryview], model: Model, size: tuple[int, int], lossy: Tensor | None, quality: int, report: Progress
+    payloads: list[memoryview],
+    model: Model,
+    size: tuple[int, int],
+    lossy: Tensor | None,
+    quality: int,
+    report: Progress,
 ) -> Tensor:
-    """uint8 [1, 3, H, W] from the exact levels given, coarse to fine; what is missing comes from the lossy levels or from means."""
+    """uint8 [1, 3, H, W] from the exact levels given, coarse to fine.
+
+    What is missing comes from the lossy levels or from means.
+    """
     sizes = exact_levels.grid_sizes(*size)
     top = len(sizes) - 1
     if len(payloads) > len(sizes):
@@ -262,12 +302,19 @@ def decode_exact(
         grid(out, missing).copy_(ycocg_to_rgb(x))
         return out
     for s in range(missing, 0, -1):
-        x = exact_levels.assemble(x, exact_levels.code_step(model.exact, Means(), x, sizes[s - 1], s), sizes[s - 1])
+        phases = exact_levels.code_step(model.exact, Means(), x, sizes[s - 1], s)
+        x = exact_levels.assemble(x, phases, sizes[s - 1])
     return ycocg_to_rgb(x)
 
 
 def decode_step(
-    payload: memoryview, model: Model, coarse: Tensor, size: tuple[int, int], s: int, lossy: Tensor | None, quality: int
+    payload: memoryview,
+    model: Model,
+    coarse: Tensor,
+    size: tuple[int, int],
+    s: int,
+    lossy: Tensor | None,
+    quality: int,
 ) -> Tensor:
     """The grid x_{s-1}, int16, from x_s and the level's payload."""
     mode, body = split_payload(payload)
@@ -283,7 +330,9 @@ def decode_step(
     elif mode in (CODED, TUNED):
         reader = Reader(model.tables, body)
         guide = None if lossy is None else grid(lossy, s - 1)
-        phases = exact_levels.code_step(model.exact, reader, coarse, size, s, None, guide, quality, mode == TUNED)
+        phases = exact_levels.code_step(
+            model.exact, reader, coarse, size, s, None, guide, quality, mode == TUNED
+        )
         reader.finish()
     else:
         raise Corrupt(f"a level has mode {mode}")
@@ -291,7 +340,10 @@ def decode_step(
 
 
 class Means:
-    """Stands in for a decoder where a level is missing: every residual is zero, so every pixel its prediction."""
+    """Stands in for a decoder where a level is missing.
+
+    Every residual is zero, so every pixel its prediction.
+    """
 
     def code(self, index: np.ndarray, symbols: np.ndarray | None) -> np.ndarray:
         """Zeros."""
@@ -309,7 +361,10 @@ def samples(rgb: Tensor) -> bytes:
 
 
 def from_samples(body: memoryview, height: int, width: int) -> Tensor:
-    """Inverse of `samples`: a channels-last tensor. Raises Corrupt where the length is not that of the size."""
+    """Inverse of `samples`: a channels-last tensor.
+
+    Raises Corrupt where the length is not that of the size.
+    """
     if len(body) != 3 * height * width:
         raise Corrupt(f"{len(body)} bytes of samples, {3 * height * width} expected")
     flat = np.frombuffer(body, np.uint8).copy()

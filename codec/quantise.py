@@ -1,13 +1,22 @@
 """Export: float networks to the integers of the file format (docs/architecture.md, "Exact integer networks").
 
-Every network input is a plane of integers -64..63 that the integer layers see as 0..127; the 64 is folded into the bias.
+Every network input is a plane of integers -64..63 that the integer layers see as 0..127; the 64 is folded
+into the bias.
 """
 
 import torch
 from torch import Tensor
 
 from vbc.codec.exact import N_SURPRISE, PHASES, ExactNet
-from vbc.codec.layers import ACTIVATION_MAX, ACTIVATION_STEP, Q_MAX, WEIGHT_MAX, QConv, QualityBias, weight_shift
+from vbc.codec.layers import (
+    ACTIVATION_MAX,
+    ACTIVATION_STEP,
+    Q_MAX,
+    WEIGHT_MAX,
+    QConv,
+    QualityBias,
+    weight_shift,
+)
 from vbc.codec.lossy import STEP_OCTAVES, Chain, LossyNet, latent_basis, latent_order
 
 ZERO = 64
@@ -20,19 +29,23 @@ LOG_RESIDUALS = 8192
 Tensors = dict[str, Tensor]
 
 
-def export_conv(layer: QConv, zero: int, more_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight int8 [O, I, k, k], shift int32 [O], bias int32 [O], and the float factor from a bias to the accumulator.
+def export_conv(
+    layer: QConv, zero: int, more_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight int8 [O, I, k, k], shift int32 [O], bias int32 [O], and the factor float [O] of further biases.
 
-    zero: the input's zero point. A channel whose accumulator could reach 2^24 loses weight bits until it holds.
+    The factor takes a bias to the accumulator. zero: the input's zero point. A channel whose accumulator
+    could reach 2^24 loses weight bits until it holds.
     """
-    weight = (layer.weight if more_weight is None else torch.cat((layer.weight, more_weight), 1)).detach().double().cpu()
-    bias = layer.bias.detach().double().cpu()
+    whole = layer.weight if more_weight is None else torch.cat((layer.weight, more_weight), 1)
+    weight, bias = (t.detach().double().cpu() for t in (whole, layer.bias))
     shift = weight_shift(weight)
     while True:
         scale = torch.exp2(shift.double())
         w = torch.round(weight * scale.view(-1, 1, 1, 1)).clamp(-WEIGHT_MAX, WEIGHT_MAX)
         b = torch.round(bias * scale / ACTIVATION_STEP) - zero * w.sum((1, 2, 3))
-        peak = ACTIVATION_MAX * w.abs().sum((1, 2, 3)) + 2 * b.abs() + scale  # twice: conditions move the bias
+        # the bias twice: conditions move it
+        peak = ACTIVATION_MAX * w.abs().sum((1, 2, 3)) + 2 * b.abs() + scale
         over = peak >= ACCUMULATOR_LIMIT
         if not over.any():
             return w.to(torch.int8), shift.int(), b.int(), scale / ACTIVATION_STEP
@@ -68,14 +81,14 @@ def export_exact(net: ExactNet) -> Tensors:
     """All integers of the exact levels but the tables."""
     out: Tensors = {}
     for p in PHASES:
-        n = net.nets[p]
+        n = net.net(p)
         name = f"exact.{p}"
         levels = n.level_bias.detach().double().cpu()
         out[f"{name}.first.weight"], out[f"{name}.first.shift"], bias, factor = export_conv(n.first, ZERO)
         out[f"{name}.first.bias"] = bias
         out[f"{name}.condition"] = (bias + torch.round(levels * factor)).int()
-        more = n.lossy_first
-        out[f"{name}.layered.weight"], out[f"{name}.layered.shift"], bias, factor = export_conv(n.first, ZERO, more)
+        weight, shift, bias, factor = export_conv(n.first, ZERO, n.lossy_first)
+        out[f"{name}.layered.weight"], out[f"{name}.layered.shift"] = weight, shift
         out[f"{name}.layered.bias"] = bias
         both = levels[:, None] + quality_biases(n.lossy_condition)
         out[f"{name}.layered_condition"] = (bias + torch.round(both * factor)).int()
@@ -102,9 +115,7 @@ def export_lossy(net: LossyNet) -> Tensors:
     """All integers of the lossy levels but the tables, and the float analysis network of the encoder."""
     out: Tensors = {}
     for p in PHASES:
-        chain = net.context[p]
-        assert isinstance(chain, Chain)
-        put_chain(out, f"lossy.context.{p}", chain)
+        put_chain(out, f"lossy.context.{p}", net.context_chain(p))
     put_chain(out, "lossy.prior2", net.prior2)
     put_chain(out, "lossy.prior3", net.prior3)
     put_chain(out, "lossy.neighbours2", net.neighbours2)

@@ -39,8 +39,9 @@ def train(
 ) -> None:
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
-    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune" (both tunings) or one
-    of `STAGES`. Raises FileNotFoundError where data or an earlier stage's result is missing, ValueError for an unknown stage.
+    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune"
+    (both tunings) or one of `STAGES`. Raises FileNotFoundError where data or an earlier stage's result is
+    missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
     if not set(chosen) <= set(STAGES):
@@ -56,7 +57,13 @@ def train(
 
 
 def train_stage(
-    name: str, out: Path, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], steps: int, device: str, emit: Emit
+    name: str,
+    out: Path,
+    tiles: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    steps: int,
+    device: str,
+    emit: Emit,
 ) -> None:
     """One training stage, from its checkpoint or from the result of the stage it builds on."""
     tuning = name.startswith("tune-")
@@ -68,7 +75,8 @@ def train_stage(
         start(lossy, out / LOSSY if tuning else None, checkpoint)
         set_quantise(lossy, tuning)
         prepare(lossy, device)
-        run_stage(lossy, lossy_loss(lossy), validate_lossy(lossy, held_out), tiles, schedule, checkpoint, device, emit)
+        loss, validate = lossy_loss(lossy), validate_lossy(lossy, held_out)
+        run_stage(lossy, loss, validate, tiles, schedule, checkpoint, device, emit)
         return
     exact = ExactNet()
     start(exact, out / EXACT if tuning else None, checkpoint)
@@ -83,14 +91,17 @@ def train_stage(
 
 
 def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
-    """Load the earlier stage's weights unless this stage has a checkpoint of its own (which `run_stage` loads)."""
+    """Load the earlier stage's weights unless this stage has a checkpoint of its own.
+
+    That one is loaded by `run_stage`.
+    """
     if earlier is not None and not checkpoint.exists():
         load_checkpoint(earlier, net)
 
 
 def prepare(net: torch.nn.Module, device: str) -> None:
     """Move a network to where it trains; channels last is several times faster on a CPU."""
-    net.to(device=device, memory_format=torch.channels_last)
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
 
 
 def load_lossy(out: Path) -> LossyNet:

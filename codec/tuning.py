@@ -1,7 +1,9 @@
-"""Output layers tuned to one image: small integer corrections, found in the encoder, coded in the level (docs/format.md).
+"""Output layers tuned to one image: small integer corrections, found in the encoder, coded in the level.
 
-The correction of means and log-scales is linear in the last hidden layer, so the best one is a small convex problem per channel: a few
-Newton steps on sampled positions, no gradient descent through the network.
+The format is in docs/format.md.
+
+The correction of means and log-scales is linear in the last hidden layer, so the best one is a small convex
+problem per channel: a few Newton steps on sampled positions, no gradient descent through the network.
 """
 
 import math
@@ -26,7 +28,8 @@ WEIGHT_MAX = 127
 BIAS_UNIT = 64
 """A bias counts as the weight of an activation of 64."""
 SAMPLES = {1: 14_000, 2: 400_000}
-"""Positions looked at, by effort; on 14,000 the 98 parameters a channel cost 0.004 bit a symbol in overfitting."""
+"""Positions looked at, by effort; on 14,000 the 98 parameters a channel cost 0.004 bit a symbol in
+overfitting."""
 MIN_POSITIONS = 10_000
 """Phases below this hardly gain what the side information costs."""
 COST_BITS = 6.5
@@ -41,17 +44,13 @@ MIN_GAIN = 10.0
 """Nats; less is not worth another iteration."""
 SCORE_MAX = 4.0
 """A single outlier asks for no more than this."""
-MIN_SAMPLES = 2_000
-"""Below this the side information costs more than it gains."""
-WINDOW = 48
-PRIOR_DEVIATION = 12.0
-"""Standard deviation of the corrections' prior in their units: features met rarely stay as they are."""
 
 
 def code_tuning(model: ExactModel, coder: Coder, width: int, wanted: Tensor | None) -> IntConv | None:
-    """Code whether a phase is tuned and its corrections, int [6, width + 1]; returns the layer that computes them.
+    """Code whether a phase is tuned and its corrections, int [6, width + 1].
 
-    wanted: the corrections in an encoder, or None for none; ignored by a decoder.
+    Returns the layer that computes them, or None. wanted: the corrections in an encoder, or None for none;
+    ignored by a decoder.
     """
     flag = coder.code(table_of(model, 1), np.array([wanted is not None], np.int16))
     if not flag[0]:
@@ -75,9 +74,10 @@ def fit_tuning(step: Step, phase: str, target: Tensor, samples: int) -> Tensor |
 
     target: the phase's pixels, int16 [1, 3, h, w]. samples: about how many of them to look at.
     """
-    size = target.shape[-2:]
+    size = target.shape[-2], target.shape[-1]
     x, residual, log_scale = statistics(step, phase, target, sample_windows(*size, samples))
-    means, scales, gains = zip(*(fit_channel(x * UNIT, residual[c], log_scale[c]) for c in range(3)), strict=True)
+    fits = [fit_channel(x * UNIT, residual[c], log_scale[c]) for c in range(3)]
+    means, scales, gains = zip(*fits, strict=True)
     gain_bits = sum(gains) / math.log(2) * size[0] * size[1] / len(x)
     if gain_bits < COST_BITS * OUTPUTS * x.shape[1]:
         return None
@@ -87,9 +87,11 @@ def fit_tuning(step: Step, phase: str, target: Tensor, samples: int) -> Tensor |
 def fit_channel(x: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, float]:
     """Corrections [P] of mean and log-scale that shorten the code of residuals [N], and by how many nats.
 
-    x: features [N, P] times the corrections' unit; residual in pixel values, log_scale in octaves; all float32.
+    x: features [N, P] times the corrections' unit; residual in pixel values, log_scale in octaves; all
+    float32.
 
-    Newton's method with the logistic's Fisher information at the start (scoring, one factorisation) and step halving.
+    Newton's method with the logistic's Fisher information at the start (scoring, one factorisation) and step
+    halving.
     """
     variance = torch.exp2(2 * log_scale)
     information = (1 / (3 * (variance + 1 / 12)), 0.687 * variance / (variance + 0.05))
@@ -108,10 +110,13 @@ def fit_channel(x: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor,
     start = best = cost(delta)
     for _ in range(ITERATIONS):
         scores = logistic_scores(residual - x @ delta[0], log_scale + x @ delta[1])
-        gradients = [(x.T @ g.clamp(-SCORE_MAX, SCORE_MAX) - d / PRIOR_DEVIATION**2) for g, d in zip(scores, delta, strict=True)]
-        move = torch.stack([torch.cholesky_solve(g[:, None], f)[:, 0] for g, f in zip(gradients, factors, strict=True)])
-        for factor in (1.0, 0.5, 0.25):
-            trial = delta + factor * move
+        moves = []
+        for score, d, factor in zip(scores, delta, factors, strict=True):
+            gradient = x.T @ score.clamp(-SCORE_MAX, SCORE_MAX) - d / PRIOR_DEVIATION**2
+            moves.append(torch.cholesky_solve(gradient[:, None], factor)[:, 0])
+        move = torch.stack(moves)
+        for length in (1.0, 0.5, 0.25):
+            trial = delta + length * move
             if (value := cost(trial)) < best:
                 break
         else:
@@ -123,7 +128,10 @@ def fit_channel(x: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor,
 
 
 def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, slice]]:
-    """Windows spread evenly over a phase, about so many positions in all; the whole phase where it is small."""
+    """Windows spread evenly over a phase, about so many positions in all.
+
+    The whole phase where it is small.
+    """
     if height * width <= samples or min(height, width) <= WINDOW:
         stop = max(1, min(height, samples // width))
         return [(slice(0, stop), slice(0, width))]
@@ -135,8 +143,13 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
     return [(slice(t, t + WINDOW), slice(c, c + WINDOW)) for t in tops for c in lefts]
 
 
-def statistics(step: Step, phase: str, target: Tensor, windows: list[Window]) -> tuple[Tensor, Tensor, Tensor]:
-    """Features float [N, width + 1]; residuals (pixel values) and log2 scales (octaves) of the three channels [3, N]."""
+def statistics(
+    step: Step, phase: str, target: Tensor, windows: list[Window]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, residuals and log2 scales of the three channels at sampled positions.
+
+    Features float [N, width + 1]; residuals (pixel values) and scales (octaves) [3, N].
+    """
     p = step.parameters(phase, windows)
     predictor = BlockPredictor(step.model, phase, p)
     want = by_channel(stack([target[..., rows, cols] for rows, cols in windows]))

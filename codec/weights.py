@@ -1,4 +1,7 @@
-"""Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash (docs/format.md, "Models")."""
+"""Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash.
+
+See docs/format.md, "Models".
+"""
 
 import functools
 import hashlib
@@ -39,7 +42,10 @@ class Model:
 
 
 def model_hash(tensors: Tensors) -> bytes:
-    """First 8 bytes of SHA-256 over name, dtype, shape and little-endian bytes of every decoder tensor but the tables, by name."""
+    """First 8 bytes of SHA-256 over every decoder tensor but the tables.
+
+    Name, dtype, shape and little-endian bytes of each, by name.
+    """
     h = hashlib.sha256()
     for name in sorted(tensors):
         if name == "tables" or name.startswith(ENCODER_ONLY):
@@ -71,7 +77,11 @@ def build_model(tensors: Tensors) -> Model:
             log2_step=tensors["lossy.log2_step"].int(),
             first_scale=tensors["lossy.first_scale"].int(),
             basis={n: tensors[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
-            analysis={k.removeprefix(ENCODER_ONLY): v for k, v in tensors.items() if k.startswith(ENCODER_ONLY)},
+            analysis={
+                name.removeprefix(ENCODER_ONLY): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(ENCODER_ONLY)
+            },
             first_table=first_table,
             cost=torch.from_numpy(cost),
         )
@@ -82,7 +92,10 @@ def build_model(tensors: Tensors) -> Model:
 
 @functools.lru_cache(maxsize=8)
 def load_model(path: Path | None = None) -> Model:
-    """The model in a safetensors file, by default the shipped one; cached. Raises WeightsError, or OSError where it is missing."""
+    """The model in a safetensors file, by default the shipped one; cached.
+
+    Raises WeightsError, or OSError where it is missing.
+    """
     if path is None:
         with resources.as_file(resources.files("vbc.codec") / "weights" / DEFAULT_WEIGHTS) as default:
             return load_model(default)
