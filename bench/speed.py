@@ -82,10 +82,7 @@ REST = "rest"
 
 
 class Stopwatch:
-    """Seconds of whole processes: help, info, and the decoding of a small file.
-
-    The decoding loads torch and the weights.
-    """
+    """Seconds of each stage, exclusive of the stages inside it, so that all add up to the total."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}

@@ -1,12 +1,13 @@
 """Checkpoints of training as safetensors: parameters, Adam's state, step. No pickle; written atomically."""
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from vbc.codec.image_io import write_atomic
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -16,11 +17,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
         for k, v in state.items():
             tensors[f"optimiser.{index}.{k}"] = torch.as_tensor(v).cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.clone() for k, v in tensors.items()}, part, metadata={"step": str(step)})
-    with open(part, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    write_atomic(path, save({k: v.clone() for k, v in tensors.items()}, metadata={"step": str(step)}))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer | None = None) -> int:

@@ -1,14 +1,13 @@
 """From trained networks to the weights file: integers, refit tables, known answers (docs/training.md)."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vbc.codec import exact_levels, lossy_levels
@@ -16,6 +15,7 @@ from vbc.codec.coder import Counter, Index, Symbols
 from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.exact import ExactNet
 from vbc.codec.fit import initial_tables, refit_tables
+from vbc.codec.image_io import write_atomic
 from vbc.codec.lossy import LEVEL_START, LossyNet
 from vbc.codec.pipeline import code_lossy_level, complete, grid
 from vbc.codec.quantise import Tensors, export_exact, export_lossy
@@ -148,10 +148,8 @@ def digest(x: Tensor) -> str:
 def save_model(path: Path, tensors: Tensors) -> Model:
     """Write a weights file with its known answers; returns the model."""
     model = build_model(tensors)
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, part, metadata={"format": "vbc-model-1", **known_answers(model)})
-    os.replace(part, path)
+    write_atomic(path, save(tensors, metadata={"format": "vbc-model-1", **known_answers(model)}))
     return model
 
 

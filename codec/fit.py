@@ -68,11 +68,11 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
         "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
-        "tables": torch.from_numpy(normalise_counts(prior).astype(np.int32)),
+        "tables": torch.from_numpy(normalise_counts(prior).astype(np.uint16)),
     }
     return tensors, prior
 
 
 def refit_tables(prior: NDArray[np.float64], counter: Counter) -> torch.Tensor:
-    """Tables int32 [T, 256] from counts over the prior."""
-    return torch.from_numpy(normalise_counts(prior * PRIOR_COUNTS + counter.counts).astype(np.int32))
+    """Tables uint16 [T, 256] from counts over the prior."""
+    return torch.from_numpy(normalise_counts(prior * PRIOR_COUNTS + counter.counts).astype(np.uint16))

@@ -10,6 +10,7 @@ everything below.
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,11 @@ from vbc.codec.layers import ACTIVATION_STEP, QConv, QualityBias, round_ste
 
 BLOCK = 8
 N_LATENTS = 3 * BLOCK * BLOCK
-LEVEL_LATENTS = (12, 36, 144)
-LEVEL_START = (0, 12, 48, 192)
-LEVEL1_WIDTH = 64
-PRIOR_WIDTH = 96
-ENHANCE_WIDTH = 48
+LEVEL_LATENTS = (6, 42, 144)
+LEVEL_START = (0, 6, 48, 192)
 ENHANCE_PLANES = 14
-CONTEXT_PLANES = 54
+CONTEXT_PLANES = 30
 CONTEXT_HALO = 4
-NEIGHBOUR_WIDTH = 64
 SYMBOL_GAIN = 8
 """A neighbour's symbol of 1 is an input of 8/16."""
 STEP_OCTAVES = 3 / 64
@@ -51,8 +48,9 @@ def latent_order() -> list[tuple[int, int, int]]:
 
     By level, then plane, then raster.
     """
-    order = []
-    for lo, hi in ((0, 2), (2, 4), (4, 8)):
+    order = [(0, u, v) for u in range(2) for v in range(2)] + [(1, 0, 0), (2, 0, 0)]
+    order += [(c, u, v) for c in (1, 2) for u in range(2) for v in range(2) if u or v]
+    for lo, hi in ((2, 4), (4, 8)):
         for c in range(3):
             order += [(c, u, v) for u in range(hi) for v in range(hi) if max(u, v) >= lo]
     return order
@@ -172,8 +170,8 @@ def neighbour_planes(symbols: Tensor, log2_relative: Tensor) -> Tensor:
     return planes.clamp(-64, 63) * ACTIVATION_STEP
 
 
-DC = (0, 4, 8)
-AC = (1, 2, 3, 5, 6, 7, 9, 10, 11)
+DC = (0, 4, 5)
+AC = (1, 2, 3)
 
 
 def _at(x: Tensor, dy: int, dx: int) -> Tensor:
@@ -182,7 +180,7 @@ def _at(x: Tensor, dy: int, dx: int) -> Tensor:
 
 
 def context_neighbours(phase: str, a: Tensor, d: Tensor | None) -> list[Tensor]:
-    """The four nearest known blocks of a phase, each [N, 12, h-2, w-2]."""
+    """The four nearest known blocks of a phase, each [N, 6, h-2, w-2]."""
     if phase == "D":
         return [_at(a, 0, 0), _at(a, 0, 1), _at(a, 1, 0), _at(a, 1, 1)]
     assert d is not None
@@ -202,10 +200,21 @@ def context_planes(four: list[Tensor], base: Tensor) -> Tensor:
 
 
 def context_base(four: list[Tensor]) -> Tensor:
-    """Mean of the neighbours for the DC latents, zero for the others: [N, 12, h, w]."""
+    """Mean of the neighbours for the DC latents, zero for the others: [N, 6, h, w]."""
     base = torch.zeros_like(four[0])
     base[:, DC] = (four[0][:, DC] + four[1][:, DC] + four[2][:, DC] + four[3][:, DC]) / 4
     return base
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of the networks' hidden layers."""
+
+    analysis: int = 64
+    context: int = 64
+    prior: int = 96
+    neighbours: int = 64
+    enhance: int = 48
 
 
 class LossyNet(nn.Module):
@@ -213,31 +222,33 @@ class LossyNet(nn.Module):
 
     basis: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Widths | None = None) -> None:
         super().__init__()
+        n = widths or Widths()
+        first, second, third = LEVEL_LATENTS
         self.register_buffer("basis", latent_basis(), persistent=False)
         norm = torch.tensor([3.0, 2.0, 6.0]).sqrt()
         start = torch.tensor([math.log2(INITIAL_STEP / norm[c]) for c, _, _ in latent_order()])
         self.log2_step = nn.Parameter(start)
-        self.analysis_in = nn.Conv2d(N_LATENTS, 64, 1)
-        self.analysis_mid = nn.Conv2d(64, 64, 3)
-        self.analysis_out = nn.Conv2d(64, N_LATENTS, 1)
-        self.analysis_condition = QualityBias(1, 64)
+        self.analysis_in = nn.Conv2d(N_LATENTS, n.analysis, 1)
+        self.analysis_mid = nn.Conv2d(n.analysis, n.analysis, 3)
+        self.analysis_out = nn.Conv2d(n.analysis, N_LATENTS, 1)
+        self.analysis_condition = QualityBias(1, n.analysis)
         for parameter in self.analysis_out.parameters():
             nn.init.zeros_(parameter)
-        self.first_scale = nn.Parameter(torch.tensor([5.0, 4.0, 4.0, 3.0] * 3))
-        contexts = {p: Chain(CONTEXT_PLANES, LEVEL1_WIDTH, 2, 24, classes=2) for p in PHASES}
+        self.first_scale = nn.Parameter(torch.tensor([5.0, 4.0, 4.0, 3.0, 5.0, 5.0]))
+        contexts = {p: Chain(CONTEXT_PLANES, n.context, 2, 2 * first, classes=2) for p in PHASES}
         self.context = nn.ModuleDict(contexts)
-        self.prior2 = Chain(24, PRIOR_WIDTH, 3, 72)
-        self.prior3 = Chain(96, PRIOR_WIDTH, 3, 288)
-        self.neighbours2 = Chain(72, NEIGHBOUR_WIDTH, 2, 72, zero=True)
-        self.neighbours3 = Chain(288, NEIGHBOUR_WIDTH, 2, 288, zero=True)
-        self.enhance = Chain(ENHANCE_PLANES, ENHANCE_WIDTH, 4, 12, classes=3, head_kernel=3, zero=True)
+        self.prior2 = Chain(2 * first, n.prior, 3, 2 * second)
+        self.prior3 = Chain(2 * (first + second), n.prior, 3, 2 * third)
+        self.neighbours2 = Chain(2 * second, n.neighbours, 2, 2 * second, zero=True)
+        self.neighbours3 = Chain(2 * third, n.neighbours, 2, 2 * third, zero=True)
+        self.enhance = Chain(ENHANCE_PLANES, n.enhance, 4, 12, classes=3, head_kernel=3, zero=True)
         with torch.no_grad():
             for p in PHASES:
-                self.context_chain(p).head.bias[12:] = 4.0
-            self.prior2.head.bias[36:] = 3.0
-            self.prior3.head.bias[144:] = 2.0
+                self.context_chain(p).head.bias[first:] = 4.0
+            self.prior2.head.bias[second:] = 3.0
+            self.prior3.head.bias[third:] = 2.0
 
     def context_chain(self, phase: str) -> Chain:
         """Level 1's network of a phase."""
@@ -259,7 +270,7 @@ class LossyNet(nn.Module):
         return out
 
     def level1(self, z: Tensor, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised level-1 latents [N, 12, h, w] and their bits [N].
+        """Quantised level-1 latents [N, 6, h, w] and their bits [N].
 
         Coded over interlaced grids of blocks.
         """
@@ -269,6 +280,7 @@ class LossyNet(nn.Module):
         if max(z.shape[-2:]) <= 4:
             mean = torch.zeros_like(z)
             return quantise(z, mean, self.first_scale.view(1, -1, 1, 1).expand_as(z), step)
+        n = LEVEL_LATENTS[0]
         out = torch.empty_like(z)
         a, bits = self._level1_grid(z[..., ::2, ::2], q, step, depth + 1)
         out[..., ::2, ::2] = a
@@ -281,8 +293,8 @@ class LossyNet(nn.Module):
             planes = context_planes(four, base)[..., 1:-1, 1:-1]
             params = self.context_chain(p)(planes, q, min(depth, 1))
             target = z[..., dy::2, dx::2]
-            mean = base[..., 3 : 3 + n_h, 3 : 3 + n_w] + MEAN_UNIT * params[:, :12]
-            zq, b = quantise(target, mean, params[:, 12:], step)
+            mean = base[..., 3 : 3 + n_h, 3 : 3 + n_w] + MEAN_UNIT * params[:, :n]
+            zq, b = quantise(target, mean, params[:, n:], step)
             bits = bits + b
             out[..., dy::2, dx::2] = zq
             known[p] = pad(zq, CONTEXT_HALO)
@@ -309,9 +321,10 @@ class LossyNet(nn.Module):
         """Quantised latents and bits [N] of the three levels."""
         z = self.analyse(planes, q)
         step = self.step(q)
-        z1, b1 = self.level1(z[:, :12], q, step[:, :12])
-        z2, b2 = self.upper_level(2, z[:, 12:48], z1, q, step[:, 12:48])
-        z3, b3 = self.upper_level(3, z[:, 48:], torch.cat((z1, z2), 1), q, step[:, 48:])
+        first, second = LEVEL_START[1:3]
+        z1, b1 = self.level1(z[:, :first], q, step[:, :first])
+        z2, b2 = self.upper_level(2, z[:, first:second], z1, q, step[:, first:second])
+        z3, b3 = self.upper_level(3, z[:, second:], torch.cat((z1, z2), 1), q, step[:, second:])
         return [z1, z2, z3], [b1, b2, b3]
 
     def upper_level(

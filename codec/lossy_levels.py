@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -179,9 +178,9 @@ def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
 def code_level1(
     model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None = None
 ) -> Tensor:
-    """Code level 1, int16 [1, 12, h, w], over interlaced grids of blocks.
+    """Code level 1, int16 [1, 6, h, w], over interlaced grids of blocks.
 
-    target: float [1, 12, h, w] in an encoder.
+    target: float [1, 6, h, w] in an encoder.
     """
     return _level1_grid(model, coder, size, quality, target, 0)
 
@@ -213,8 +212,9 @@ def _level1_grid(
             params = model.context[p](planes, quality, min(depth, 1))[0, :, :p_h, :p_w]
             inner = base[0, :, 3 : 3 + p_h, 3 : 3 + p_w]
             want = None if target is None else target[0, :, dy::2, dx::2].flatten(1)
-            mean = (inner + 2 * params[:12]).flatten(1)
-            _, z = code_latents(model, coder, 1, mean, params[12:].flatten(1), quality, want)
+            n = LEVEL_LATENTS[0]
+            mean = (inner + 2 * params[:n]).flatten(1)
+            _, z = code_latents(model, coder, 1, mean, params[n:].flatten(1), quality, want)
             part[0] = z.view(-1, p_h, p_w)
         known[p] = replicate(part, n_h, n_w, CONTEXT_HALO) if p_h and p_w else known["A"]
     return out
@@ -228,7 +228,7 @@ def replicate(x: Tensor, height: int, width: int, halo: int) -> Tensor:
 
 
 def context_base(four: list[Tensor]) -> Tensor:
-    """Mean of the neighbours for the DC latents, zero for the others: int32 [1, 12, h, w], eighths."""
+    """Mean of the neighbours for the DC latents, zero for the others: int32 [1, 6, h, w], eighths."""
     base = torch.zeros_like(four[0])
     base[:, DC] = (four[0][:, DC] + four[1][:, DC] + four[2][:, DC] + four[3][:, DC] + 2) >> 2
     return base
@@ -440,7 +440,9 @@ def enhance_planes(cells: Tensor, halo: int) -> Tensor:
 def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:
     """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up.
 
-    Returns uint8 RGB [1, 3, .., ..] from the latents up to that level.
+    latents: at least those of levels 1 and 2; of chroma level 1 has the mean alone, so it takes the rest from
+    the means of level 2.
+    Returns uint8 RGB [1, 3, .., ..].
     """
     n = 2 * level
     _, _, h, w = latents.shape
@@ -454,8 +456,3 @@ def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], le
     side = BLOCK // n
     rgb = rgb[..., : -(-size[0] // side), : -(-size[1] // side)]
     return rgb.contiguous(memory_format=torch.channels_last)
-
-
-def table_scale(index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """log2 of the scale over the step that the middle of a table's class stands for."""
-    return (index * 4 + SCALE_MIN) / 16.0

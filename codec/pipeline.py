@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
-from vbc.bitstream.errors import Corrupt, ModelMissing, Truncated
+from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
 from vbc.codec import exact_levels, lossy_levels
 from vbc.codec.coder import Coder, Reader, Writer
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
@@ -103,10 +103,19 @@ def encode_image(
     )
     if lossless:
         report("check", 0.9)
-        if not torch.equal(decode_image(data, model=model).rgb, rgb):
-            raise SelfCheckFailed("the decoded picture differs from the image; nothing is written")
+        check_lossless(data, model, rgb)
     report("done", 1.0)
     return data
+
+
+def check_lossless(data: bytes, model: Model, rgb: Tensor) -> None:
+    """Raises SelfCheckFailed unless a fresh decode of the bytes gives the picture."""
+    try:
+        same = torch.equal(decode_image(data, model=model).rgb, rgb)
+    except FormatError as e:
+        raise SelfCheckFailed(f"the file just written does not decode: {e}") from e
+    if not same:
+        raise SelfCheckFailed("the decoded picture differs from the image; nothing is written")
 
 
 @torch.no_grad()
@@ -137,6 +146,7 @@ def decode_image(
         report("lossy", 0.0)
         latents = decode_lossy([payloads[n] for n in numbers[:lossy_count]], model, size, header.quality)
         if native and lossy_count < LOSSY_LEVELS:
+            latents = complete(latents, model, header.quality, level=2)
             small = lossy_levels.native_picture(model.lossy, latents, size, lossy_count)
             return Decoded(small[0], header, numbers, False)
         latents = complete(latents, model, header.quality)
@@ -172,6 +182,7 @@ def read_levels(
 ) -> dict[int, memoryview]:
     """The checked payloads of the levels to decode, by number. Raises Truncated, Corrupt."""
     ends = container.level_ends(header)
+    check_numbers(tuple(ends))
     wanted = list(ends)[:levels]
     available = container.available_levels(len(data), header)
     if allow_partial:
@@ -185,6 +196,15 @@ def read_levels(
         raise Truncated(header.file_bytes, len(data), available)
     chunks = {c.number: i for i, c in enumerate(header.chunks) if c.kind == container.LEVEL}
     return {n: container.read_chunk(data, header, chunks[n]) for n in wanted}
+
+
+def check_numbers(levels: tuple[int, ...]) -> None:
+    """Raises Corrupt unless the levels are 1..n, or 4..m, or 1..m: all that any encoder writes."""
+    lossy = [n for n in levels if n <= LOSSY_LEVELS]
+    exact = [n for n in levels if n > LOSSY_LEVELS]
+    whole = not exact or len(lossy) in (0, LOSSY_LEVELS)
+    if not whole or lossy != list(range(1, len(lossy) + 1)) or exact != list(range(4, 4 + len(exact))):
+        raise Corrupt(f"levels {levels} do not go together")
 
 
 # Lossy levels
@@ -208,7 +228,7 @@ def encode_lossy(picture: Tensor, model: Model, levels: int, quality: int) -> tu
 
 
 def decode_lossy(payloads: list[memoryview], model: Model, size: tuple[int, int], quality: int) -> Tensor:
-    """The latents of the levels given: int16 [1, 12, 48 or 192, h, w]."""
+    """The latents of the levels given: int16 [1, 6, 48 or 192, h, w]."""
     latents = None
     for level, payload in enumerate(payloads, 1):
         mode, body = split_payload(payload)
@@ -236,11 +256,12 @@ def code_lossy_level(
     return torch.cat((below, lossy_levels.code_level(model.lossy, coder, level, below, quality, target)), 1)
 
 
-def complete(latents: Tensor, model: Model, quality: int) -> Tensor:
-    """All 192 latents: the priors' means stand for the levels that are missing."""
-    while latents.shape[1] < LEVEL_START[-1]:
-        level = LEVEL_START.index(latents.shape[1]) + 1
-        latents = torch.cat((latents, lossy_levels.missing_level(model.lossy, level, latents, quality)), 1)
+def complete(latents: Tensor, model: Model, quality: int, level: int = LOSSY_LEVELS) -> Tensor:
+    """All latents up to `level`: the priors' means stand for the levels that are missing."""
+    while latents.shape[1] < LEVEL_START[level]:
+        missing = LEVEL_START.index(latents.shape[1]) + 1
+        means = lossy_levels.missing_level(model.lossy, missing, latents, quality)
+        latents = torch.cat((latents, means), 1)
     return latents
 
 

@@ -17,7 +17,7 @@ from vbc.codec.layers import (
     QualityBias,
     weight_shift,
 )
-from vbc.codec.lossy import STEP_OCTAVES, Chain, LossyNet, latent_basis, latent_order
+from vbc.codec.lossy import STEP_OCTAVES, Chain, LossyNet, latent_order
 
 ZERO = 64
 """The network's input integer that stands for 0."""
@@ -132,6 +132,5 @@ def export_lossy(net: LossyNet) -> Tensors:
         out[f"analysis.{part}.weight"] = getattr(net, part).weight.detach().float().cpu()
         out[f"analysis.{part}.bias"] = getattr(net, part).bias.detach().float().cpu()
     out["analysis.condition"] = quality_biases(net.analysis_condition)[0].float()
-    out["analysis.basis"] = latent_basis()
     assert len(latent_order()) == out["lossy.step"].shape[1]
     return out

@@ -136,7 +136,8 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
         stop = max(1, min(height, samples // width))
         return [(slice(0, stop), slice(0, width))]
     n = samples / WINDOW**2
-    n_rows = max(1, min(height // WINDOW, round(math.sqrt(n * height / width))))
+    n_cols = max(1, min(width // WINDOW, round(math.sqrt(n * width / height))))
+    n_rows = max(1, min(height // WINDOW, round(n / n_cols)))
     n_cols = max(1, min(width // WINDOW, round(n / n_rows)))
     tops = [(height - WINDOW) * (2 * i + 1) // (2 * n_rows) for i in range(n_rows)]
     lefts = [(width - WINDOW) * (2 * i + 1) // (2 * n_cols) for i in range(n_cols)]

@@ -18,6 +18,7 @@ from vbc.bitstream.tables import TableSet
 from vbc.codec.exact import PHASES
 from vbc.codec.exact_block import ExactModel
 from vbc.codec.integer import IntChain, IntPhase
+from vbc.codec.lossy import latent_basis
 from vbc.codec.lossy_levels import N_SCALES, LossyModel
 from vbc.codec.quantise import Tensors
 
@@ -81,7 +82,8 @@ def build_model(tensors: Tensors) -> Model:
                 name.removeprefix(ENCODER_ONLY): tensor
                 for name, tensor in tensors.items()
                 if name.startswith(ENCODER_ONLY)
-            },
+            }
+            | {"basis": latent_basis()},
             first_table=first_table,
             cost=torch.from_numpy(cost),
         )

@@ -8,8 +8,9 @@ from vbc.codec.example import make_example
 
 
 def photo(height: int, width: int) -> Tensor:
-    """uint8 [3, height, width], photograph-like."""
-    return from_array(make_example(width, height))
+    """uint8 [3, height, width], photograph-like: a cut from a picture of at least 64 x 64."""
+    side = max(64, height, width)
+    return from_array(make_example(side, side)[side - height :, side - width :])
 
 
 def from_array(rgb: np.ndarray) -> Tensor:

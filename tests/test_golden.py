@@ -1,4 +1,4 @@
-"""Files of the first format version decode to the same pixels for ever. Written by scripts/make_golden.py alone."""
+"""Golden files decode to the same pixels for ever; scripts/make_golden.py alone writes them."""
 
 import hashlib
 import json

@@ -21,7 +21,9 @@ from vbc.codec.weights import build_model
 
 
 def test_ycocg_is_reversible_for_every_extreme_and_many_colours() -> None:
-    corners = torch.tensor([[r, g, b] for r in (0, 1, 127, 128, 254, 255) for g in (0, 128, 255) for b in (0, 1, 255)])
+    corners = torch.tensor(
+        [[r, g, b] for r in (0, 1, 127, 128, 254, 255) for g in (0, 128, 255) for b in (0, 1, 255)]
+    )
     many = torch.randint(0, 256, (20_000, 3), generator=torch.Generator().manual_seed(1))
     x = torch.cat((corners, many)).to(torch.uint8).T.reshape(1, 3, 1, -1)
     y = rgb_to_ycocg(x)
@@ -61,7 +63,7 @@ def test_initial_tables_cover_every_parameter() -> None:
     assert len(prior) <= 1024
     assert index.min() == 0
     assert set(index.flatten().tolist()) == set(range(int(tensors["lossy.first_table"])))
-    assert (tensors["tables"].sum(1) == 1 << 16).all()
+    assert (tensors["tables"].long().sum(1) == 1 << 16).all()
 
 
 def test_dct_is_orthonormal_and_the_integers_are_near() -> None:
@@ -75,7 +77,9 @@ def test_dct_is_orthonormal_and_the_integers_are_near() -> None:
 def test_block_transform_inverts() -> None:
     x = torch.randn(2, 3, 16, 24)
     basis = lossy.latent_basis()
-    torch.testing.assert_close(lossy.inverse_block_transform(lossy.block_transform(x, basis), basis), x, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        lossy.inverse_block_transform(lossy.block_transform(x, basis), basis), x, atol=1e-4, rtol=0
+    )
 
 
 def test_integer_inverse_transform_follows_the_float_one() -> None:
@@ -120,7 +124,7 @@ def test_quantised_training_rounds_as_the_integers_do() -> None:
 
 
 def test_integer_exact_levels_follow_the_float_network() -> None:
-    """Same weights, quantised training form against the coder's integers: rates within 1 % even on one small picture."""
+    """Quantised training form against the coder's integers: within 1 % even on one small picture."""
     torch.manual_seed(3)
     net, other = ExactNet(width=16), LossyNet()
     with torch.no_grad():
@@ -140,17 +144,18 @@ def test_levels_of_the_float_model_fit_together() -> None:
     torch.manual_seed(4)
     net = LossyNet()
     planes = rgb_to_opponent(photo(64, 64)[None].float() - 128)
-    q = torch.tensor([60.0])
+    q = torch.tensor([100.0])
     with torch.no_grad():
         latents, bits = net(planes, q)
-        assert [z.shape[1] for z in latents] == [12, 36, 144]
+        assert [z.shape[1] for z in latents] == [6, 42, 144]
         assert all(b > 0 for b in bits)
         errors = []
         for n in (1, 2, 3):
             picture = net.synthesise(net.complete(latents[:n], q), q, n)
             errors.append((picture - planes).square().mean().item())
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 60
+    assert errors[2] < errors[1]
+    assert errors[2] < errors[0]
+    assert errors[2] < 10, "untrained, it is a plain 8x8 DCT at a step of ten"
 
 
 def test_tuning_scores_are_derivatives() -> None:

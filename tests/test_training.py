@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import photo
+from PIL import Image
 
 from vbc.codec.checkpoint import load_checkpoint
 from vbc.codec.data import batches, load_tiles
@@ -49,11 +49,21 @@ def run(steps: int, checkpoint: Path, tiles: np.ndarray) -> ExactNet:
     torch.manual_seed(0)
     net = ExactNet(width=8)
     schedule = Schedule(steps=steps, rate=1e-3, batch=2, warmup=1, log_every=1, valid_every=100)
-    run_stage(net, archival_loss(net), validate_exact(net, tiles[:1]), tiles, schedule, checkpoint, emit=lambda line: None)
+    run_stage(
+        net,
+        archival_loss(net),
+        validate_exact(net, tiles[:1]),
+        tiles,
+        schedule,
+        checkpoint,
+        emit=lambda line: None,
+    )
     return net
 
 
-def test_resuming_equals_never_having_stopped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_equals_never_having_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiles = load_tiles(folder)
     monkeypatch.setattr(Schedule, "rate_at", lambda self, step: 1e-3)  # the cosine depends on the length
     whole = run(4, tmp_path / "whole.safetensors", tiles)
