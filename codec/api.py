@@ -115,7 +115,10 @@ def encode(
     n_levels = check_options(levels, quality, lossless, effort)
     check_device(device)
     picture = as_picture(image)
-    rgb = torch.from_numpy(picture.rgb.copy()).permute(2, 0, 1).contiguous()
+    pixels = (
+        picture.rgb if picture.rgb.flags.writeable else picture.rgb.copy()
+    )  # torch warns of read-only memory
+    rgb = torch.from_numpy(pixels).permute(2, 0, 1)
     return pipeline.encode_image(
         rgb,
         model=load(model),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vbc.codec.coder import Coder
-from vbc.codec.colour import rgb_to_ycocg
+from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.exact import HALO, N_LEVEL_CLASSES, PHASE_OFFSET, PHASES
 from vbc.codec.exact_block import ExactModel, Step, code_block, phase_view
 from vbc.codec.tuning import MIN_POSITIONS, SAMPLES, code_tuning, fit_tuning
@@ -45,9 +45,16 @@ def blocks(height: int, width: int, side: int) -> Iterator[tuple[slice, slice]]:
 
 def extend(x: Tensor, height: int, width: int) -> Tensor:
     """Replicate the last row and column up to this size, then a border of `HALO`: channels-last."""
-    rows = torch.arange(-HALO, height + HALO).clamp_(0, x.shape[-2] - 1)
-    cols = torch.arange(-HALO, width + HALO).clamp_(0, x.shape[-1] - 1)
-    return x[..., rows, :][..., cols].contiguous(memory_format=torch.channels_last)
+    n, c, h, w = x.shape
+    size = (n, c, height + 2 * HALO, width + 2 * HALO)
+    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    rows, cols = slice(HALO, HALO + h), slice(HALO, HALO + w)
+    out[..., rows, cols] = x
+    out[..., rows, :HALO] = x[..., :1]
+    out[..., rows, HALO + w :] = x[..., -1:]
+    out[..., :HALO, :] = out[..., HALO : HALO + 1, :]
+    out[..., HALO + h :, :] = out[..., HALO + h - 1 : HALO + h, :]
+    return out
 
 
 def code_step(
@@ -99,9 +106,16 @@ def code_step(
 
 
 def assemble(coarse: Tensor, phases: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """The finer grid int16 [1, 3, h, w] from its coarser grid and phases."""
+    """The finer grid int16 YCoCg-R [1, 3, h, w] from its coarser grid and phases."""
     fine = torch.empty((1, 3, *size), dtype=torch.int16, memory_format=torch.channels_last)
-    fine[..., ::2, ::2] = coarse
-    for p, plane in phases.items():
+    for p, plane in {"A": coarse, **phases}.items():
         phase_view(fine, p).copy_(plane)
+    return fine
+
+
+def assemble_rgb(coarse: Tensor, phases: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+    """As `assemble`, but uint8 RGB: the finest grid takes half the memory."""
+    fine = torch.empty((1, 3, *size), dtype=torch.uint8, memory_format=torch.channels_last)
+    for p, plane in {"A": coarse, **phases}.items():
+        phase_view(fine, p).copy_(ycocg_to_rgb(plane))
     return fine

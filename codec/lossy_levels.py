@@ -42,11 +42,16 @@ CELLS = BLOCK // 2
 CODING_BLOCK = 128
 """Side of a coding block in 8x8 blocks: 1024 pixels."""
 LATENT_MIN, LATENT_MAX = -32768, 32767
+TARGET_UNIT = 16
 N_SCALES = 48
 """Tables per level: quarter octaves of the residual's scale over the step, from 2^-4."""
 SCALE_MIN = -64
-RATE_WEIGHT = 1.0
-"""Of the encoder's rounding: lambda over the one of training."""
+RATE_WEIGHT = (1.0, 0.55, 0.55)
+"""Of the encoder's rounding, by level: lambda over the one of training. 0.55 is best on validation tiles;
+level 1 gives a little more, so that the first picture comes early."""
+SILENT_CLASSES = 3
+"""Scales below 2^-3.4 of the step are not coded: a symbol other than 0 would cost 7 bits and more, which
+its squared error is hardly ever worth, while even a sure 0 costs 0.006 bits and its share of decoding."""
 SYMBOL_LIMIT = 2047
 """Largest magnitude of a latent's symbol: the coarsest step times this, and the finest latent, fit 32
 bits."""
@@ -78,14 +83,16 @@ def latent_grid(height: int, width: int) -> tuple[int, int]:
     return -(-height // BLOCK), -(-width // BLOCK)
 
 
-def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Tensor:
-    """Float latents [1, 192, h, w] of uint8 RGB [1, 3, H, W]; the encoder's alone.
+def analyse(model: LossyModel, rgb: Tensor, quality: int, band_blocks: int = 16384) -> Tensor:
+    """What the encoder wants the latents to be, of uint8 RGB [1, 3, H, W]: int16 [1, 192, h, w], sixteenths.
 
-    Works through bands of `rows` block rows.
+    Works through bands of about so many blocks. (int16 because float latents of a large picture take 12
+    bytes a pixel; a sixteenth is small against every step.)
     """
     height, width = rgb.shape[-2:]
     n_h, n_w = latent_grid(height, width)
-    out = torch.empty((1, N_LATENTS, n_h, n_w))
+    out = torch.empty((1, N_LATENTS, n_h, n_w), dtype=torch.int16)
+    rows = max(1, band_blocks // n_w)
     w = model.analysis
     for start in range(0, n_h, rows):
         stop = min(start + rows, n_h)
@@ -97,7 +104,8 @@ def analyse(model: LossyModel, rgb: Tensor, quality: int, rows: int = 64) -> Ten
         f = F.relu(f + w["condition"][quality].view(1, -1, 1, 1))
         f = F.relu(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
         f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])
-        out[..., start:stop, :] = z[..., 1:-1, 1:-1] + 4 * f
+        f = f.mul_(4).add_(z[..., 1:-1, 1:-1])
+        out[..., start:stop, :] = f.mul_(TARGET_UNIT).round_().clamp_(LATENT_MIN, LATENT_MAX)
     return out
 
 
@@ -121,22 +129,26 @@ def code_latents(
 ) -> tuple[Tensor, Tensor]:
     """Code one step of latents of a level; all arrays [C, n] for the level's C latents.
 
-    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: float latents in an encoder;
+    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: int16, sixteenths, in an encoder;
     optimise: round them for rate and distortion. Returns symbols int32 and latents int16 (eighths).
     """
     channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
     step = model.step[quality, channels, None]
     relative = log_scale - model.log2_step[quality, channels, None]
-    table = (level - 1) * N_SCALES + ((relative - SCALE_MIN + 2) >> 2).clamp_(0, N_SCALES - 1)
+    scale_class = ((relative - SCALE_MIN + 2) >> 2).clamp_(0, N_SCALES - 1)
+    table = (level - 1) * N_SCALES + scale_class
+    coded = (scale_class >= SILENT_CLASSES).flatten().nonzero()[:, 0]
     symbols = None
     if target is not None:
-        exact = (target - mean / 8) * 256 / step
-        wanted = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+        exact = (target / TARGET_UNIT - mean / 8) * 256 / step
+        wanted = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(scale_class >= SILENT_CLASSES)
         if optimise:
-            spend_less(model, wanted, exact, table, step, channels, quality)
-        symbols = wanted.to(torch.int16).numpy().ravel()
-    got = coder.code((table + model.first_table).numpy().astype(np.uint16).ravel(), symbols)
-    decoded = torch.from_numpy(np.clip(got, -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)).view(mean.shape)
+            spend_less(model, wanted, exact, table, step, level, quality)
+        symbols = wanted.flatten()[coded].to(torch.int16).numpy()
+    index = table.flatten()[coded].add_(model.first_table).numpy().astype(np.uint16)
+    got = np.clip(coder.code(index, symbols), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+    decoded = torch.zeros(mean.numel(), dtype=torch.int32).index_copy_(0, coded, torch.from_numpy(got))
+    decoded = decoded.view(mean.shape)
     return decoded, dequantise(mean, decoded, step)
 
 
@@ -146,13 +158,14 @@ def spend_less(
     exact: Tensor,
     table: Tensor,
     step: Tensor,
-    channels: slice,
+    level: int,
     quality: int,
 ) -> None:
     """Move symbols one towards zero, in place, where the bits saved are worth the squared error.
 
     The encoder's choice alone.
     """
+    channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
     where = symbols.nonzero(as_tuple=True)
     s, v, t = symbols[where], exact[where], table[where]
     nearer = s - torch.sign(s)
@@ -161,7 +174,7 @@ def spend_less(
     weight = torch.from_numpy(gain) * (step[:, 0] / 256.0) ** 2
     worse = ((v - nearer).square() - (v - s).square()) * weight[where[0]]
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
-    multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT
+    multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT[level - 1]
     symbols[where] = torch.where(worse < multiplier * saved, nearer, s)
 
 
@@ -180,7 +193,7 @@ def code_level1(
 ) -> Tensor:
     """Code level 1, int16 [1, 6, h, w], over interlaced grids of blocks.
 
-    target: float [1, 6, h, w] in an encoder.
+    target: int16 [1, 6, h, w], sixteenths, in an encoder.
     """
     return _level1_grid(model, coder, size, quality, target, 0)
 
@@ -258,7 +271,8 @@ def code_level(
 ) -> Tensor:
     """Code level 2 or 3 given the latents below, int16 [1, C, h, w].
 
-    Blocks of even parity in all coding blocks, then the others. target: float [1, C', h, w] in an encoder.
+    Blocks of even parity in all coding blocks, then the others. target: int16 [1, C', h, w],
+    sixteenths, in an encoder.
     Returns int16 [1, C', h, w]. `block` must be even.
     """
     h, w = below.shape[-2:]

@@ -211,10 +211,7 @@ def check_numbers(levels: tuple[int, ...]) -> None:
 
 
 def encode_lossy(picture: Tensor, model: Model, levels: int, quality: int) -> tuple[list[bytes], Tensor]:
-    """Payloads of the first lossy levels of uint8 [1, 3, H, W], and all 192 latents.
-
-    The latents are as the decoder will have them.
-    """
+    """Payloads of the first lossy levels of uint8 [1, 3, H, W], and the latents as they will be decoded."""
     target = lossy_levels.analyse(model.lossy, picture, quality)
     payloads = []
     latents = None
@@ -224,7 +221,7 @@ def encode_lossy(picture: Tensor, model: Model, levels: int, quality: int) -> tu
         latents = code_lossy_level(model, writer, level, latents, picture_size(picture), quality, part)
         payloads.append(bytes([CODED]) + writer.finish())
     assert latents is not None
-    return payloads, complete(latents, model, quality)
+    return payloads, latents
 
 
 def decode_lossy(payloads: list[memoryview], model: Model, size: tuple[int, int], quality: int) -> Tensor:
@@ -288,8 +285,9 @@ def encode_exact(
             model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality, tuned, effort
         )
         coded = bytes([TUNED if tuned else CODED]) + writer.finish()
-        raw = bytes([RAW]) + b"".join(samples(phase_view(target, p)) for p in PHASES)
-        payloads.append(min(coded, raw, key=len))
+        if len(coded) > 1 + 3 * (target[0, 0].numel() - coarse[0, 0].numel()):
+            coded = bytes([RAW]) + b"".join(samples(phase_view(target, p)) for p in PHASES)
+        payloads.append(coded)
         report("exact", 0.5 / 4 ** (s - 1))
     return payloads
 
@@ -313,19 +311,24 @@ def decode_exact(
     mode, body = split_payload(payloads[0])
     if mode != RAW:
         raise Corrupt(f"the base grid has mode {mode}")
-    x = rgb_to_ycocg(from_samples(body, *sizes[top]))
-    for s in range(top, top - len(payloads) + 1, -1):
-        x = decode_step(payloads[top - s + 1], model, x, sizes[s - 1], s, lossy, quality)
-        report("exact", 1 / 4 ** (s - 1))
-    missing = top - len(payloads) + 1
-    if missing and lossy is not None:
-        out = lossy.clone(memory_format=torch.preserve_format)
-        grid(out, missing).copy_(ycocg_to_rgb(x))
-        return out
-    for s in range(missing, 0, -1):
-        phases = exact_levels.code_step(model.exact, Means(), x, sizes[s - 1], s)
-        x = exact_levels.assemble(x, phases, sizes[s - 1])
-    return ycocg_to_rgb(x)
+    coarse = rgb_to_ycocg(from_samples(body, *sizes[top]))
+    missing = top + 1 - len(payloads)
+    last = 0 if lossy is None else missing  # the finest grid to work out
+    known = ycocg_to_rgb(coarse)
+    for s in range(top, last, -1):
+        if s > missing:
+            phases = decode_step(payloads[top - s + 1], model, coarse, sizes[s - 1], s, lossy, quality)
+            report("exact", 1 / 4 ** (s - 1))
+        else:
+            phases = exact_levels.code_step(model.exact, Means(), coarse, sizes[s - 1], s)
+        if s - 1 > last:
+            coarse = exact_levels.assemble(coarse, phases, sizes[s - 1])
+        else:
+            known = exact_levels.assemble_rgb(coarse, phases, sizes[s - 1])
+    if lossy is None or not missing:
+        return known
+    grid(lossy, missing).copy_(known)
+    return lossy
 
 
 def decode_step(
@@ -336,11 +339,12 @@ def decode_step(
     s: int,
     lossy: Tensor | None,
     quality: int,
-) -> Tensor:
-    """The grid x_{s-1}, int16, from x_s and the level's payload."""
+) -> dict[str, Tensor]:
+    """The phases of grid x_{s-1}, int16, from x_s and the level's payload."""
     mode, body = split_payload(payload)
     if mode == RAW:
-        phases, at = {}, 0
+        phases: dict[str, Tensor] = {}
+        at = 0
         for p in PHASES:
             shape = exact_levels.phase_size(p, *size)
             n = 3 * shape[0] * shape[1]
@@ -357,7 +361,7 @@ def decode_step(
         reader.finish()
     else:
         raise Corrupt(f"a level has mode {mode}")
-    return exact_levels.assemble(coarse, phases, size)
+    return phases
 
 
 class Means:

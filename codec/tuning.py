@@ -27,8 +27,8 @@ UNIT = 2.0 ** -(SHIFT + 4)
 WEIGHT_MAX = 127
 BIAS_UNIT = 64
 """A bias counts as the weight of an activation of 64."""
-SAMPLES = {1: 14_000, 2: 400_000}
-"""Positions looked at, by effort; on 14,000 the 98 parameters a channel cost 0.004 bit a symbol in
+SAMPLES = {1: 9_000, 2: 400_000}
+"""Positions looked at, by effort; on 9,000 the 98 parameters a channel cost 0.006 bit a symbol in
 overfitting."""
 MIN_POSITIONS = 10_000
 """Phases below this hardly gain what the side information costs."""

@@ -167,8 +167,8 @@ def test_lossy_levels_do_not_depend_on_tiles(shipped: Model) -> None:
 
 def test_analysis_in_bands(shipped: Model) -> None:
     x = photo(100, 60)[None]
-    a, b = (lossy_levels.analyse(shipped.lossy, x, 60, rows=n) for n in (64, 3))
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    a, b = (lossy_levels.analyse(shipped.lossy, x, 60, band_blocks=n) for n in (16384, 20))
+    assert (a - b).abs().max() <= 1, "float, so a sixteenth may round either way"
 
 
 def test_extreme_planes_through_a_chain(shipped: Model) -> None:

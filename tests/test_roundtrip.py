@@ -182,10 +182,10 @@ def test_the_encoder_checks_itself(tiny: Model, monkeypatch: pytest.MonkeyPatch)
 
     real = pipeline.decode_step
 
-    def faulty(*arguments: object, **named: object) -> Tensor:
-        x = real(*arguments, **named)
-        x[..., -1, -1] ^= 1
-        return x
+    def faulty(*arguments: object, **named: object) -> dict[str, Tensor]:
+        phases = real(*arguments, **named)
+        phases["D"][..., -1, -1] ^= 1
+        return phases
 
     monkeypatch.setattr(pipeline, "decode_step", faulty)
     with pytest.raises(SelfCheckFailed):
