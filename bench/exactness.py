@@ -25,7 +25,7 @@ from vbc.codec import api, exact_levels, lossy_levels, pipeline
 from vbc.kernels import conv, dispatch
 
 if TYPE_CHECKING:
-    from vbc.codec.weights import Model
+    from vbc.codec.model import Model
 
 THREADS = (1, 2, 4)
 BATCH = 8
@@ -156,7 +156,7 @@ def slow_paths(files: dict[str, bytes], model_path: Path | None) -> Iterator[tup
 
 def fresh_model(path: Path | None) -> "Model":
     """A model of its own: a loaded one keeps the weights packed for the path it took first."""
-    from vbc.codec.weights import load_model
+    from vbc.codec.model import load_model
 
     load_model.cache_clear()
     model = load_model(path)

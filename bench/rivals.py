@@ -23,7 +23,7 @@ from PIL import Image, ImageFile, features
 from bench.common import Rgb, say
 
 if TYPE_CHECKING:
-    from vbc.codec.weights import Model
+    from vbc.codec.model import Model
 
 OURS = "vbc"
 QUALITIES = tuple(range(0, 101, 10))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vbc.codec.image_io import Metadata, Picture
-    from vbc.codec.weights import Model
+    from vbc.codec.model import Model
 
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
@@ -284,7 +284,7 @@ def check_device(device: Device) -> None:
 
 def load(model: "Weights") -> "Model":
     """The model itself; None stands for the shipped weights, a path for others. Loading is cached."""
-    from vbc.codec.weights import load_model
+    from vbc.codec.model import load_model
 
     if model is None:
         return load_model()

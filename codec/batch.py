@@ -320,7 +320,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, MemoryError):
         return Failure(kind, "memory ran out", SOME_FAILED)
     from vbc.codec.image_io import UnsupportedImage
-    from vbc.codec.weights import WeightsError
+    from vbc.codec.model import WeightsError
 
     if isinstance(error, UnsupportedImage | WeightsError):
         return Failure(kind, message, UNSUPPORTED)

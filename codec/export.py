@@ -17,9 +17,9 @@ from vbc.codec.exact import ExactNet
 from vbc.codec.fit import initial_tables, refit_tables
 from vbc.codec.image_io import write_atomic
 from vbc.codec.lossy import LEVEL_START, LossyNet
+from vbc.codec.model import Model, build_model
 from vbc.codec.pipeline import code_lossy_level, complete, grid
 from vbc.codec.quantise import Tensors, export_exact, export_lossy
-from vbc.codec.weights import Model, build_model
 
 LAYERED_QUALITIES = (20, 95)
 """Range of qualities that exact levels are trained and tables refit with."""

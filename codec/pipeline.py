@@ -21,8 +21,8 @@ from vbc.codec.exact import PHASES
 from vbc.codec.exact_block import phase_view
 from vbc.codec.image_io import Metadata
 from vbc.codec.lossy import LEVEL_START
+from vbc.codec.model import Model
 from vbc.codec.tuning import MIN_POSITIONS
-from vbc.codec.weights import Model
 
 CODED, RAW, TUNED = 0, 1, 2
 """First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the

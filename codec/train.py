@@ -16,7 +16,7 @@ from vbc.codec.layers import set_quantise
 from vbc.codec.loop import Emit, Schedule, run_stage
 from vbc.codec.lossy import LossyNet
 from vbc.codec.lossy_loss import lossy_loss, validate_lossy
-from vbc.codec.weights import build_model
+from vbc.codec.model import build_model
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])

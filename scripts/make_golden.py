@@ -16,8 +16,8 @@ from vbc.bitstream import container
 from vbc.codec.exact import ExactNet
 from vbc.codec.export import export_model, save_model
 from vbc.codec.lossy import LossyNet, Widths
+from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
-from vbc.codec.weights import load_model
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vbc.codec.weights import Model, load_model
+from vbc.codec.model import Model, load_model
 
 for name in ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "rans"):
     importlib.import_module(f"vbc.kernels.{name}")

@@ -14,8 +14,8 @@ from vbc.codec.exact import PHASES
 from vbc.codec.exact_block import Step, phase_view
 from vbc.codec.export import Discard, known_answers, lossy_picture, stored_answers
 from vbc.codec.integer import IntChain
+from vbc.codec.model import DEFAULT_WEIGHTS, Model, load_model, model_hash
 from vbc.codec.pipeline import decode_image, encode_image
-from vbc.codec.weights import DEFAULT_WEIGHTS, Model, load_model, model_hash
 from vbc.kernels.conv import IntConv, conv_int_reference
 
 SHIPPED = Path(exact_levels.__file__).parent / "weights" / DEFAULT_WEIGHTS

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vbc.bitstream import container
+from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image
-from vbc.codec.weights import Model
 
 FOLDER = Path(__file__).parent / "golden"
 ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())

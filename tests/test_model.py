@@ -16,8 +16,8 @@ from vbc.codec.export import export_model
 from vbc.codec.fit import initial_tables, logistic_table
 from vbc.codec.layers import QConv, set_quantise, weight_shift
 from vbc.codec.lossy import LossyNet
+from vbc.codec.model import build_model
 from vbc.codec.quantise import export_conv, integer_basis
-from vbc.codec.weights import build_model
 
 
 def test_ycocg_is_reversible_for_every_extreme_and_many_colours() -> None:

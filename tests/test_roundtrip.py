@@ -9,8 +9,8 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
 from vbc.codec.export import PseudoRandom
+from vbc.codec.model import Model
 from vbc.codec.pipeline import SelfCheckFailed, decode_image, encode_image, verify
-from vbc.codec.weights import Model
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from vbc.codec.exact import ExactNet
 from vbc.codec.exact_loss import archival_loss, validate_exact
 from vbc.codec.export import known_answers, stored_answers
 from vbc.codec.loop import Schedule, run_stage
+from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.train import train
-from vbc.codec.weights import load_model
 
 
 @pytest.fixture(scope="module")
