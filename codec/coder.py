@@ -4,6 +4,7 @@ The levels call `code`, and the coder writes, reads or counts. `index` is a uint
 `symbols` an int array of the same size, or None in a decoder. `code` returns the symbols.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -27,19 +28,24 @@ class Coder(Protocol):
 
 
 class Writer:
-    """Encodes into lanes."""
+    """Encodes into lanes, on a thread of its own: sorting one step goes on while the next is predicted."""
 
     def __init__(self, tables: TableSet):
         self._lanes = LaneEncoder(tables)
+        self._worker = ThreadPoolExecutor(1)
+        self._steps: list[Future[None]] = []
 
     def code(self, index: Index, symbols: Symbols | None) -> Symbols:
         """Append a step."""
         assert symbols is not None
-        self._lanes.put(index, symbols)
+        self._steps.append(self._worker.submit(self._lanes.put, index, symbols))
         return symbols
 
     def finish(self) -> bytes:
         """The lanes' bytes."""
+        with self._worker:
+            for step in self._steps:
+                step.result()
         return self._lanes.finish()
 
 

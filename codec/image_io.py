@@ -126,7 +126,8 @@ def from_pillow(im: Image.Image) -> Picture:
             f"{'more than 8 bits a sample' if deep else 'colour mode'} ({im.mode}) is not supported"
         )
     gray = im.mode in ("L", "1")
-    plane = np.asarray(im.convert("L") if gray else im.convert("RGB"))
+    mode = "L" if gray else "RGB"
+    plane = np.array(im if im.mode == mode else im.convert(mode))
     rgb = np.repeat(plane[..., None], 3, axis=2) if gray else plane
     return Picture(rgb, gray, _read_metadata(im))
 

@@ -77,20 +77,15 @@ def encode_image(
     report = progress or (lambda stage, fraction: None)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
-    chunks = [(container.ICC, 0, meta.icc)]
-    latents = None
-    if levels:
-        report("lossy", 0.0)
-        payloads, latents = encode_lossy(picture, model, levels, quality)
-        chunks += [(container.LEVEL, 1 + i, p) for i, p in enumerate(payloads)]
-    chunks += [(container.EXIF, 0, meta.exif), (container.XMP, 0, meta.xmp)]
-    if lossless:
-        lossy = None
-        if latents is not None:
-            lossy = lossy_levels.synthesise(model.lossy, latents, picture_size(picture), levels, quality)
-        payloads = encode_exact(picture, model, lossy, quality, effort, report)
-        chunks += [(container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(payloads)]
-        chunks.append((container.PIXEL_HASH, 0, pixel_hash(picture)))
+    lossy, exact = encode_levels(picture, model, levels, quality, lossless, effort, report)
+    chunks: list[tuple[int, int, bytes | None]] = [
+        (container.ICC, 0, meta.icc),
+        *((container.LEVEL, 1 + i, p) for i, p in enumerate(lossy)),
+        (container.EXIF, 0, meta.exif),
+        (container.XMP, 0, meta.xmp),
+        *((container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(exact)),
+        (container.PIXEL_HASH, 0, pixel_hash(picture) if lossless else None),
+    ]
     data = container.write_file(
         [(kind, number, body) for kind, number, body in chunks if body is not None],
         width=picture.shape[-1],
@@ -103,9 +98,25 @@ def encode_image(
     )
     if lossless:
         report("check", 0.9)
+        del lossy, exact, chunks
         check_lossless(data, model, rgb)
     report("done", 1.0)
     return data
+
+
+def encode_levels(
+    picture: Tensor, model: Model, levels: int, quality: int, lossless: bool, effort: int, report: Progress
+) -> tuple[list[bytes], list[bytes]]:
+    """Payloads of the lossy and of the exact levels of uint8 [1, 3, H, W]."""
+    if not levels:
+        return [], encode_exact(picture, model, None, quality, effort, report)
+    report("lossy", 0.0)
+    payloads, latents = encode_lossy(picture, model, levels, quality)
+    if not lossless:
+        return payloads, []
+    guide = lossy_levels.synthesise(model.lossy, latents, picture_size(picture), levels, quality)
+    del latents  # six bytes a pixel
+    return payloads, encode_exact(picture, model, guide, quality, effort, report)
 
 
 def check_lossless(data: bytes, model: Model, rgb: Tensor) -> None:
@@ -151,6 +162,7 @@ def decode_image(
             return Decoded(small[0], header, numbers, False)
         latents = complete(latents, model, header.quality)
         picture = lossy_levels.synthesise(model.lossy, latents, size, lossy_count, header.quality)
+        del latents  # six bytes a pixel
     if len(numbers) > lossy_count:
         exact = [payloads[n] for n in numbers[lossy_count:]]
         picture = decode_exact(exact, model, size, picture, header.quality, report)
@@ -410,4 +422,5 @@ def picture_size(picture: Tensor) -> tuple[int, int]:
 
 def pixel_hash(picture: Tensor) -> bytes:
     """First 16 bytes of SHA-256 over the samples of uint8 [1, 3, H, W], pixel by pixel."""
-    return hashlib.sha256(samples(picture)).digest()[:PIXEL_HASH_BYTES]
+    pixels = picture[0].permute(1, 2, 0).contiguous().numpy()
+    return hashlib.sha256(pixels.data).digest()[:PIXEL_HASH_BYTES]

@@ -39,7 +39,7 @@ PRIOR_DEVIATION = 12.0
 """Standard deviation of the corrections' prior in their units: features met rarely stay as they are."""
 HESSIAN_STRIDE = 3
 """The curvature needs fewer positions than the slope."""
-ITERATIONS = 4
+ITERATIONS = 3
 MIN_GAIN = 10.0
 """Nats; less is not worth another iteration."""
 SCORE_MAX = 4.0
