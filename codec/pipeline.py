@@ -72,8 +72,8 @@ def encode_image(
     together, SelfCheckFailed where the comparison fails.
     """
     if levels not in ((0, LOSSY_LEVELS) if lossless else range(1, LOSSY_LEVELS + 1)):
-        exact = "with" if lossless else "without"
-        raise ValueError(f"{levels} lossy levels {exact} exact levels cannot be coded")
+        with_or_without = "with" if lossless else "without"
+        raise ValueError(f"{levels} lossy levels {with_or_without} exact levels cannot be coded")
     report = progress or (lambda stage, fraction: None)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
