@@ -78,13 +78,38 @@ def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tenso
     return compand(torch.cat([k - base for k in known], 1))
 
 
-def guide_planes(a: Tensor, guide: dict[str, Tensor]) -> Tensor:
-    """Network input from a lossy picture.
+def layered_base(phase: str, a: Tensor, d: Tensor | None, lossy: dict[str, Tensor]) -> Tensor:
+    """The lossy picture plus its mean error at the four nearest known pixels, int16 as `phase_base`.
 
-    Its error on the known grid, and its other phases against its own known grid. a: int16 [N, 3, h, w];
-    guide: planes A, D, H, V of the lossy picture, likewise. Returns int16 [N, 12, h, w], -64..63.
+    lossy: planes A, D, H, V of the lossy picture, padded as `a` and `d`. On coarse grids, where neighbours
+    say little of a pixel, the lossy picture says nearly all.
     """
-    return compand(torch.cat([a - guide["A"], *(guide[p] - guide["A"] for p in PHASES)], 1))
+    error = phase_base(phase, a - lossy["A"], None if d is None else d - lossy["D"])
+    return _shift(lossy[phase], 0, 0) + error
+
+
+def guide_planes(base: Tensor, a: Tensor, lossy: dict[str, Tensor]) -> Tensor:
+    """Network input from a lossy picture: its error on the known grid, its phases against the base.
+
+    base: `layered_base`; a, lossy: padded by one more. Returns int16 [N, 12, h, w] as `base`, -64..63.
+    """
+    parts = [_shift(a - lossy["A"], 0, 0), *(_shift(lossy[p], 0, 0) - base for p in PHASES)]
+    return compand(torch.cat(parts, 1))
+
+
+class LayeredEnds(nn.Module):
+    """A phase network's layers in a layered file, for one level class.
+
+    What the lossy picture is worth depends on the grid: on coarse ones it says most of the detail, on the
+    finest little. So these layers are not shared between the classes.
+    """
+
+    def __init__(self, planes: int, width: int):
+        super().__init__()
+        self.first = QConv(planes + LOSSY_PLANES, width, 3)
+        self.head = QConv(width, 9, 1, head=True)
+        self.skip = QConv(planes + LOSSY_PLANES, 9, 3, head=True, zero=True)
+        self.condition = QualityBias(1, width)
 
 
 class PhaseNet(nn.Module):
@@ -101,12 +126,30 @@ class PhaseNet(nn.Module):
         self.head = QConv(width, 9, 1, head=True)
         self.skip = QConv(planes, 9, 3, head=True, zero=True)
         self.level_bias = nn.Parameter(torch.zeros(N_LEVEL_CLASSES, width))
-        self.lossy_first = nn.Parameter(torch.zeros(width, LOSSY_PLANES, 3, 3))
-        self.lossy_condition = QualityBias(1, width)
+        self.layered = nn.ModuleList(LayeredEnds(planes, width) for _ in range(N_LEVEL_CLASSES))
         self.surprise = nn.Parameter(torch.zeros(2, N_SURPRISE))
         with torch.no_grad():
             self.head.weight.mul_(0.3)
             self.head.bias[3:6] = torch.tensor([1.0, 0.5, 0.5])
+        self.copy_to_layered()
+
+    def layered_ends(self, level_class: int) -> LayeredEnds:
+        """The layers of a level class that layered files use in place of the archival ones."""
+        ends = self.layered[level_class]
+        assert isinstance(ends, LayeredEnds)
+        return ends
+
+    def copy_to_layered(self) -> None:
+        """Let the layered ends begin as the archival ones, blind to the lossy picture."""
+        with torch.no_grad():
+            for c in range(N_LEVEL_CLASSES):
+                ends = self.layered_ends(c)
+                for ours, theirs in ((ends.first, self.first), (ends.skip, self.skip)):
+                    ours.weight.zero_()
+                    ours.weight[:, : theirs.weight.shape[1]] = theirs.weight
+                    ours.bias.copy_(theirs.bias)
+                ends.first.bias.add_(self.level_bias[c])
+                ends.head.load_state_dict(self.head.state_dict())
 
     def forward(
         self, planes: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
@@ -117,15 +160,16 @@ class PhaseNet(nn.Module):
         Outputs: 3 mean offsets (pixel values), 3 log2 scales (octaves), 3 coefficients (Y->Co, Y->Cg,
         Co->Cg; quarters).
         """
+        first, head, skip = self.first, self.head, self.skip
         bias = self.level_bias[level_class].view(1, -1, 1, 1)
-        if lossy is None:
-            x = self.first(planes, bias)
-        else:
+        if lossy is not None:
             assert q is not None
-            x = self.first(torch.cat((planes, lossy), 1), bias + self.lossy_condition(q), self.lossy_first)
-        x = self.third(self.second(x))
+            ends = self.layered_ends(level_class)
+            first, head, skip = ends.first, ends.head, ends.skip
+            planes, bias = torch.cat((planes, lossy), 1), ends.condition(q)
+        x = self.third(self.second(first(planes, bias)))
         h, w = planes.shape[-2:]
-        out: Tensor = self.head(x) + self.skip(planes[..., 2 : h - 2, 2 : w - 2])
+        out: Tensor = head(x) + skip(planes[..., 2 : h - 2, 2 : w - 2])
         return out
 
 
@@ -200,31 +244,39 @@ def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) 
     return logistic_nll(torch.stack((r[:, 0], r_co, r_cg), 1), torch.stack((ls[:, 0], ls_co, ls_cg), 1))
 
 
+def step_planes(x: Tensor) -> dict[str, Tensor]:
+    """Planes A, D, H, V of a grid of even sizes, padded by `HALO`."""
+    offsets = {"A": (0, 0), **PHASE_OFFSET}
+    return {p: pad_edge(x[..., dy::2, dx::2]) for p, (dy, dx) in offsets.items()}
+
+
+def phase_inputs(
+    phase: str, a: Tensor, d: Tensor | None, h: Tensor | None, lossy: dict[str, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Base, planes and, in a layered file, guide planes of a phase, all without the outermost position."""
+    if lossy is None:
+        base = phase_base(phase, a, d)
+        return base, phase_planes(phase, base, a, d, h), None
+    base = layered_base(phase, a, d, lossy)
+    return base, phase_planes(phase, base, a, d, h), guide_planes(base, a, lossy)
+
+
 def training_bits(
     net: ExactNet, x: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
 ) -> Tensor:
-    """Bits of one grid step, summed.
+    """Bits of one grid step, summed, for x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes).
 
-    x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes); lossy: the lossy picture, likewise.
+    lossy: the lossy picture, likewise.
     """
-    a = x[..., ::2, ::2]
-    n_h, n_w = a.shape[-2:]
-    planes = {"A": pad_edge(a)}
-    guide = None
-    if lossy is not None:
-        places = {"A": (0, 0), **PHASE_OFFSET}
-        parts = {p: pad_edge(lossy[..., dy::2, dx::2]) for p, (dy, dx) in places.items()}
-        guide = guide_planes(planes["A"], parts)[..., 1:-1, 1:-1]
+    planes = step_planes(x)
+    guides = None if lossy is None else step_planes(lossy)
     total = x.new_zeros((), dtype=torch.float32)
     for p in PHASES:
-        dy, dx = PHASE_OFFSET[p]
-        target = x[..., dy::2, dx::2]
-        base = phase_base(p, planes["A"], planes.get("D"))
-        inputs = phase_planes(p, base, planes["A"], planes.get("D"), planes.get("H"))
+        base, inputs, guide = phase_inputs(p, planes["A"], planes["D"], planes["H"], guides)
         out = net.phase(p, inputs, level_class, guide, q)
-        inner = base[..., RADIUS : RADIUS + n_h, RADIUS : RADIUS + n_w]
-        total = total + phase_bits(net, p, out, inner, target).sum()
-        planes[p] = pad_edge(target)
+        inner = slice(RADIUS, -RADIUS)
+        target = planes[p][..., HALO:-HALO, HALO:-HALO]
+        total = total + phase_bits(net, p, out, base[..., inner, inner], target).sum()
     return total
 
 

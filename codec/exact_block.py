@@ -18,9 +18,7 @@ from vbc.codec.exact import (
     PHASE_OFFSET,
     PHASES,
     RADIUS,
-    guide_planes,
-    phase_base,
-    phase_planes,
+    phase_inputs,
 )
 from vbc.codec.integer import IntPhase
 from vbc.kernels.conv import IntConv
@@ -79,16 +77,15 @@ class Step:
         """Entropy parameters of one or several blocks of a phase, all of one size: N is their number."""
         net = self.model.phases[phase]
         known = {k: stack([window(v, *w) for w in windows]) for k, v in self.planes.items()}
-        a, d, h = known["A"], known.get("D"), known.get("H")
-        base = phase_base(phase, a, d)
-        planes = phase_planes(phase, base, a, d, h)
-        guide = None
+        lossy = None
         if self.lossy is not None:
-            guide = stack([lossy_planes(a[i : i + 1], self.lossy, *w) for i, w in enumerate(windows)])
-        features = net.features(planes, self.level_class, guide, self.quality)
+            parts = [lossy_windows(self.lossy, *w) for w in windows]
+            lossy = {p: stack([part[p] for part in parts]) for p in parts[0]}
+        base, planes, guide = phase_inputs(phase, known["A"], known.get("D"), known.get("H"), lossy)
+        features, out = net(planes, guide, self.level_class, self.quality)
         inner = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
         corrections = None if tuned is None else tuned(features)
-        return Parameters(inner, net.parameters(features, planes), features, corrections)
+        return Parameters(inner, out, features, corrections)
 
 
 def stack(blocks: list[Tensor]) -> Tensor:
@@ -112,23 +109,20 @@ def phase_view(fine: Tensor, phase: str) -> Tensor:
     return fine[..., dy::2, dx::2]
 
 
-def lossy_planes(a: Tensor, lossy: Tensor, rows: slice, cols: slice) -> Tensor:
-    """Inputs from the lossy picture.
+def lossy_windows(lossy: Tensor, rows: slice, cols: slice) -> dict[str, Tensor]:
+    """Planes A, D, H, V of the lossy picture for a block with halo: int16 [1, 3, h+8, w+8].
 
-    Its error on the known grid, and its other phases against its own known grid.
-
-    a: int16 window of the known grid with halo. lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns
-    int16 -64..63 [1, 12, h', w'], one position less on each side than `a`.
+    lossy: uint8 RGB [1, 3, h, w] on the finer grid.
     """
-    guide = {}
+    out = {}
     for p in ("A", *PHASES):
         view = phase_view(lossy, p)
         if not view.numel():
             view = phase_view(lossy, "A")
-        r = torch.arange(rows.start - RADIUS, rows.stop + RADIUS).clamp_(0, view.shape[-2] - 1)
-        c = torch.arange(cols.start - RADIUS, cols.stop + RADIUS).clamp_(0, view.shape[-1] - 1)
-        guide[p] = rgb_to_ycocg(view[..., r, :][..., c])
-    return guide_planes(a[..., 1:-1, 1:-1], guide)
+        r = torch.arange(rows.start - HALO, rows.stop + HALO).clamp_(0, view.shape[-2] - 1)
+        c = torch.arange(cols.start - HALO, cols.stop + HALO).clamp_(0, view.shape[-1] - 1)
+        out[p] = rgb_to_ycocg(view[..., r, :][..., c])
+    return out
 
 
 class BlockPredictor:

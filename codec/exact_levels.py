@@ -92,7 +92,7 @@ def code_step(
             wanted = None
             if target is not None and h * w >= MIN_POSITIONS:
                 wanted = fit_tuning(step, p, out, SAMPLES[effort])
-            layer = code_tuning(model, coder, model.phases[p].head.weight.shape[1], wanted)
+            layer = code_tuning(model, coder, model.phases[p].width, wanted)
         for rows, cols in blocks(h, w, block):
             want = None if target is None else out[0, :, rows, cols]
             values = code_block(model, p, coder, step.parameters(p, [(rows, cols)], layer), want)

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vbc.codec.exact import N_LEVEL_CLASSES
 from vbc.codec.quantise import ZERO, Tensors
 from vbc.kernels.conv import IntConv
 
@@ -49,50 +50,69 @@ class IntChain:
 
 
 @dataclass(frozen=True)
-class IntPhase:
-    """Entropy parameters of one phase of the exact levels."""
+class PhaseEnds:
+    """The layers of a phase that archival and layered files do not share.
+
+    condition: biases of the first layer, int32 [3, width] by level class (archival) or [101, width] by
+    quality.
+    """
 
     first: IntConv
-    layered: IntConv
-    second: IntConv
-    third: IntConv
     head: IntConv
     skip: IntConv
     condition: Tensor
-    layered_condition: Tensor
+
+    @classmethod
+    def load(cls, tensors: Tensors, name: str) -> Self:
+        """The ends exported under `name`."""
+        return cls(
+            first=load_conv(tensors, f"{name}.first"),
+            head=load_conv(tensors, f"{name}.head", head=True),
+            skip=load_conv(tensors, f"{name}.skip", head=True),
+            condition=tensors[f"{name}.condition"],
+        )
+
+
+@dataclass(frozen=True)
+class IntPhase:
+    """Entropy parameters of one phase of the exact levels."""
+
+    archival: PhaseEnds
+    layered: tuple[PhaseEnds, ...]
+    second: IntConv
+    third: IntConv
     surprise: Tensor
 
     @classmethod
     def load(cls, tensors: Tensors, name: str) -> Self:
         """The phase exported under `name`."""
         return cls(
-            first=load_conv(tensors, f"{name}.first"),
-            layered=load_conv(tensors, f"{name}.layered"),
+            archival=PhaseEnds.load(tensors, name),
+            layered=tuple(PhaseEnds.load(tensors, f"{name}.layered{c}") for c in range(N_LEVEL_CLASSES)),
             second=load_conv(tensors, f"{name}.second"),
             third=load_conv(tensors, f"{name}.third"),
-            head=load_conv(tensors, f"{name}.head", head=True),
-            skip=load_conv(tensors, f"{name}.skip", head=True),
-            condition=tensors[f"{name}.condition"],
-            layered_condition=tensors[f"{name}.layered_condition"],
             surprise=tensors[f"{name}.surprise"],
         )
 
-    def features(self, planes: Tensor, level_class: int, lossy: Tensor | None, quality: int) -> Tensor:
-        """Last hidden layer, uint8 [N, width, h, w].
+    @property
+    def width(self) -> int:
+        """Channels of the last hidden layer."""
+        return self.third.weight.shape[0]
 
-        planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6] or None.
+    def __call__(
+        self, planes: Tensor, lossy: Tensor | None, level_class: int, quality: int
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden layer, uint8 [N, width, h, w], and parameters, int32 [N, 9, h, w].
+
+        planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6], or None in an archival file.
+        Parameters: mean offsets in sixteenths, log2 scales in sixteenths of an octave, coefficients in 64ths.
         """
         if lossy is None:
-            x = self.first(as_input(planes), self.condition[level_class])
+            ends, bias = self.archival, self.archival.condition[level_class]
         else:
-            both = as_input(torch.cat((planes, lossy), 1))
-            x = self.layered(both, self.layered_condition[level_class, quality])
-        return self.third(self.second(x))
-
-    def parameters(self, features: Tensor, planes: Tensor) -> Tensor:
-        """Mean offsets, log2 scales and coefficients: int32 [N, 9, h, w].
-
-        In sixteenths, sixteenths of an octave, and 64ths.
-        """
-        h, w = planes.shape[-2:]
-        return self.head(features) + self.skip(as_input(planes[..., 2 : h - 2, 2 : w - 2]))
+            ends, bias = self.layered[level_class], self.layered[level_class].condition[quality]
+            planes = torch.cat((planes, lossy), 1)
+        x = as_input(planes)
+        features = self.third(self.second(ends.first(x, bias)))
+        h, w = x.shape[-2:]
+        return features, ends.head(features) + ends.skip(x[..., 2 : h - 2, 2 : w - 2])

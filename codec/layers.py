@@ -56,14 +56,9 @@ class QConv(nn.Module):
         if zero:
             nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor, extra: Tensor | None = None, more_weight: Tensor | None = None) -> Tensor:
-        """Convolve; add `extra` (a bias per sample and channel [N, O, 1, 1]) before the non-linearity.
-
-        more_weight: [O, C', k, k] for further input channels, which then follow the layer's own.
-        """
-        weight = self.weight if more_weight is None else torch.cat((self.weight, more_weight), 1)
-        if self.quantise:
-            weight = fake_quantise_weight(weight)
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Convolve; add `extra` (a bias per sample and channel [N, O, 1, 1]) before the non-linearity."""
+        weight = fake_quantise_weight(self.weight) if self.quantise else self.weight
         if self.head:
             with torch.autocast(x.device.type, enabled=False):
                 return F.conv2d(x.float(), weight, self.bias)

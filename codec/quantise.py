@@ -7,7 +7,7 @@ into the bias.
 import torch
 from torch import Tensor
 
-from vbc.codec.exact import N_SURPRISE, PHASES, ExactNet
+from vbc.codec.exact import N_LEVEL_CLASSES, N_SURPRISE, PHASES, ExactNet
 from vbc.codec.layers import (
     ACTIVATION_MAX,
     ACTIVATION_STEP,
@@ -29,16 +29,13 @@ LOG_RESIDUALS = 8192
 Tensors = dict[str, Tensor]
 
 
-def export_conv(
-    layer: QConv, zero: int, more_weight: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight int8 [O, I, k, k], shift int32 [O], bias int32 [O], and the factor float [O] of further biases.
+def export_conv(layer: QConv, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight int8 [O, I, k, k], shift int32 [O], bias int32 [O], and the factor from float biases to it.
 
-    The factor takes a bias to the accumulator. zero: the input's zero point. A channel whose accumulator
-    could reach 2^24 loses weight bits until it holds.
+    zero: the input's zero point. A channel whose accumulator could reach 2^24 loses weight bits until it
+    holds.
     """
-    whole = layer.weight if more_weight is None else torch.cat((layer.weight, more_weight), 1)
-    weight, bias = (t.detach().double().cpu() for t in (whole, layer.bias))
+    weight, bias = (x.detach().double().cpu() for x in (layer.weight, layer.bias))
     shift = weight_shift(weight)
     while True:
         scale = torch.exp2(shift.double())
@@ -52,9 +49,11 @@ def export_conv(
         shift = shift - over.long()
 
 
-def put_conv(out: Tensors, name: str, layer: QConv, zero: int = 0) -> None:
-    """Export a layer under `name`."""
-    out[f"{name}.weight"], out[f"{name}.shift"], out[f"{name}.bias"], _ = export_conv(layer, zero)
+def put_conv(out: Tensors, name: str, layer: QConv, zero: int = 0) -> Tensor:
+    """Export a layer under `name`; returns the factor from a float bias to the accumulator."""
+    weight, shift, bias, factor = export_conv(layer, zero)
+    out[f"{name}.weight"], out[f"{name}.shift"], out[f"{name}.bias"] = weight, shift, bias
+    return factor
 
 
 def quality_biases(condition: QualityBias) -> Tensor:
@@ -84,14 +83,15 @@ def export_exact(net: ExactNet) -> Tensors:
         n = net.net(p)
         name = f"exact.{p}"
         levels = n.level_bias.detach().double().cpu()
-        out[f"{name}.first.weight"], out[f"{name}.first.shift"], bias, factor = export_conv(n.first, ZERO)
-        out[f"{name}.first.bias"] = bias
-        out[f"{name}.condition"] = (bias + torch.round(levels * factor)).int()
-        weight, shift, bias, factor = export_conv(n.first, ZERO, n.lossy_first)
-        out[f"{name}.layered.weight"], out[f"{name}.layered.shift"] = weight, shift
-        out[f"{name}.layered.bias"] = bias
-        both = levels[:, None] + quality_biases(n.lossy_condition)
-        out[f"{name}.layered_condition"] = (bias + torch.round(both * factor)).int()
+        factor = put_conv(out, f"{name}.first", n.first, ZERO)
+        out[f"{name}.condition"] = (out[f"{name}.first.bias"] + torch.round(levels * factor)).int()
+        for c in range(N_LEVEL_CLASSES):
+            ends, prefix = n.layered_ends(c), f"{name}.layered{c}"
+            factor = put_conv(out, f"{prefix}.first", ends.first, ZERO)
+            put_conv(out, f"{prefix}.head", ends.head)
+            put_conv(out, f"{prefix}.skip", ends.skip, ZERO)
+            moved = torch.round(quality_biases(ends.condition)[0] * factor)
+            out[f"{prefix}.condition"] = (out[f"{prefix}.first.bias"] + moved).int()
         put_conv(out, f"{name}.second", n.second)
         put_conv(out, f"{name}.third", n.third)
         put_conv(out, f"{name}.head", n.head)

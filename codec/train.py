@@ -12,6 +12,7 @@ from vbc.codec.data import load_tiles
 from vbc.codec.exact import ExactNet
 from vbc.codec.exact_loss import archival_loss, layered_loss, validate_exact
 from vbc.codec.export import export_model, lossy_pictures, save_model
+from vbc.codec.layered_start import start_layered
 from vbc.codec.layers import set_quantise
 from vbc.codec.loop import Emit, Schedule, run_stage
 from vbc.codec.lossy import LossyNet
@@ -23,6 +24,8 @@ LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAG
 RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, "tune-exact": 7e-4}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
+START_TILES = 240
+"""Four megapixels for 243 taps a mean."""
 REFIT_TILES = 600
 """Ten megapixels: every table that matters meets tens of thousands of symbols."""
 
@@ -86,6 +89,9 @@ def train_stage(
         model = build_model(export_model(exact, load_lossy(out), None))
         tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
         loss = layered_loss(exact)
+        if not checkpoint.exists():
+            picked = np.random.default_rng(6).permutation(len(tiles))[:START_TILES]
+            start_layered(exact, tiles[picked])
     prepare(exact, device)
     run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
 

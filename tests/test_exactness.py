@@ -33,7 +33,9 @@ def layers(model: Model) -> list[IntConv]:
     for chain in [*chains, model.lossy.enhance]:
         found += [*chain.layers, chain.head]
     for net in model.exact.phases.values():
-        found += [net.first, net.layered, net.second, net.third, net.head, net.skip]
+        found += [net.second, net.third]
+        for ends in (net.archival, *net.layered):
+            found += [ends.first, ends.head, ends.skip]
     return found
 
 
@@ -50,7 +52,7 @@ def test_shipped_weights_keep_the_accumulator_bound(shipped: Model) -> None:
     ]
     pairs = [(c.layers[0], c.condition) for c in [*chains, shipped.lossy.enhance]]
     for net in shipped.exact.phases.values():
-        pairs += [(net.first, net.condition), (net.layered, net.layered_condition)]
+        pairs += [(ends.first, ends.condition) for ends in (net.archival, *net.layered)]
     for layer, biases in pairs:
         room = (1 << 24) - layer.weight.long().abs().sum((1, 2, 3)) * 127 - (1 << (layer.shift.long() - 1))
         assert (biases.long().abs().amax(tuple(range(biases.dim() - 1))) < room).all()
