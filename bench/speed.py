@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ STAGES = {
         "colour:opponent_to_rgb",
     ),
     "analysis": ("lossy_levels:analyse",),
-    "networks": ("integer:IntChain.__call__", "integer:IntPhase.features", "integer:IntPhase.parameters"),
+    "networks": ("integer:IntChain.__call__", "integer:IntPhase.__call__"),
     "transform": ("lossy_levels:inverse_transform",),
     "tuning": ("tuning:fit_tuning",),
     "entropy coding": (
@@ -94,8 +95,8 @@ class Stopwatch:
 
         @wraps(f)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._closed:
-                return f(*args, **kwargs)
+            if self._closed or threading.current_thread() is not threading.main_thread():
+                return f(*args, **kwargs)  # the encoder sorts on a thread beside the one that is timed
             self._closed = closed
             self._stack.append([0.0])
             started = time.perf_counter()
