@@ -99,7 +99,7 @@ def encode(
     image: a Pillow image (RGB, L, 1 or P, without transparency), uint8 array [H, W] or [H, W, 3], or uint8
     tensor [1, H, W] or [3, H, W].
     levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only).
-    quality: of the lossy levels, 0..100; on photographs that spans about 0.1 to 2.5 bits per pixel.
+    quality: of the lossy levels, 0..100; on photographs that spans about 0.03 to 1.9 bits per pixel.
     effort: for the exact levels; 0: no tuning, 1: output layers tuned to the image from samples of it,
     2: tuned from all pixels (of a phase of a grid at most about 400,000). Decoding is the same.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
