@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
-from vbc.bitstream.tables import TableSet
+from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, TableSet
 
 Index = NDArray[np.uint16]
 Symbols = NDArray[np.int16]
-SYMBOL_MAX = 127
-ESCAPE = 255
 ESCAPE_BITS = 16
 
 

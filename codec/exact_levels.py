@@ -4,8 +4,6 @@ A grid step goes from x_s to x_{s-1}; within it the phases D, H, V follow each o
 coding blocks in raster order, within a block the channels Y, Co, Cg.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from vbc.codec.coder import Coder
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.exact import HALO, N_LEVEL_CLASSES, PHASE_OFFSET, PHASES
 from vbc.codec.exact_block import ExactModel, Step, code_block, phase_view
+from vbc.codec.tiles import blocks
 from vbc.codec.tuning import MIN_POSITIONS, SAMPLES, code_tuning, fit_tuning
 
 BASE_SIDE = 8
@@ -34,13 +33,6 @@ def phase_size(phase: str, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of a phase in a grid of this size."""
     dy, dx = PHASE_OFFSET[phase]
     return (height + 1 - dy) // 2, (width + 1 - dx) // 2
-
-
-def blocks(height: int, width: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Coding blocks in raster order."""
-    for r in range(0, height, side):
-        for c in range(0, width, side):
-            yield slice(r, min(r + side, height)), slice(c, min(c + side, width))
 
 
 def extend(x: Tensor, height: int, width: int) -> Tensor:

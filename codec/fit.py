@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vbc.bitstream.tables import normalise_counts
-from vbc.codec.coder import ESCAPE, SYMBOL_MAX, Counter
+from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
+from vbc.codec.coder import Counter
 from vbc.codec.exact_block import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 from vbc.codec.lossy_levels import N_SCALES, SCALE_MIN
 from vbc.codec.quantise import Tensors

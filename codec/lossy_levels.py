@@ -5,7 +5,6 @@ sixteenths of a pixel value.
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +33,7 @@ from vbc.codec.lossy import (
     latent_order,
     parity,
 )
+from vbc.codec.tiles import blocks
 
 BASE_SIDE = 4
 """The coarsest grid of blocks in level 1 has no side above this and is coded without context."""
@@ -280,7 +280,7 @@ def code_level(
     symbols = torch.zeros(out.shape, dtype=torch.int8)
     source = Priors(model, level, below, quality)
     for first in (True, False):
-        for rows, cols in _blocks(h, w, block):
+        for rows, cols in blocks(h, w, block):
             part, seen = out[:, rows, cols], symbols[:, rows, cols]
             chosen = (parity(*part.shape[1:]) == first).flatten().nonzero()[:, 0]
             if not len(chosen):
@@ -302,7 +302,7 @@ def missing_level(
     """The prior's means where a level is not there: int16 [1, C', h, w]."""
     h, w = below.shape[-2:]
     out = torch.empty((1, LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
-    for rows, cols in _blocks(h, w, block):
+    for rows, cols in blocks(h, w, block):
         mean, _ = plain_prior(model, level, below, quality, rows, cols)
         out[0, :, rows, cols] = mean.clamp(LATENT_MIN, LATENT_MAX)
     return out
@@ -379,12 +379,6 @@ def window(x: Tensor, rows: slice, cols: slice, halo: int) -> Tensor:
     return x[..., _around(rows, x.shape[-2], halo), :][..., _around(cols, x.shape[-1], halo)]
 
 
-def _blocks(h: int, w: int, side: int) -> Iterator[tuple[slice, slice]]:
-    for r in range(0, h, side):
-        for c in range(0, w, side):
-            yield slice(r, min(r + side, h)), slice(c, min(c + side, w))
-
-
 def synthesise(
     model: LossyModel, latents: Tensor, size: tuple[int, int], level: int, quality: int, block: int = 64
 ) -> Tensor:
@@ -394,7 +388,7 @@ def synthesise(
     """
     height, width = size
     out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
-    for rows, cols in _blocks(latents.shape[-2], latents.shape[-1], block):
+    for rows, cols in blocks(latents.shape[-2], latents.shape[-1], block):
         rgb = synthesise_block(model, latents, rows, cols, level, quality)
         y, x = rows.start * BLOCK, cols.start * BLOCK
         part = out[..., y : y + rgb.shape[-2], x : x + rgb.shape[-1]]
