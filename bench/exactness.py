@@ -129,10 +129,10 @@ def in_blocks(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Ha
         sizes = exact_levels.grid_sizes(*size)
         coarse = pipeline.rgb_to_ycocg(pipeline.grid(rgb, 1))
         for block in (exact_levels.BLOCK_SIDE, *EXACT_BLOCKS):
-            phases = exact_levels.code_step(
+            coded = exact_levels.code_step(
                 model.exact, pipeline.Means(), coarse, sizes[0], 1, None, rgb, info.quality, block=block
             )
-            picture = pipeline.ycocg_to_rgb(exact_levels.assemble(coarse, phases, sizes[0]))
+            picture = pipeline.ycocg_to_rgb(exact_levels.assemble(coarse, coded.pixels, sizes[0]))
             yield f"exact levels in blocks of {block}", {"predictions of the last step": digest(picture[0])}
 
 
@@ -140,7 +140,7 @@ def in_blocks(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Ha
 def forced_path(path: str) -> Iterator[None]:
     """All convolutions on the CPU take this path, in models loaded inside."""
     chosen = conv._cpu_path
-    conv._cpu_path = lambda shape, head: path
+    conv._cpu_path = lambda shape, head, paths: path
     try:
         yield
     finally:

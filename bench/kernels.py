@@ -30,7 +30,8 @@ from vbc.kernels.logistic import (
 )
 from vbc.kernels.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
 from vbc.kernels.mixture import mixture_bits, mixture_bits_reference
-from vbc.kernels.rans import Lanes, decode_lanes, open_lanes
+from vbc.kernels.predict import N_KEYS, Corrections, PredictMaps, channel_tables, channel_tables_reference
+from vbc.kernels.rans import Lanes, cumulative_tables, decode_step, open_lanes
 
 Run = Callable[[], object]
 
@@ -194,32 +195,57 @@ def masked_cases(device: torch.device, side: int) -> Iterator[Case]:
     )
 
 
+def predict_cases(device: torch.device, side: int) -> Iterator[Case]:
+    """Tables and means of the last channel, which follows both others."""
+    n = side * side
+    base = torch.randint(-255, 256, (n, 3), dtype=torch.int16, device=device)
+    out = torch.randint(-500, 500, (n, 9), dtype=torch.int32, device=device)
+    linear = torch.randint(-50, 50, (n, 6), dtype=torch.int32, device=device)
+    moves = torch.randint(-9999, 9999, (n, 3), dtype=torch.int32, device=device)
+    before = torch.randint(-50, 50, (2, 3, 2), dtype=torch.int32, device=device)
+    size = torch.randint(-32, 150, (8192,), dtype=torch.int16, device=device)
+    surprise = torch.randint(-40, 40, (2, 9), dtype=torch.int16, device=device)
+    tables = torch.randint(0, 740, (3, N_KEYS), dtype=torch.int16, device=device)
+    tuned = Corrections(linear, moves, before)
+    arguments = (base, out, tuned, base, 2, PredictMaps(size, surprise, tables))
+    moved = 2 * n_bytes(base) + n_bytes(out, linear, moves) + 4 * n
+    yield Case(
+        "channel tables",
+        lambda: channel_tables(*arguments),
+        lambda: channel_tables_reference(*arguments),
+        moved,
+    )
+
+
 def lane_cases(device: torch.device, n_lanes: int) -> Iterator[Case]:
-    """Lanes of 8192 symbols in runs of 256, about 3 bits each, written by constriction."""
+    """One step: lanes of 8192 symbols in runs of 256, about 3 bits each, written by constriction."""
     import constriction
 
+    length, run = 8192, 256
     f = np.exp(-np.abs(np.arange(256) - 127.0) / 3)
     f = np.maximum(1, np.floor(f / f.sum() * (65536 - 256))).astype(np.int64)
     f[f.argmax()] += 65536 - f.sum()
     model = constriction.stream.model.Categorical(f / 65536.0, perfect=True)
-    symbols = np.random.default_rng(0).choice(256, 8192, p=f / 65536).astype(np.int32)
+    symbols = np.random.default_rng(0).choice(256, length, p=f / 65536).astype(np.int32)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols, model)
     words = np.tile(coder.get_compressed(), n_lanes).view(np.int32)
-    lengths = torch.full((n_lanes,), len(words) // n_lanes, device=device)
-    lanes = open_lanes(torch.from_numpy(words).to(device), lengths)
-    runs = torch.tensor([[0, 256]] * (32 * n_lanes), dtype=torch.int32, device=device)
-    starts = torch.arange(0, 32 * n_lanes + 1, 32, dtype=torch.int32, device=device)
-    table = torch.from_numpy(np.concatenate([[0], f.cumsum()])).to(torch.int32).view(1, -1).to(device)
+    lengths = torch.full((n_lanes,), len(words) // n_lanes)
+    lanes = open_lanes(torch.from_numpy(words), lengths).to(device)
+    # tables of equal content: every run opens a row of its own
+    cumulative = cumulative_tables(torch.from_numpy(f).expand(length // run, -1)).to(device)
+    tables = torch.arange(length // run, dtype=torch.int16, device=device).repeat_interleave(run)
+    tables = tables.repeat(n_lanes)
+    count = torch.tensor(tables.numel(), device=device)
 
     def decode() -> Tensor:
         fresh = Lanes(lanes.words, lanes.offset, lanes.remaining.clone(), lanes.state.clone())
-        return decode_lanes(fresh, runs, starts, table)
+        return decode_step(fresh, tables, count, cumulative, length)
 
     expected = torch.from_numpy(symbols).to(torch.int16).to(device)
     if not torch.equal(decode().view(n_lanes, -1), expected.expand(n_lanes, -1)):
         raise SystemExit("the lanes do not decode to what was encoded")
-    yield Case(f"{n_lanes} lanes of 8192 symbols", decode, None, words.nbytes + 2 * 8192 * n_lanes)
+    yield Case(f"{n_lanes} lanes of {length} symbols", decode, None, words.nbytes + 4 * length * n_lanes)
 
 
 def glimpse_cases(device: torch.device, side: int) -> Iterator[Case]:
@@ -263,6 +289,7 @@ def all_cases(device: torch.device, quick: bool) -> Iterator[Case]:
     """Every case; quick ones are 64 times smaller."""
     yield from conv_cases(device, 128 if quick else 1024)
     yield from logistic_cases(device, 128 if quick else 1024)
+    yield from predict_cases(device, 128 if quick else 1024)
     yield from masked_cases(device, 32 if quick else 256)
     if device.type == "cuda":  # on the CPU constriction decodes
         yield from lane_cases(device, 4096)

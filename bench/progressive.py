@@ -2,12 +2,14 @@
 
 Against progressive rivals cut at the same byte and against dedicated files of that many bytes. A rival's
 prefix is of its own progressive file; JPEG 2000 gets a quality layer for every cut. A dedicated file is the
-largest that fits, found by search over the codec's quality.
+largest that fits, found by search over the codec's quality. Quality is measured in several processes, the
+time to the first picture afterwards in one, on the first images.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,18 +22,37 @@ from vbc.bitstream.errors import Truncated
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)
 """Cuts, of the bytes of our layered file."""
+FIRST_IMAGES = 3
+"""How many images the time to the first picture is measured on."""
 FIRST_REPEATS = 5
 SHEET_WIDTH = 384
 CAPTION = 16
 """Height in pixels."""
-JXL_OPTIONS = {"jpeg_xl -p e3": ("-p", "-e", "3"), "jpeg_xl -p e9": ("-p", "-e", "9", "-C", "6")}
-"""Progressive lossless JPEG XL, the fast and the small one."""
+JXL_OPTIONS = {
+    "jpeg_xl -p e3": ("-d", "0", "-p", "-e", "3"),
+    "jpeg_xl -p e9 -C 6": ("-d", "0", "-p", "-e", "9", "-C", "6"),
+    "jpeg_xl -p d1": ("-d", "1", "-p", "-e", "7"),
+}
+"""Progressive JPEG XL: lossless, fast and small (in YCgCo), and lossy. A quick run takes the first."""
 
 Decode = Callable[[bytes], Rgb | None]
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A file that is cut. decode: the picture of a prefix, None where there is none.
+
+    first_bytes: where the first whole picture is complete, None where only trying tells.
+    """
+
+    name: str
+    data: bytes
+    decode: Decode
+    first_bytes: int | None = None
+
+
 def measure_image(file: Path, model_path: Path | None, quality: int, quick: bool) -> list[Row]:
-    """All rows of one image."""
+    """All rows of one image but the times."""
     import torch
 
     from vbc.codec import api
@@ -42,20 +63,12 @@ def measure_image(file: Path, model_path: Path | None, quality: int, quick: bool
     data = rivals.encode_ours(photo.rgb, model, lossless=True, quality=quality)
     budgets = [int(share * len(data)) for share in SHARES]
     rows = list(our_levels(photo, data, model))
-    for name, whole, decode in progressive_files(photo.rgb, data, model, budgets, quick):
-        pictures = []
+    for stream in progressive_files(photo.rgb, data, model, budgets, quick):
+        n_bytes = len(stream.data)
         for share, budget in zip(SHARES, budgets, strict=True):
-            rgb = decode(whole[:budget])
-            about = {"codec": name, "what": "prefix", "share": share, "file_bytes": len(whole)}
-            rows.append(about | quality_row(photo, rgb, min(budget, len(whole))))
-            if rgb is not None:
-                pictures.append(budget)
-        if pictures:
-            first = whole[: min(pictures)]
-            if name == rivals.OURS:
-                first = data[: min(api.read_info(data).level_ends.values())]
-            _, time_s = common.timed(partial(decode, first), FIRST_REPEATS)
-            rows.append({"codec": name, "what": "first", "n_bytes": len(first), "time_ms": 1000 * time_s})
+            rgb = stream.decode(stream.data[:budget])
+            about = {"codec": stream.name, "what": "prefix", "share": share, "file_bytes": n_bytes}
+            rows.append(about | quality_row(photo, rgb, min(budget, n_bytes)))
     for curve in dedicated_codecs(model, quick):
         fits = best_fits(curve, photo.rgb, budgets)
         for share, fit in zip(SHARES, fits, strict=True):
@@ -64,6 +77,30 @@ def measure_image(file: Path, model_path: Path | None, quality: int, quick: bool
                 about = {"codec": codec.name, "what": "dedicated", "share": share, "setting": codec.setting}
                 rows.append(about | quality_row(photo, codec.decode(coded), len(coded)))
     return [{"image": photo.name, "n_pixels": photo.n_pixels} | row for row in rows]
+
+
+def first_pictures(file: Path, model_path: Path | None, quality: int, quick: bool) -> Iterator[Row]:
+    """Bytes and time to the first picture of one image, for ours and each rival; one thread."""
+    from vbc.codec import api
+
+    photo = common.load_photo(file)
+    model = api.load(model_path)
+    data = rivals.encode_ours(photo.rgb, model, lossless=True, quality=quality)
+    budgets = [int(share * len(data)) for share in SHARES]
+    for stream in progressive_files(photo.rgb, data, model, budgets, quick):
+        n_bytes = stream.first_bytes or shortest_prefix(stream.data, stream.decode)
+        rgb, time_s = common.timed(partial(stream.decode, stream.data[:n_bytes]), FIRST_REPEATS)
+        row = {"image": photo.name, "n_pixels": photo.n_pixels, "codec": stream.name, "what": "first"}
+        yield row | {"time_ms": 1000 * time_s} | quality_row(photo, rgb, n_bytes)
+
+
+def shortest_prefix(data: bytes, decode: Decode) -> int:
+    """Bytes of the shortest prefix that gives a picture, found by bisection; all of them where none does."""
+    low, high = 0, len(data)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if decode(data[:middle]) is None else (low, middle)
+    return high
 
 
 def quality_row(photo: common.Photo, rgb: Rgb | None, n_bytes: int) -> Row:
@@ -104,27 +141,28 @@ def decode_ours_prefix(data: bytes, model: object) -> Rgb | None:
 
 def progressive_files(
     rgb: Rgb, data: bytes, model: object, budgets: list[int], quick: bool
-) -> Iterator[tuple[str, bytes, Decode]]:
-    """Name, whole file, and the decoder of its prefixes, for ours and each rival."""
-    yield rivals.OURS, data, partial(decode_ours_prefix, model=model)
+) -> Iterator[Stream]:
+    """Ours and each rival's file of one image; budgets: where the layers of JPEG 2000 shall end."""
+    from vbc.codec import api
+
+    first = min(api.read_info(data).level_ends.values())
+    yield Stream(rivals.OURS, data, partial(decode_ours_prefix, model=model), first)
     layered, ends = rivals.encode_layers(rgb, budgets[:-1])
-    yield "jpeg2000 layers", layered, lambda head: rivals.decode_layers(layered, ends, len(head))
+    yield Stream(
+        "jpeg2000 layers", layered, lambda head: rivals.decode_layers(layered, ends, len(head)), ends[0]
+    )
     for quality, subsampling in ((75, "4:2:0"), (95, "4:4:4")):
         codec = rivals.jpeg(quality, subsampling)
-        yield (
-            f"{codec.name} {codec.setting}",
-            codec.encode(rgb),
-            partial(rivals.decode_jpeg_prefix, original=rgb),
-        )
-    if quick:
-        return
+        coded = codec.encode(rgb)
+        decode = partial(rivals.decode_jpeg_prefix, original=rgb)
+        yield Stream(f"{codec.name} {codec.setting}", coded, decode, rivals.end_of_first_scan(coded))
     if rivals.installed("flif"):
         decode = partial(rivals.decode_or_none, rivals.decode_flif, shape=rgb.shape)
-        yield "flif interlaced", rivals.encode_flif(rgb, "-I"), decode
+        yield Stream("flif interlaced", rivals.encode_flif(rgb, "-I"), decode)
     if rivals.installed("cjxl", "djxl"):
         decode = partial(rivals.decode_or_none, rivals.decode_djxl, shape=rgb.shape)
-        for name, options in JXL_OPTIONS.items():
-            yield name, rivals.encode_cjxl(rgb, "-d", "0", *options), decode
+        for name, options in list(JXL_OPTIONS.items())[: 1 if quick else None]:
+            yield Stream(name, rivals.encode_cjxl(rgb, *options), decode)
 
 
 # Dedicated files
@@ -184,6 +222,7 @@ def summarise(rows: list[Row]) -> Row:
         "rate_bpp": common.mean(r["rate_bpp"] for r in rows),
         "psnr_db": common.mean(r["psnr_db"] for r in rows),
         "msssim": common.mean(r["msssim"] for r in rows),
+        "file_bpp": common.mean(8 * r["file_bytes"] / r["n_pixels"] for r in rows if "file_bytes" in r),
     }
 
 
@@ -201,6 +240,7 @@ def summaries(rows: list[Row]) -> Iterator[Row]:
             "what": "first",
             "n_images": len(found),
             "n_bytes": common.mean(r["n_bytes"] for r in found),
+            "psnr_db": common.mean(r["psnr_db"] for r in found),
             "time_ms": common.mean(r["time_ms"] for r in found),
         }
 
@@ -269,6 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--quality", type=int, default=60, help="of the lossy levels [default: %(default)s]")
     p.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     args = common.parse(p, argv)
+    import torch
+
     files = common.image_files(args.folder, args.images)
     work = partial(measure_image, model_path=args.model, quality=args.quality, quick=args.quick)
     rows: list[Row] = []
@@ -276,6 +318,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for file, found in zip(files, common.each_image(work, files, args.jobs), strict=True):
             rows += [results.add("row", **row) for row in found]
             say(f"{file.name}: {len(found)} pictures")
+        torch.set_num_threads(1)
+        for file in files[:FIRST_IMAGES]:  # nothing else runs any more
+            for row in first_pictures(file, args.model, args.quality, args.quick):
+                rows.append(results.add("row", **row))
         points = [results.add("summary", **row) for row in summaries(rows)]
         for r in points:
             if r["what"] == "prefix":

@@ -18,6 +18,8 @@ from bench.rivals import Codec
 
 ANCHOR = "jpeg 4:2:0"
 METRICS = ("psnr_db", "msssim_db")
+PUBLISHED = "published"
+"""The setting of points that were not measured here."""
 
 
 def our_curve(model_path: Path | None, quick: bool) -> list[Codec]:
@@ -72,7 +74,7 @@ def summarise(rows: list[Row]) -> Row:
 
 
 def read_published(path: Path) -> list[Row]:
-    """Points of published curves, as `summarise` makes them."""
+    """Points of published curves, as `summarise` makes them. A curve that repeats another is left out."""
     with path.open(newline="", encoding="utf-8") as f:
         lines = list(csv.DictReader(f))
     rows = []
@@ -81,14 +83,17 @@ def read_published(path: Path) -> list[Row]:
         rows.append(
             {
                 "codec": line["codec"],
-                "setting": "published",
+                "setting": PUBLISHED,
                 "rate_bpp": float(line["bpp"]),
                 "psnr_db": float(line["psnr"]) if line["psnr"] else None,
                 "msssim": msssim,
                 "msssim_db": None if msssim is None else common.decibel(msssim),
             }
         )
-    return rows
+    curves = {}
+    for curve in common.group(rows, "codec").values():
+        curves.setdefault(tuple(sorted((r["rate_bpp"], r["psnr_db"] or 0.0) for r in curve)), curve)
+    return [row for curve in curves.values() for row in curve]
 
 
 def points(rows: list[Row], metric: str) -> list[common.Point]:
@@ -99,19 +104,20 @@ def points(rows: list[Row], metric: str) -> list[common.Point]:
 def bd_table(rows: list[Row], anchor: str) -> list[Row]:
     """BD-rate of every curve against the anchor, in PSNR and MS-SSIM.
 
-    Raises SystemExit where there is no such curve.
+    A measured curve and a published one may share a name; as the anchor the measured one counts. Raises
+    SystemExit where there is no such curve.
     """
-    curves = common.group(rows, "codec")
-    if (anchor,) not in curves:
-        raise SystemExit(f"no curve {anchor}; there are {', '.join(name for (name,) in curves)}")
+    curves = common.group([r | {"published": r["setting"] == PUBLISHED} for r in rows], "codec", "published")
+    base = curves.get((anchor, False), curves.get((anchor, True)))
+    if base is None:
+        raise SystemExit(f"no curve {anchor}; there are {', '.join(sorted({name for name, _ in curves}))}")
     table = []
-    for (name,), curve in curves.items():
+    for (name, published), curve in curves.items():
         for metric in METRICS:
-            found = common.bd_rate(points(curves[anchor,], metric), points(curve, metric))
+            found = common.bd_rate(points(base, metric), points(curve, metric))
             if found is not None:
                 change, low, high = found
                 row = {"codec": name, "anchor": anchor, "metric": metric, "bd_rate_percent": change}
-                published = curve[0]["setting"] == "published"
                 table.append(row | {"low_db": low, "high_db": high, "published": published})
     return table
 

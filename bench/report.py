@@ -1,7 +1,8 @@
 """Gather the results into docs/results.md: tables and plots, with date, machine, versions and the commands.
 
-`--run DIR` runs all benches on a folder first. Tables marked in the README (`<!-- bench:NAME -->` to `<!--
-bench -->`) are replaced by the same tables; NAME is lossless, lossy, prefixes or speed.
+`--run DIR` runs the benches on a folder first: all of them, those that `--only` names, or with `--missing`
+those whose results are not there yet. Tables marked in the README (`<!-- bench:NAME -->` to `<!-- bench -->`)
+are replaced by the same tables; NAME is lossless, lossy, prefixes, speed or sizes. Quick runs stay out of it.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import common, progressive, rivals
+from bench import common, progressive, rate_distortion, rivals
 from bench.common import Row, say
 
 BENCHES = ("lossless", "rate_distortion", "progressive", "speed_photos", "speed", "exactness")
@@ -26,40 +27,94 @@ TITLES = {
     "exactness": "Exactness",
 }
 PLOTS = {"rate_distortion": ("rate_distortion.png",), "progressive": ("progressive.png", "levels.png")}
+FLIF = "FLIF interlaced"
 ELSEWHERE = (
     ("qres34m lossless (hierarchical VAE, 34 M parameters)", "3.46"),
     ("L3C (multi-scale VAE, 5 M parameters)", "3.26"),
-    ("FLIF interlaced", "2.903"),
+    (FLIF, "2.903"),
     ("DLPR", "2.86"),
     ("ArIB-BPS", "2.78"),
     ("CALLIC (tuned per image)", "2.54"),
 )
-"""Lossless codecs on Kodak that these benches cannot run: bits per subpixel as published (FLIF: measured with
-its program)."""
-MARK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- bench -->)", re.DOTALL)
+"""Lossless codecs on Kodak that these benches cannot run: bits per subpixel as published. FLIF was measured
+with its program on another machine; where that is installed its own rows take the place."""
+ELSEWHERE_LOSSY = {
+    "paper-bmshj2018-factorized": "factorized-prior VAE (2018)",
+    "paper-bmshj2018-hyperprior": "hyperprior VAE (2018)",
+    "av1": "AV1, slow",
+    "qres34m": "QRes-VAE, 34 M parameters",
+    "qarv_base": "QARV, 93 M parameters",
+    "paper-elic2022_mse": "ELIC",
+    "cool-chic-v5.0": "Cool-chic 5",
+}
+"""Published curves that are to be beaten, by their names in the CSV of --published."""
+FLIF_PREFIXES = {0.05: 21.1, 0.1: 22.6, 0.2: 25.5, 0.3: 27.3, 0.5: 31.2}
+"""PSNR of interlaced FLIF after shares of its own bytes, six Kodak images, measured on another machine."""
+BEAT_LOSSLESS = (
+    ("png", "optimize"),
+    ("jpeg2000", "reversible, one layer"),
+    ("webp", "m6 q100"),
+    ("flif", "interlaced"),
+    ("jpeg_xl", "e7"),
+    ("jpeg_xl", "e9"),
+)
+HERE, PUBLISHED, OTHER_MACHINE = "measured here", "published", "measured on another machine"
+UNMEASURED = "Not measured yet; `python -m bench.report --run DIR` fills this in."
+MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- bench -->)", re.DOTALL)
 
 Results = dict[str, list[Row]]
 
 
 def run_all(args: argparse.Namespace) -> bool:
-    """Every bench in a process of its own; whether all ended well."""
+    """Every bench that is to run, in a process of its own; whether all ended well."""
     folder, shared = str(args.run), ["--out", str(args.out)]
     shared += ["--model", str(args.model)] if args.model else []
     shared += ["--quick"] if args.quick else []
     published = ["--published", str(args.published)] if args.published else []
-    commands = (
-        ["lossless", folder],
-        ["rate_distortion", folder, *published],
-        ["progressive", folder],
-        ["speed", folder, "--photos"],
-        ["speed", folder],
-        ["exactness", folder],
-    )
+    commands = {
+        "lossless": ["lossless", folder],
+        "rate_distortion": ["rate_distortion", folder, *published],
+        "progressive": ["progressive", folder],
+        "speed_photos": ["speed", folder, "--photos"],
+        "speed": ["speed", folder],
+        "exactness": ["exactness", folder],
+    }
     codes = []
-    for name, *rest in commands:
+    for bench in args.only:
+        if args.missing and has_ended(args.out / f"{bench}.jsonl", args.quick):
+            say(f"== {bench}: there already")
+            continue
+        name, *rest = commands[bench]
         say(f"== bench.{name} {' '.join(rest[1:])}")
         codes.append(subprocess.run([sys.executable, "-m", f"bench.{name}", *rest, *shared]).returncode)
     return not any(codes)
+
+
+def has_ended(path: Path, quick: bool) -> bool:
+    """Whether there are results of a whole run; a quick one will do where a quick one is wanted."""
+    if not path.exists():
+        return False
+    rows = common.read_results(path)
+    return bool(of_kind(rows, "end")) and rows[0]["quick"] <= quick
+
+
+def names(text: str) -> list[str]:
+    """Benches from a list with commas. Raises ArgumentTypeError for one that there is not."""
+    found = [name.strip() for name in text.split(",")]
+    for name in found:
+        if name not in BENCHES:
+            raise argparse.ArgumentTypeError(f"no bench {name}; there are {', '.join(BENCHES)}")
+    return [name for name in BENCHES if name in found]
+
+
+def with_published(rows: list[Row], published: list[Row]) -> list[Row]:
+    """Results of rate_distortion with these published curves instead of those of the run."""
+    measured = of_kind(rows, "summary")
+    anchors = [r["anchor"] for r in of_kind(rows, "bd_rate")]
+    table = rate_distortion.bd_table(measured + published, anchors[0] if anchors else rate_distortion.ANCHOR)
+    kept = [r for r in rows if r["kind"] not in ("published", "bd_rate")]
+    kept += [{"kind": "published"} | r for r in published]
+    return kept + [{"kind": "bd_rate"} | r for r in table]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -98,9 +153,9 @@ def lossless_table(results: Results) -> str:
 def lossy_table(results: Results, published: bool = True) -> str:
     """BD-rates of PSNR and MS-SSIM, best first."""
     rows = of_kind(results["rate_distortion"], "bd_rate")
-    found = common.group([r for r in rows if published or not r["published"]], "codec")
+    found = common.group([r for r in rows if published or not r["published"]], "codec", "published")
     lines = []
-    for (name,), curve in found.items():
+    for (name, _), curve in found.items():
         by_metric = {r["metric"]: r for r in curve}
         values = [
             by_metric[m]["bd_rate_percent"] if m in by_metric else None for m in ("psnr_db", "msssim_db")
@@ -116,15 +171,23 @@ def lossy_table(results: Results, published: bool = True) -> str:
     return table(head, [line for _, line in sorted(lines, key=lambda t: t[0])])
 
 
-def prefix_table(results: Results, what: str = "prefix") -> str:
-    """PSNR by share of the bytes; a dash where no image gave a picture."""
+def prefix_table(results: Results, what: str = "prefix", metric: str = "psnr_db") -> str:
+    """PSNR or MS-SSIM by share of the bytes; a dash where no image gave a picture."""
     rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == what]
     lines = []
     for (name,), curve in common.group(rows, "codec").items():
         by_share = {r["share"]: r for r in curve}
-        cells = [prefix_cell(by_share.get(share)) for share in progressive.SHARES]
-        lines.append(bold([name, *cells], name == rivals.OURS))
-    return table(("PSNR, dB, at", *(f"{share:.0%}" for share in progressive.SHARES)), lines)
+        if metric == "psnr_db":
+            cells = [prefix_cell(by_share.get(share)) for share in progressive.SHARES]
+        else:
+            found = [by_share.get(share) for share in progressive.SHARES]
+            cells = [None if r is None else number(r[metric], 4) for r in found]
+        sizes = [r["file_bpp"] / 3 for r in curve if r.get("file_bpp")]
+        whole = [number(sizes[0], 3) if sizes else None] if what == "prefix" else []
+        lines.append(bold([name, *cells, *whole], name == rivals.OURS))
+    head = ("PSNR, dB, at" if metric == "psnr_db" else "MS-SSIM at",)
+    last = ("whole file, bits/subpixel",) if what == "prefix" else ()
+    return table((*head, *(f"{share:.0%}" for share in progressive.SHARES), *last), lines)
 
 
 def prefix_cell(row: Row | None) -> str | None:
@@ -158,10 +221,13 @@ def first_table(results: Results) -> str:
     """Time and bytes to the first picture."""
     rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == "first"]
     cells = [
-        bold([r["codec"], round(r["n_bytes"]), number(r["time_ms"], 1)], r["codec"] == rivals.OURS)
+        bold(
+            [r["codec"], round(r["n_bytes"]), number(r.get("psnr_db"), 1), number(r["time_ms"], 1)],
+            r["codec"] == rivals.OURS,
+        )
         for r in rows
     ]
-    return table(("first picture", "bytes", "ms"), cells)
+    return table(("first picture", "bytes", "PSNR, dB", "decoding, ms"), cells)
 
 
 def speed_table(results: Results) -> str:
@@ -173,10 +239,11 @@ def speed_table(results: Results) -> str:
         ways = {r["way"]: r for r in found}
         row = [f"{codec}, {setting}", found[0]["threads"]]
         for way in ("encode", "decode"):
-            row += [number(ways[way]["speed_mps"]), number(ways[way]["ratio_to_jpeg_xl_e7"])]
+            r = ways[way]
+            row += [number(r["speed_mps"]), number(r["ratio_to_jpeg_xl_e7"]), number(r.get("ratio_to_png"))]
         cells.append(bold([*row, number(found[0]["rate_bpp"])], codec == rivals.OURS))
-    head = ("codec", "threads", "encode MP/s", "x JPEG XL e7", "decode MP/s", "x JPEG XL e7", "bits/pixel")
-    return table(head, cells)
+    both = [f"{way} MP/s|x JPEG XL e7|x PNG" for way in ("encode", "decode")]
+    return table(("codec", "threads", *"|".join(both).split("|"), "bits/pixel"), cells)
 
 
 def startup_table(results: Results, name: str) -> str:
@@ -185,50 +252,157 @@ def startup_table(results: Results, name: str) -> str:
     return table(("process", "seconds"), cells)
 
 
-def size_table(results: Results) -> str:
-    """Throughput and peak memory by size; scaling below."""
-    rows = of_kind(results["speed"], "summary")
+def by_size(rows: list[Row], keys: Sequence[str], value: str, digits: int, corner: str) -> str:
+    """One line for each combination of the keys, one column for each size."""
+    sizes = sorted({r["size"] for r in rows})
     cells = []
-    for r in rows:
-        peak = number(r.get("peak_mb"), 0)
-        row = [
-            f"{r['codec']}, {r['setting']}, {r['way']}",
-            r["size"],
-            r["threads"],
-            number(r["speed_mps"]),
-            peak,
-        ]
-        cells.append(bold(row, r["codec"] == rivals.OURS))
-    return table(("codec", "side", "threads", "MP/s", "peak MB"), cells)
+    for found in common.group(rows, *keys).values():
+        at = {r["size"]: number(r[value], digits) for r in found}
+        line = [run_name(found[0]), *(at.get(size) for size in sizes)]
+        cells.append(bold(line, found[0].get("codec") == rivals.OURS))
+    return table((corner, *(str(size) for size in sizes)), cells)
+
+
+def run_name(row: Row) -> str:
+    """Codec, mode and way, with how many threads and on which device."""
+    what = ", ".join(row[key] for key in ("codec", "setting", "way") if key in row)
+    n = row["threads"]
+    device = row.get("device", "cpu")
+    return f"{what}, {n} thread{'s' if n > 1 else ''}" if device == "cpu" else f"{what}, {device}"
+
+
+RUN = ("codec", "setting", "way", "threads", "device")
+
+
+def throughput_table(results: Results) -> str:
+    """MP/s by size."""
+    return by_size(of_kind(results["speed"], "summary"), RUN, "speed_mps", 2, "MP/s at side")
+
+
+def memory_table(results: Results) -> str:
+    """Peak memory by size, where it was measured."""
+    rows = [r for r in of_kind(results["speed"], "summary") if "peak_mb" in r]
+    return by_size(rows, RUN, "peak_mb", 0, "peak MB at side")
+
+
+def ratio_table(results: Results, value: str, rival: str) -> str:
+    """Times as fast as a rival on one thread in the same run, by size."""
+    return by_size(
+        of_kind(results["speed"], "ratio"), RUN[1:], value, 2, f"times as fast as {rival}, at side"
+    )
 
 
 def scaling_table(results: Results) -> str:
     """Exponents of time over pixels."""
-    rows = of_kind(results["speed"], "scaling")
     cells = [
-        [f"{r['codec']}, {r['setting']}, {r['way']}", r["threads"], number(r["exponent"], 3)] for r in rows
+        bold([run_name(r), number(r["exponent"], 3)], r["codec"] == rivals.OURS)
+        for r in of_kind(results["speed"], "scaling")
     ]
-    return table(("time grows with pixels to the power of", "threads", "exponent"), cells)
+    return table(("time grows with pixels to the power of", "exponent"), cells)
 
 
 def stage_table(results: Results) -> str:
-    """Where the time goes at the largest size that has all modes."""
+    """Where the time goes at the largest size that has all modes; each column adds up to its last line."""
     rows = [r for r in of_kind(results["speed"], "summary") if "stages_s" in r]
-    n_modes = max((len(f) for f in common.group(rows, "size", "threads").values()), default=0)
-    full = [f for f in common.group(rows, "size", "threads").values() if len(f) == n_modes]
+    runs = common.group(rows, "size", "threads", "device").values()
+    n_modes = max(map(len, runs), default=0)
+    full = [found for found in runs if len(found) == n_modes]
     if not full:
         return ""
-    chosen = max(full, key=lambda f: (f[0]["size"], f[0]["threads"]))
+    chosen = max(full, key=lambda found: (found[0]["size"], found[0]["threads"]))
     stages = list(dict.fromkeys(stage for r in chosen for stage in r["stages_s"]))
-    cells: list[list[Any]] = [
-        [stage, *(number(1000 * r["stages_s"][stage], 1) if stage in r["stages_s"] else None for r in chosen)]
-        for stage in stages
-    ]
+    cells: list[list[Any]] = []
+    for stage in stages:
+        cells.append([stage, *(stage_cell(r, stage) for r in chosen)])
     cells.append(["total", *(number(1000 * r["watched_s"], 1) for r in chosen)])
-    size, threads = chosen[0]["size"], chosen[0]["threads"]
-    return table(
-        (f"ms at {size} x {size}, {threads} threads", *(f"{r['setting']} {r['way']}" for r in chosen)), cells
-    )
+    size, run = chosen[0]["size"], run_name({k: chosen[0][k] for k in ("threads", "device")})
+    head = f"ms at {size} x {size}{run}"
+    return table((head, *(f"{r['setting']} {r['way']}" for r in chosen)), cells)
+
+
+def stage_cell(row: Row, stage: str) -> str | None:
+    """Milliseconds and share of a stage."""
+    time_s = row["stages_s"].get(stage)
+    return None if time_s is None else f"{1000 * time_s:.1f} ({time_s / row['watched_s']:.0%})"
+
+
+def stage_speed_table(results: Results) -> str:
+    """Throughput of each stage by size, with as many threads as are measured at all sizes."""
+    rows = [r for r in of_kind(results["speed"], "summary") if "stages_s" in r]
+    if not rows:
+        return ""
+    threads = max(r["threads"] for r in rows)
+    lines = []
+    for r in rows:
+        if r["threads"] == threads:
+            for stage, time_s in r["stages_s"].items():
+                about = {k: r[k] for k in ("setting", "way", "size", "threads", "device")}
+                # a stage that took no time to speak of has no speed
+                speed = r["n_pixels"] / time_s / 1e6 if time_s >= 1e-4 else None
+                lines.append(about | {"stage": stage, "stage_mps": speed})
+    sizes = sorted({r["size"] for r in lines})
+    cells = []
+    for found in common.group(lines, "setting", "way", "device", "stage").values():
+        at = {r["size"]: number(r["stage_mps"], 2) for r in found}
+        cells.append([f"{run_name(found[0])}: {found[0]['stage']}", *(at.get(size) for size in sizes)])
+    return table(("MP/s of the stage alone, at side", *map(str, sizes)), sorted(cells, key=lambda c: c[0]))
+
+
+# The numbers to beat
+
+
+def beat_lossless(results: Results) -> str:
+    """Bits per subpixel of what there is, ours among them, smallest first."""
+    rows: list[tuple[float, list[Any]]] = []
+    measured = set()
+    for r in of_kind(results.get("lossless", []), "summary"):
+        ours = r["codec"] == rivals.OURS
+        if ours or (r["codec"], r["setting"]) in BEAT_LOSSLESS:
+            measured.add((r["codec"], r["setting"]))
+            speeds = [number(r["encode_mps"]), number(r["decode_mps"])]
+            line = [f"{r['codec']}, {r['setting']}", number(r["rate_bpsp"], 3), *speeds, HERE]
+            rows.append((r["rate_bpsp"], bold(line, ours)))
+    for r in of_kind(results.get("progressive", []), "summary"):
+        # "d1" is lossy; ours and JPEG have their own tables
+        lossless = r["codec"].startswith(("jpeg2000", "jpeg_xl", "flif")) and not r["codec"].endswith("d1")
+        if r["what"] == "prefix" and r["share"] == 1 and lossless and r.get("file_bpp"):
+            line = [f"{r['codec']}, whole (progressive)", number(r["file_bpp"] / 3, 3), None, None, HERE]
+            rows.append((r["file_bpp"] / 3, line))
+    for name, rate in ELSEWHERE:
+        if name != FLIF:
+            rows.append((float(rate), [name, rate, None, None, PUBLISHED]))
+        elif ("flif", "interlaced") not in measured:
+            rows.append((float(rate), [name, rate, None, None, OTHER_MACHINE]))
+    lines = [line for _, line in sorted(rows, key=lambda t: t[0])]
+    return table(("lossless", "bits/subpixel", "encode MP/s", "decode MP/s", ""), lines)
+
+
+def beat_lossy(results: Results) -> str:
+    """BD-rate in PSNR of every codec measured and of the published curves to beat."""
+    rows = [r for r in of_kind(results.get("rate_distortion", []), "bd_rate") if r["metric"] == "psnr_db"]
+    lines = []
+    for r in sorted(rows, key=lambda r: r["bd_rate_percent"]):
+        if not r["published"] or r["codec"] in ELSEWHERE_LOSSY:
+            name = ELSEWHERE_LOSSY[r["codec"]] if r["published"] else r["codec"]
+            line = [name, f"{r['bd_rate_percent']:+.1f} %", PUBLISHED if r["published"] else HERE]
+            lines.append(bold(line, r["codec"] == rivals.OURS))
+    return table((f"lossy, BD-rate (RGB PSNR) against {rows[0]['anchor']}", "", ""), lines) if rows else ""
+
+
+def beat_prefixes(results: Results) -> str:
+    """PSNR of prefixes of lossless files at five shares of ours."""
+    rows = of_kind(results.get("progressive", []), "summary")
+    lines = []
+    for (name,), curve in common.group([r for r in rows if r["what"] == "prefix"], "codec").items():
+        by_share = {r["share"]: r for r in curve}
+        cells = [prefix_cell(by_share.get(share)) for share in FLIF_PREFIXES]
+        lines.append(bold([name, *cells, HERE], name == rivals.OURS))
+    if not lines:
+        return ""
+    if not any(line[0] == "flif interlaced" for line in lines):
+        elsewhere = [number(v, 1) for v in FLIF_PREFIXES.values()]
+        lines.append(["FLIF interlaced, at shares of its own file", *elsewhere, OTHER_MACHINE])
+    return table(("PSNR, dB, at", *(f"{share:.0%}" for share in FLIF_PREFIXES), ""), lines)
 
 
 def exactness_table(results: Results) -> str:
@@ -267,8 +441,6 @@ def sections(results: Results, plots: str) -> str:
             "Mean over the images; every file decoded and compared. "
             "Our encoding includes the decode that checks it.",
             lossless_table(results),
-            "Measured or published elsewhere, on Kodak, bits per subpixel:",
-            table(("codec", "bits/subpixel"), ELSEWHERE),
         ],
         "rate_distortion": lambda: [
             "BD-rate: bits against the anchor at equal quality "
@@ -280,10 +452,15 @@ def sections(results: Results, plots: str) -> str:
             "Every codec is cut at the same bytes: shares of our layered lossless file. "
             "JPEG 2000 has a layer ending at each.",
             prefix_table(results),
+            prefix_table(results, metric="msssim"),
             "Dedicated files of at most that many bytes:",
             prefix_table(results, "dedicated"),
+            prefix_table(results, "dedicated", "msssim"),
             "Our file, level by level:",
             level_table(results),
+            f"The first picture, on at most {progressive.FIRST_IMAGES} images: ours is level 1, JPEG's the "
+            "first scan, JPEG 2000's the first layer, the others' the shortest prefix their decoder takes. "
+            "Times of FLIF and JPEG XL include the start of their program.",
             first_table(results),
         ],
         "speed_photos": lambda: [
@@ -293,10 +470,18 @@ def sections(results: Results, plots: str) -> str:
             startup_table(results, "speed_photos"),
         ],
         "speed": lambda: [
-            "Square pictures. Peak memory is the whole process's, up to and including that coding.",
-            size_table(results),
+            "Square pictures. Peak memory is the whole process's during that coding. "
+            "Rivals run on one thread.",
+            throughput_table(results),
+            memory_table(results),
+            ratio_table(results, "ratio_to_jpeg_xl_e7", "JPEG XL e7"),
+            ratio_table(results, "ratio_to_png", "PNG (Pillow, optimize)"),
             scaling_table(results),
+            "Stages are of a pass in which what the codec does on threads of its own is done in turn, "
+            "so that they add up to the pass's total.",
             stage_table(results),
+            stage_speed_table(results),
+            startup_table(results, "speed"),
         ],
         "exactness": lambda: [
             "Hashes of every decoded level against the first decode.",
@@ -306,6 +491,12 @@ def sections(results: Results, plots: str) -> str:
     parts = [
         "# Results",
         "Written by `python -m bench.report`; the numbers come from the runs named below each title.",
+        "## Numbers to beat",
+        "Ours, measured below, beside the rivals' from the same runs and, marked so, what others published "
+        "for the 24 Kodak images: comparable only where the runs below are of these.",
+        beat_lossless(results),
+        beat_lossy(results),
+        beat_prefixes(results),
     ]
     for name in BENCHES:
         parts.append(f"## {TITLES[name]}")
@@ -318,19 +509,25 @@ def sections(results: Results, plots: str) -> str:
 
 
 def fill_readme(text: str, results: Results) -> str:
-    """The text with the tables between its marks replaced; those without results stay."""
+    """The text with the tables between its marks replaced.
+
+    Those without results, or with results of a quick run only, stay; an empty one gets a line that says so.
+    """
     tables: dict[str, tuple[str, Callable[[], str]]] = {
         "lossless": ("lossless", lambda: lossless_table(results)),
         "lossy": ("rate_distortion", lambda: lossy_table(results, published=False)),
         "prefixes": ("progressive", lambda: prefix_table(results)),
         "speed": ("speed_photos", lambda: speed_table(results)),
+        "sizes": ("speed", lambda: throughput_table(results)),
     }
 
     def fill(match: re.Match[str]) -> str:
         if match[2] not in tables:
             raise SystemExit(f"no table {match[2]}; there are {', '.join(tables)}")
         bench, make = tables[match[2]]
-        return f"{match[1]}{make()}\n{match[3]}" if bench in results else match[0]
+        if bench in results and not results[bench][0]["quick"]:
+            return f"{match[1]}{make()}\n{match[4]}"
+        return match[0] if match[3].strip() else f"{match[1]}{UNMEASURED}\n{match[4]}"
 
     return MARK.sub(fill, text)
 
@@ -338,7 +535,15 @@ def fill_readme(text: str, results: Results) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 1 where a bench that was to run failed."""
     p = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    p.add_argument("--run", type=Path, metavar="DIR", help="run all benches on these images first")
+    p.add_argument("--run", type=Path, metavar="DIR", help="run the benches on these images first")
+    p.add_argument(
+        "--only",
+        type=names,
+        default=list(BENCHES),
+        metavar="NAMES",
+        help=f"of --run, with commas: {', '.join(BENCHES)} [default: all]",
+    )
+    p.add_argument("--missing", action="store_true", help="of --run: only what has no whole results in --out")
     p.add_argument(
         "--out", type=Path, default=common.DEFAULT_OUT, help="folder of the results [default: %(default)s]"
     )
@@ -356,6 +561,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = {
         n: common.read_results(args.out / f"{n}.jsonl") for n in BENCHES if (args.out / f"{n}.jsonl").exists()
     }
+    if args.published and "rate_distortion" in results:
+        published = rate_distortion.read_published(args.published)
+        results["rate_distortion"] = with_published(results["rate_distortion"], published)
     plots = args.docs / "results"
     plots.mkdir(parents=True, exist_ok=True)
     for name, files in PLOTS.items():

@@ -1,9 +1,11 @@
-"""Speed: every stage of encoder and decoder by image size and threads, peak memory, start-up.
+"""Speed: every stage of encoder and decoder by image size, threads and device, peak memory, start-up.
 
 JPEG XL and PNG are measured in the same run. Without DIR the pictures are generated; with it they are mosaics
 of the folder's photographs. `--photos` measures the photographs as they are instead: our coding beside JPEG
-XL e7, taking turns, medians. Each size and number of threads runs in a process of its own, whose peak memory
-is what is reported.
+XL e7, taking turns, medians. Each size, number of threads and device runs in a process of its own.
+
+Totals are of the codec as it is. Stages are of one more pass, in which what the codec does on threads of its
+own is done in turn instead, so that they add up to that pass; it takes longer than the total.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -41,9 +44,10 @@ MODES: dict[str, dict[str, Any]] = {
     "archival": {"lossless": True, "levels": 0},
     "layered": {"lossless": True},
 }
-"""From the least memory to the most: a process's peak never falls."""
-ONE_PASS_ABOVE = 2048
-"""Larger sizes are coded once, with the stages timed in that same pass."""
+"""From the least memory to the most: on systems other than Linux a process's peak never falls."""
+RIVAL_OF = {"lossy": "e7 lossy d1"}
+"""The setting of JPEG XL that a mode of ours, or PNG, is compared with, where it is not the lossless one."""
+LOSSLESS_RIVAL = "e7 lossless"
 LARGE = 8192
 LARGE_MODES = ("lossy", "archival")
 STAGES = {
@@ -54,9 +58,22 @@ STAGES = {
         "colour:opponent_to_rgb",
     ),
     "analysis": ("lossy_levels:analyse",),
+    "network inputs": ("exact_levels:extend", "exact_block:phase_inputs", "exact_block:lossy_windows"),
     "networks": ("integer:IntChain.__call__", "integer:IntPhase.__call__"),
-    "transform": ("lossy_levels:inverse_transform",),
-    "tuning": ("tuning:fit_tuning",),
+    "parameters": (
+        "exact_block:BlockPredictor.__init__",
+        "exact_block:BlockPredictor.predict",
+        "exact_block:BlockPredictor.learn",
+        "exact_block:table_index",
+        "lossy_levels:Priors.__init__",
+        "lossy_levels:Priors.block",
+        "lossy_levels:Priors.refined_block",
+        "lossy_levels:code_latents",
+        "lossy_levels:code_level1",
+    ),
+    "rate-distortion rounding": ("lossy_levels:spend_less",),
+    "transform": ("lossy_levels:inverse_transform", "lossy_levels:enhance_planes"),
+    "tuning": ("exact_levels:fit_tuning", "exact_levels:code_tuning"),
     "entropy coding": (
         "/bitstream/ans:LaneEncoder.put",
         "/bitstream/ans:LaneEncoder.finish",
@@ -76,17 +93,21 @@ stage spends is the nested one's."""
 SELF_CHECK = "self-check"
 """The encoder's own decode of a lossless file, with all stages inside."""
 REST = "rest"
-"""What no stage covers: assembling planes, indices and grids."""
+"""What no stage covers: assembling planes and grids, threads and files."""
 
 
 # Stages
 
 
 class Stopwatch:
-    """Seconds of each stage, exclusive of the stages inside it, so that all add up to the total."""
+    """Seconds of each stage, exclusive of the stages inside it, so that all add up to the total.
 
-    def __init__(self) -> None:
+    settle: waits for what a device has been given to do.
+    """
+
+    def __init__(self, settle: Callable[[], Any] = lambda: None) -> None:
         self.times: dict[str, float] = {}
+        self._settle = settle
         self._stack: list[list[float]] = []
         self._closed = False
 
@@ -96,13 +117,15 @@ class Stopwatch:
         @wraps(f)
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._closed or threading.current_thread() is not threading.main_thread():
-                return f(*args, **kwargs)  # the encoder sorts on a thread beside the one that is timed
+                return f(*args, **kwargs)
+            self._settle()
             self._closed = closed
             self._stack.append([0.0])
             started = time.perf_counter()
             try:
                 return f(*args, **kwargs)
             finally:
+                self._settle()
                 spent = time.perf_counter() - started
                 (inside,) = self._stack.pop()
                 self.times[stage] = self.times.get(stage, 0.0) + spent - inside
@@ -116,6 +139,22 @@ class Stopwatch:
         """The result of f and its whole time in seconds, of which what no stage takes is `REST`."""
         self.times = {}
         return common.timed(self.wrap(REST, f))
+
+
+class InTurn(Executor):
+    """Stands in for a pool of threads: a call is made when it is handed in."""
+
+    def __init__(self, max_workers: int | None = None) -> None:
+        pass
+
+    def submit(self, f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """A future that is done."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(f(*args, **kwargs))
+        except BaseException as e:  # as a thread would: whoever asks for the result gets it
+            future.set_exception(e)
+        return future
 
 
 def resolve(name: str) -> tuple[Any, str, Callable[..., Any]]:
@@ -134,11 +173,23 @@ def resolve(name: str) -> tuple[Any, str, Callable[..., Any]]:
 
 @contextmanager
 def watched(watch: Stopwatch, encoding: bool) -> Iterator[None]:
-    """Time the stages' functions wherever the codec's modules hold them, until the end of the block."""
+    """Time the stages' functions wherever the codec's modules hold them, until the end of the block.
+
+    Meanwhile the codec has no threads of its own.
+    """
     named = [(stage, name, False) for stage, names in STAGES.items() for name in names]
     if encoding:
         named.append((SELF_CHECK, "pipeline:decode_image", True))
     undo: list[tuple[Any, str, Any]] = []
+
+    def replace(f: Any, by: Any, places: Iterable[tuple[Any, str]] = ()) -> None:
+        """In all modules that hold it under whatever name."""
+        modules = [m for n, m in list(sys.modules.items()) if n.startswith("vbc.")]
+        held = [(m, key) for m in modules for key, value in list(vars(m).items()) if value is f]
+        for place, key in places or held:
+            undo.append((place, key, f))
+            setattr(place, key, by)
+
     try:
         for stage, name, closed in named:
             try:
@@ -146,14 +197,9 @@ def watched(watch: Stopwatch, encoding: bool) -> Iterator[None]:
             except (AttributeError, ImportError):
                 say(f"note: no {name}; its time counts as {REST}")
                 continue
-            wrapped = watch.wrap(stage, f, closed)
-            places = [(owner, attribute)]
-            if not isinstance(owner, type):  # other modules hold it under their own names
-                modules = [m for n, m in list(sys.modules.items()) if n.startswith("vbc.")]
-                places = [(m, key) for m in modules for key, value in list(vars(m).items()) if value is f]
-            for place, key in places:
-                undo.append((place, key, f))
-                setattr(place, key, wrapped)
+            method = [(owner, attribute)] if isinstance(owner, type) else ()
+            replace(f, watch.wrap(stage, f, closed), method)
+        replace(ThreadPoolExecutor, InTurn)
         yield
     finally:
         for place, key, f in undo:
@@ -185,63 +231,74 @@ def picture(size: int, folder: Path | None) -> Rgb:
     return out
 
 
+def forget_peak() -> None:
+    """Have `peak_mb` count from now on, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_mb() -> float:
-    """Peak memory of this process so far, in MB."""
+    """Peak memory of this process since `forget_peak`, or since it began, in MB."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def measure_size(args: argparse.Namespace) -> Iterator[Row]:
-    """Every mode and the rivals at one size: times, stages, peak memory so far.
+def devices() -> list[str]:
+    """Where the networks can run on this machine."""
+    import torch
 
-    Runs in a process of its own.
-    """
+    from vbc.codec import api
+
+    return [d for d in api.DEVICES if d != "cuda" or torch.cuda.is_available()]
+
+
+def measure_size(args: argparse.Namespace) -> Iterator[Row]:
+    """Every mode and the rivals at one size: times, stages, peak memory. Runs in a process of its own."""
     import torch
 
     from vbc.codec import api
 
     size, threads = args.one
     torch.set_num_threads(threads)
+    settle = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     model = api.load(args.model)
     rgb = picture(size, args.folder)
     warm = rgb[:64, :64]
     modes = LARGE_MODES if size >= LARGE else tuple(MODES)
     repeats = 1 if args.quick else REPEATS
-    base_mb = peak_mb()
     for mode in modes:
-        codec = rivals.ours(model, mode, **MODES[mode])
+        codec = rivals.ours(model, mode, device=args.device, **MODES[mode])
         codec.decode(codec.encode(warm))
         data = b""
         for way in ("encode", "decode"):
             work = partial(codec.encode, rgb) if way == "encode" else partial(codec.decode, data)
-            watch = Stopwatch()
-            with watched(watch, way == "encode"):
-                result, watched_s = watch.run(work)
-            time_s = watched_s
-            if size <= ONE_PASS_ABOVE:
-                time_s = common.timed(work, repeats, BUDGET_S)[1]
+            forget_peak()
+            start_mb = peak_mb()
+            result, time_s = common.timed(work, repeats, BUDGET_S)
+            memory = {"start_mb": start_mb, "peak_mb": peak_mb()}
             data = result if way == "encode" else data
-            about = {"codec": rivals.OURS, "setting": mode, "way": way, "size": size, "threads": threads}
-            yield (
-                about
-                | speed_row(rgb, data, time_s)
-                | {
-                    "stages_s": {k: round(v, 6) for k, v in sorted(watch.times.items(), key=lambda t: -t[1])},
-                    "watched_s": watched_s,
-                    "peak_mb": peak_mb(),
-                    "start_mb": base_mb,
-                }
-            )
-    if size <= RIVALS_UP_TO and threads == 1:
+            watch = Stopwatch(settle)
+            with watched(watch, way == "encode"):
+                _, watched_s = watch.run(work)
+            stages = sorted(watch.times.items(), key=lambda t: -t[1])
+            about = {"codec": rivals.OURS, "setting": mode, "way": way, "size": size}
+            about |= {"threads": threads, "device": args.device}
+            timing = {"stages_s": {k: round(v, 6) for k, v in stages}, "watched_s": watched_s}
+            yield about | speed_row(rgb, data, time_s) | timing | memory
+    if size <= RIVALS_UP_TO and args.rivals:
         for codec in speed_rivals():
-            yield from both_ways(codec, rgb, repeats, {"size": size, "threads": 1})
+            yield from both_ways(codec, rgb, repeats, {"size": size, "threads": 1, "device": "cpu"})
 
 
 def speed_rivals() -> list[Codec]:
     """What ours is compared with in the same run, one thread."""
     return [
-        rivals.jxl("jpeg_xl", "e7 lossless", lossless=True, effort=7),
-        rivals.jxl("jpeg_xl", "e7 lossy d1", distance=1.0, effort=7),
+        rivals.jxl("jpeg_xl", LOSSLESS_RIVAL, lossless=True, effort=7),
+        rivals.jxl("jpeg_xl", RIVAL_OF["lossy"], distance=1.0, effort=7),
         rivals.pillow("png", "optimize", "PNG", optimize=True),
     ]
 
@@ -268,20 +325,37 @@ def speed_row(rgb: Rgb, data: bytes, time_s: float) -> Row:
 
 
 def each_size(args: argparse.Namespace) -> Iterator[Row]:
-    """All sizes, smallest first, with one thread and with as many as asked for."""
+    """All sizes, smallest first: with one thread, with as many as asked for, on each other device."""
     for size in args.sizes:
-        for threads in sorted({1, args.threads} if size <= ONE_THREAD_UP_TO else {args.threads}):
+        threads_of = {"cpu": sorted({1, args.threads} if size <= ONE_THREAD_UP_TO else {args.threads})}
+        runs = [(n, d) for d in args.devices for n in threads_of.get(d, [args.threads])]
+        for i, (threads, device) in enumerate(runs):
             command = [sys.executable, "-m", "bench.speed", "--one", str(size), str(threads)]
+            command += ["--device", device]
             command += ["--model", str(args.model)] if args.model else []
             command += ["--quick"] if args.quick else []
+            command += ["--rivals"] if i == 0 else []
             command += [str(args.folder)] if args.folder else []
-            say(f"{size} x {size}, {threads} threads")
+            say(f"{size} x {size}, {threads} threads, {device}")
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
                 for line in child.stdout:
                     yield json.loads(line)
             if child.returncode:
-                yield {"error": f"exit code {child.returncode}", "size": size, "threads": threads}
+                about = {"size": size, "threads": threads, "device": device}
+                yield {"error": f"exit code {child.returncode}"} | about
+
+
+def ratios(rows: list[Row]) -> Iterator[Row]:
+    """How many times as fast as JPEG XL e7 of the same kind and as PNG ours is, size by size."""
+    speeds = {(r["codec"], r["setting"], r["size"], r["way"]): r["speed_mps"] for r in rows}
+    for r in rows:
+        rival = speeds.get(("jpeg_xl", RIVAL_OF.get(r["setting"], LOSSLESS_RIVAL), r["size"], r["way"]))
+        png = speeds.get(("png", "optimize", r["size"], r["way"]))
+        if r["codec"] == rivals.OURS and rival and png:
+            about = {key: r[key] for key in ("setting", "way", "size", "threads", "device")}
+            speed = r["speed_mps"]
+            yield about | {"ratio_to_jpeg_xl_e7": speed / rival, "ratio_to_png": speed / png}
 
 
 def scaling(rows: list[Row]) -> Iterator[Row]:
@@ -289,25 +363,27 @@ def scaling(rows: list[Row]) -> Iterator[Row]:
 
     The slope of log time over log pixels, 1 being linear.
     """
-    for (codec, setting, way, threads), found in common.group(
-        rows, "codec", "setting", "way", "threads"
-    ).items():
+    keys = ("codec", "setting", "way", "threads", "device")
+    for values, found in common.group(rows, *keys).items():
         if len(found) > 1:
             x, y = (np.log([r[key] for r in found]) for key in ("n_pixels", "time_s"))
             slope = float(np.polyfit(x, y, 1)[0])
-            about = {"codec": codec, "setting": setting, "way": way, "threads": threads}
+            about = dict(zip(keys, values, strict=True))
             yield about | {"exponent": slope, "sizes": [r["size"] for r in found]}
 
 
 # Photographs as they are
 
 
-def measure_photos(photos: list[common.Photo], model_path: Path | None, repeats: int) -> Iterator[Row]:
+def measure_photos(
+    photos: list[common.Photo], model_path: Path | None, device: str, repeats: int
+) -> Iterator[Row]:
     """Our modes and JPEG XL in turns on each photograph: median time of each image and way."""
     from vbc.codec import api
 
     model = api.load(model_path)
-    codecs = [rivals.ours(model, mode, **options) for mode, options in MODES.items()] + speed_rivals()
+    codecs = [rivals.ours(model, mode, device=device, **options) for mode, options in MODES.items()]
+    codecs += speed_rivals()
     for codec in codecs:
         codec.decode(codec.encode(photos[0].rgb[:64, :64]))
     for photo in photos:
@@ -325,24 +401,27 @@ def measure_photos(photos: list[common.Photo], model_path: Path | None, repeats:
             yield about | speed_row(photo.rgb, coded[i], statistics.median(found))
 
 
-def summarise_photos(rows: list[Row], threads: int) -> Iterator[Row]:
+def summarise_photos(rows: list[Row], threads: int, device: str) -> Iterator[Row]:
     """Pixels over seconds of all photographs, and how many times as fast as JPEG XL e7 of the same kind."""
     speeds = {}
     for key, found in common.group(rows, "codec", "setting", "way").items():
         speeds[key] = sum(r["n_pixels"] for r in found) / sum(r["time_s"] for r in found) / 1e6
     for (codec, setting, way), found in common.group(rows, "codec", "setting", "way").items():
-        lossy = setting == "lossy" or "lossy" in setting
-        rival = speeds["jpeg_xl", "e7 lossy d1" if lossy else "e7 lossless", way]
+        rival = speeds[
+            "jpeg_xl", setting if codec == "jpeg_xl" else RIVAL_OF.get(setting, LOSSLESS_RIVAL), way
+        ]
         speed = speeds[codec, setting, way]
         yield {
             "codec": codec,
             "setting": setting,
             "way": way,
             "threads": threads if codec == rivals.OURS else 1,
+            "device": device if codec == rivals.OURS else "cpu",
             "n_images": len(found),
             "speed_mps": speed,
             "rate_bpp": common.mean(r["rate_bpp"] for r in found),
             "ratio_to_jpeg_xl_e7": speed / rival,
+            "ratio_to_png": speed / speeds["png", "optimize", way],
         }
 
 
@@ -384,7 +463,7 @@ def report_row(row: Row) -> None:
     say(f"  {row['codec']:8} {row['setting']:12} {row['way']}  {row['speed_mps']:8.3f} MP/s{peak}")
     for stage, time_s in row.get("stages_s", {}).items():
         share = time_s / row["watched_s"]
-        say(f"      {stage:15} {1000 * time_s:10.1f} ms {share:6.1%} {'#' * round(40 * share)}")
+        say(f"      {stage:25} {1000 * time_s:10.1f} ms {share:6.1%} {'#' * round(40 * share)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -396,9 +475,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--repeats", type=int, default=REPEATS, help="for photographs and start-up [default: %(default)s]"
     )
+    p.add_argument(
+        "--device", help="of our codec's networks [default: each that is there; for photographs the CPU]"
+    )
     p.add_argument("--one", type=int, nargs=2, metavar=("SIZE", "THREADS"), help=argparse.SUPPRESS)
+    p.add_argument("--rivals", action="store_true", help=argparse.SUPPRESS)
     args = common.parse(p, argv)
     if args.one:
+        args.device = args.device or "cpu"
         for row in measure_size(args):
             print(json.dumps(row), flush=True)
         return 0
@@ -407,6 +491,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.quick:
         args.repeats = 1
     args.sizes = args.sizes or (QUICK_SIZES if args.quick else SIZES)
+    if args.device not in (None, *devices()):
+        p.error(f"no {args.device} here; there is {', '.join(devices())}")
+    args.devices = [args.device] if args.device else devices()
     import torch
 
     torch.set_num_threads(args.threads)
@@ -418,9 +505,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = []
         if args.photos:
             photos = [common.load_photo(f) for f in common.image_files(args.folder, args.images)]
-            for row in measure_photos(photos, args.model, args.repeats):
+            for row in measure_photos(photos, args.model, args.device or "cpu", args.repeats):
                 rows.append(results.add("row", **row))
-            for row in summarise_photos(rows, args.threads):
+            for row in summarise_photos(rows, args.threads, args.device or "cpu"):
                 results.add("summary", **row)
                 ratio = row["ratio_to_jpeg_xl_e7"]
                 say(
@@ -433,11 +520,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.add("error" if "error" in row else "summary", **row)
             rows += [] if "error" in row else [row]
             report_row(row)
+        for row in ratios(rows):
+            results.add("ratio", **row)
+            say(
+                f"{row['setting']:12} {row['way']} {row['size']:5} {row['threads']} threads {row['device']} "
+                f"{row['ratio_to_jpeg_xl_e7']:7.2f} x JPEG XL e7, {row['ratio_to_png']:7.2f} x PNG"
+            )
         for row in scaling(rows):
             results.add("scaling", **row)
             say(
                 f"{row['codec']:8} {row['setting']:12} {row['way']} "
-                f"time ~ pixels^{row['exponent']:.3f}, {row['threads']} threads"
+                f"time ~ pixels^{row['exponent']:.3f}, {row['threads']} threads, {row['device']}"
             )
     return int(failed)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import constriction
@@ -61,25 +62,48 @@ class LaneEncoder:
         return b"".join([pack_varints(counts), escapes.tobytes(), *(lane.tobytes() for lane in words)])
 
 
+@dataclass(frozen=True)
+class LanePayload:
+    """The parts of a lane payload. escapes: int16. words: uint32, of all lanes. n_words: of each lane."""
+
+    n_symbols: int
+    escapes: NDArray[np.int16]
+    words: NDArray[np.uint32]
+    n_words: list[int]
+
+
+def unpack_lanes(payload: bytes | memoryview) -> LanePayload:
+    """Check the layout of a payload; what this allocates is bounded by the payload's length alone.
+
+    Raises Corrupt.
+    """
+    data = memoryview(payload)
+    (n_symbols, n_escapes, n_lanes), at = unpack_varints(data, 3)
+    if n_escapes > n_symbols or n_lanes > _n_chunks(n_symbols) or (n_symbols and not n_lanes):
+        raise Corrupt("lane counts contradict each other")
+    # every length takes a byte, so a wrong n_lanes ends here within the payload
+    n_words, n_bytes = unpack_varints(data[at:], n_lanes)
+    at += n_bytes
+    if at + 2 * n_escapes + 4 * sum(n_words) != len(data):
+        raise Corrupt("lane lengths do not add up to the payload")
+    escapes = np.frombuffer(data, "<i2", n_escapes, at).astype(np.int16)
+    if (np.abs(escapes.astype(np.int32)) <= SYMBOL_MAX).any():
+        raise Corrupt("an escape holds a value that needs none")
+    words = np.frombuffer(data, "<u4", sum(n_words), at + 2 * n_escapes).astype(np.uint32)
+    last = np.cumsum(n_words, dtype=np.int64)[np.array(n_words, np.int64) > 0] - 1
+    if (words[last] == 0).any():
+        raise Corrupt("a lane ends with a zero word")
+    return LanePayload(n_symbols, escapes, words, n_words)
+
+
 class LaneDecoder:
     """Reads what LaneEncoder wrote, step by step. The only error a payload can cause is Corrupt."""
 
     def __init__(self, tables: TableSet, payload: bytes | memoryview) -> None:
-        """Checks the layout of the payload; what it allocates is bounded by the payload's length alone."""
-        data = memoryview(payload)
-        (n_symbols, n_escapes, n_lanes), at = unpack_varints(data, 3)
-        if n_escapes > n_symbols or n_lanes > _n_chunks(n_symbols) or (n_symbols and not n_lanes):
-            raise Corrupt("lane counts contradict each other")
-        # every length takes a byte, so a wrong n_lanes ends here within the payload
-        n_words, n_bytes = unpack_varints(data[at:], n_lanes)
-        at += n_bytes
-        if at + 2 * n_escapes + 4 * sum(n_words) != len(data):
-            raise Corrupt("lane lengths do not add up to the payload")
-        self._escapes = np.frombuffer(data, "<i2", n_escapes, at).astype(np.int16)
-        if (np.abs(self._escapes.astype(np.int32)) <= SYMBOL_MAX).any():
-            raise Corrupt("an escape holds a value that needs none")
-        words = np.frombuffer(data, "<u4", sum(n_words), at + 2 * n_escapes).astype(np.uint32)
-        lanes = np.split(words, np.cumsum(n_words)[:-1]) if n_lanes else []
+        """Checks the layout of the payload; see `unpack_lanes`."""
+        parts = unpack_lanes(payload)
+        n_symbols, self._escapes = parts.n_symbols, parts.escapes
+        lanes = np.split(parts.words, np.cumsum(parts.n_words)[:-1]) if parts.n_words else []
         with _coder_faults():
             self._coders = [constriction.stream.stack.AnsCoder(lane) for lane in lanes]
         self._tables = tables

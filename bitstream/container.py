@@ -17,8 +17,8 @@ VERSION = (1, 0)
 LOSSLESS = 1
 """Flag: all exact levels of the image are in the chunk table."""
 
-ICC, ALPHA, LEVEL, EXIF, XMP, PIXEL_HASH = range(1, 7)
-"""Kinds of chunks."""
+ICC, ALPHA, LEVEL, EXIF, XMP, PIXEL_HASH, LOW = range(1, 8)
+"""Kinds of chunks. LOW: the low bytes of 16-bit samples."""
 
 LOSSY_LEVELS = 3
 """Levels 1 to 3 are lossy, 4 and above exact."""
@@ -27,13 +27,21 @@ ANCILLARY = 0x80
 """Set in the kind of a chunk that a reader may skip."""
 
 MAX_CHUNKS = 64
-"""Three lossy levels, at most 15 exact ones at a side of 65,535, five others, and room for ancillary ones."""
+"""Three lossy levels, at most 15 exact ones at a side of 65,535, six others, and room for ancillary ones."""
 
 MAX_ICC = 1 << 20
 """A profile precedes the first level and so delays the first picture; those of displays have a few kB."""
 
 MAX_FILE = 1 << 62
 """The sum of all lengths and offsets fits a signed 64-bit integer."""
+
+CODED_BASE, CODED_PER_PIXEL = 1 << 20, 32
+"""Chunks other than metadata may have 1 MiB and 32 bytes for each pixel of whole 8x8 blocks: a symbol costs at
+most 4 bytes, lossy levels have 3 for each such pixel, everything else is stored raw before it grows. So what
+a file of a declared size can make a reader read and hold is bounded."""
+
+DECODE_BASE, DECODE_PER_PIXEL = 384 << 20, 40
+"""Measured with room to spare: docs/reliability.md, row 6."""
 
 PREFIX = struct.Struct("<8sBBH")
 """Magic, major, minor, length of the header from the magic to its CRC inclusive."""
@@ -54,11 +62,15 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reader will take on. The defaults: twice Pillow's warning, 16-bit sides, 16 MiB of metadata."""
+    """What a reader will take on. The defaults: twice Pillow's warning, 16-bit sides, 16 MiB of metadata.
+
+    max_memory: bytes that a decode may take by the estimate of `decode_memory`; None: no limit.
+    """
 
     max_pixels: int = 178_956_970
     max_side: int = 65_535
     max_metadata: int = 16 << 20
+    max_memory: int | None = None
 
 
 DEFAULT_LIMITS = Limits()
@@ -83,8 +95,8 @@ class Header:
     """A valid header; making one raises a FormatError where the fields do not go together.
 
     width, height: pixels, >= 1. channels: 1 (gray) or 3 (RGB). quality: 0..100. flags: LOSSLESS or 0.
-    model_hash, tables_hash: 8 bytes. bit_depth: 8. colour: 0, as in sRGB unless an ICC chunk says otherwise.
-    minor: the minor version of the file.
+    model_hash, tables_hash: 8 bytes. bit_depth: 8, or 16 where there is a LOW chunk. colour: 0, as in sRGB
+    unless an ICC chunk says otherwise. minor: the minor version of the file.
     """
 
     width: int
@@ -111,7 +123,7 @@ class Header:
             raise Corrupt("a hash has not 8 bytes")
         for name, value, known in (
             ("channels", self.channels, (1, 3)),
-            ("bit depth", self.bit_depth, (8,)),
+            ("bit depth", self.bit_depth, (8, 16)),
             ("colour", self.colour, (0,)),
             ("flags", self.flags, (0, LOSSLESS)),
         ):
@@ -121,6 +133,12 @@ class Header:
         has_exact = any(chunk.kind == LEVEL and chunk.number > LOSSY_LEVELS for chunk in self.chunks)
         if self.flags & LOSSLESS and not has_exact:
             raise Corrupt("the file says lossless but has no exact level")
+        if (self.bit_depth == 16) != self.has(LOW) or (self.has(LOW) and not self.flags & LOSSLESS):
+            raise Corrupt("16 bits, low bytes and lossless do not go together")
+
+    def has(self, kind: int) -> bool:
+        """Whether there is a chunk of this kind."""
+        return any(chunk.kind == kind for chunk in self.chunks)
 
     @property
     def header_bytes(self) -> int:
@@ -214,6 +232,7 @@ def write_file(
     flags: int,
     model_hash: bytes,
     tables_hash: bytes,
+    bit_depth: int = 8,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
     """A whole file. payloads: (kind, number, bytes) of each chunk, in their order. Inverse: read_chunk.
@@ -229,6 +248,7 @@ def write_file(
         model_hash=model_hash,
         tables_hash=tables_hash,
         chunks=tuple(Chunk(kind, number, len(body), zlib.crc32(body)) for kind, number, body in payloads),
+        bit_depth=bit_depth,
     )
     check_limits(header, limits)
     return b"".join([pack_header(header), *(body for _, _, body in payloads)])
@@ -269,9 +289,25 @@ def check_limits(header: Header, limits: Limits) -> None:
         ("height", header.height, limits.max_side),
         ("pixels", header.width * header.height, limits.max_pixels),
         ("metadata bytes", metadata, limits.max_metadata),
+        ("bytes of all other chunks", header.file_bytes - header.header_bytes - metadata, max_coded(header)),
+        ("bytes of memory", decode_memory(header), limits.max_memory),
     ):
-        if value > limit:
+        if limit is not None and value > limit:
             raise LimitExceeded(what, value, limit)
+
+
+def max_coded(header: Header) -> int:
+    """The most bytes that chunks other than metadata may have together: what no encoder comes near."""
+    padded = (header.width + 7 & ~7) * (header.height + 7 & ~7)
+    return CODED_BASE + CODED_PER_PIXEL * padded
+
+
+def decode_memory(header: Header) -> int:
+    """An upper estimate of the memory that decoding takes, in bytes, above that of the loaded model.
+
+    docs/reliability.md has the measurements.
+    """
+    return DECODE_BASE + DECODE_PER_PIXEL * header.width * header.height + header.file_bytes
 
 
 def _check_chunks(chunks: tuple[Chunk, ...], minor: int) -> None:
@@ -280,7 +316,7 @@ def _check_chunks(chunks: tuple[Chunk, ...], minor: int) -> None:
     for chunk in chunks:
         if not (0 <= chunk.kind < 256 and 0 <= chunk.number < 256 and 0 <= chunk.length < 1 << 64):
             raise Corrupt(f"chunk {chunk}")
-        if not chunk.is_ancillary and not ICC <= chunk.kind <= PIXEL_HASH:
+        if not chunk.is_ancillary and not ICC <= chunk.kind <= LOW:
             raise UnsupportedVersion(VERSION[0], minor, f"critical chunk of kind {chunk.kind}")
         if not chunk.is_ancillary and (chunk.kind == LEVEL) != (chunk.number > 0):
             raise Corrupt(f"a chunk of kind {chunk.kind} with number {chunk.number}")
@@ -298,10 +334,13 @@ def _check_chunks(chunks: tuple[Chunk, ...], minor: int) -> None:
 
 
 def _place(chunk: Chunk) -> tuple[int, int]:
-    """What a viewer needs first comes first: lossy levels, then texts about the image, then exact levels."""
+    """What a viewer needs first comes first.
+
+    Lossy levels, then texts about the image, then exact levels, then what 16 bits add to them.
+    """
     if chunk.kind == LEVEL:
         return (2 if chunk.number <= LOSSY_LEVELS else 5, chunk.number)
-    return ({ICC: 0, ALPHA: 1, EXIF: 3, XMP: 4, PIXEL_HASH: 6}[chunk.kind], 0)
+    return ({ICC: 0, ALPHA: 1, EXIF: 3, XMP: 4, LOW: 6, PIXEL_HASH: 7}[chunk.kind], 0)
 
 
 def _check_end(data: Buffer, header: Header) -> None:

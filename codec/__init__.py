@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vbc.codec.api import FileInfo, decode, decode_image, encode, read_info, verify
     from vbc.codec.image_io import Metadata, UnsupportedImage
+    from vbc.codec.incremental import IncrementalReader
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FileInfo",
+    "IncrementalReader",
     "Metadata",
     "UnsupportedImage",
     "decode",
@@ -27,5 +29,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "image_io" if name in ("Metadata", "UnsupportedImage") else "api"
+    homes = {"Metadata": "image_io", "UnsupportedImage": "image_io", "IncrementalReader": "incremental"}
+    home = homes.get(name, "api")
     return getattr(import_module(f"vbc.codec.{home}"), name)

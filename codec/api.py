@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from vbc.bitstream import container
+from vbc.bitstream.container import DEFAULT_LIMITS, Limits
+from vbc.codec.reading import read_vbc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from vbc.codec.image_io import Metadata, Picture
     from vbc.codec.model import Model
+    from vbc.codec.pipeline import Decoded
 
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and how much of it is done, 0..1."""
-DEVICES: tuple[Device, ...] = ("cpu",)
-"""Where the networks can run; decoded tensors can be put anywhere."""
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+"""Where networks run and symbols are decoded; decoded tensors are there too."""
 MAX_EFFORT = 2
 """0: none, 1 (the default): output layers tuned to the image from samples, 2: tuned from all pixels."""
 LOSSY_LEVELS = container.LOSSY_LEVELS
@@ -39,13 +42,15 @@ class FileInfo:
     """What the header of a file says. Sizes and offsets are in bytes.
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
-    complete at hand. level_ends: level number -> number of bytes from which on it can be decoded.
+    complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes
+    from which on it can be decoded.
     """
 
     width: int
     height: int
     channels: int
     bit_depth: int
+    alpha: bool
     quality: int
     lossless: bool
     n_bytes: int
@@ -83,7 +88,7 @@ def check_options(levels: int | None, quality: int, lossless: bool, effort: int)
 
 
 def encode(
-    image: "Image.Image | NDArray[np.uint8] | Tensor | Picture",
+    image: "Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor | Picture",
     *,
     levels: int = LOSSY_LEVELS,
     quality: int = 60,
@@ -96,8 +101,9 @@ def encode(
 ) -> bytes:
     """Encode an image to the bytes of a .vbc file.
 
-    image: a Pillow image (RGB, L, 1 or P, without transparency), uint8 array [H, W] or [H, W, 3], or uint8
-    tensor [1, H, W] or [3, H, W].
+    image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
+    or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+    Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
     levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only).
     quality: of the lossy levels, 0..100; on photographs that spans about 0.03 to 1.9 bits per pixel.
     effort: for the exact levels; 0: no tuning, 1: output layers tuned to the image from samples of it,
@@ -115,19 +121,23 @@ def encode(
     n_levels = check_options(levels, quality, lossless, effort)
     check_device(device)
     picture = as_picture(image)
-    pixels = (
-        picture.rgb if picture.rgb.flags.writeable else picture.rgb.copy()
-    )  # torch warns of read-only memory
-    rgb = torch.from_numpy(pixels).permute(2, 0, 1)
+    rgb, alpha, low = (
+        # torch warns of read-only memory
+        None if p is None else torch.from_numpy(p if p.flags.writeable else p.copy())
+        for p in (picture.rgb, picture.alpha, picture.low)
+    )
+    assert rgb is not None
     return pipeline.encode_image(
-        rgb,
-        model=load(model),
+        rgb.permute(2, 0, 1),
+        model=load(model, device),
         levels=n_levels,
         quality=quality,
         lossless=lossless,
         effort=effort,
         metadata=picture.metadata if metadata is None else metadata,
         gray=picture.gray,
+        alpha=alpha,
+        low=low,
         progress=progress,
     )
 
@@ -139,16 +149,24 @@ def decode(
     native: bool = False,
     device: Device = "cpu",
     allow_partial: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
     model: "Weights" = None,
 ) -> "Image.Image":
-    """Decode the bytes of a .vbc file to a Pillow image of mode RGB or L. Inverse of `encode`.
+    """Decode the bytes of a .vbc file to a Pillow image: L, LA, RGB, RGBA or I;16. Inverse of `encode`.
 
     Its metadata is in `info`. levels: use the first so many levels of the file; None: all. native: at the
     size of the last lossy level used instead of the full one. allow_partial: accept a file whose end is
-    missing. Raises FormatError.
+    missing. limits: what is refused before anything is decoded or allocated. Raises FormatError, and
+    UnsupportedImage for 16 bits with colour or alpha, which Pillow cannot hold: `decode_image` can.
     """
     decoded = decode_picture(
-        data, levels=levels, native=native, device=device, allow_partial=allow_partial, model=model
+        data,
+        levels=levels,
+        native=native,
+        device=device,
+        allow_partial=allow_partial,
+        limits=limits,
+        model=model,
     )
     return decoded.picture.to_pillow()
 
@@ -160,47 +178,71 @@ def decode_picture(
     native: bool = False,
     device: Device = "cpu",
     allow_partial: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
     model: "Weights" = None,
     progress: Progress | None = None,
 ) -> DecodedPicture:
     """As `decode`, but says which levels were used and whether the pixels are the original's."""
-    from vbc.codec import pipeline
-    from vbc.codec.image_io import Picture
-
     check_device(device)
+    check_decode(data, levels, limits)
+    from vbc.codec import pipeline
+
     decoded = pipeline.decode_image(
-        data, model=load(model), levels=levels, native=native, allow_partial=allow_partial, progress=progress
+        data,
+        model=load(model, device),
+        levels=levels,
+        native=native,
+        allow_partial=allow_partial,
+        limits=limits,
+        progress=progress,
     )
-    rgb = decoded.rgb.permute(1, 2, 0).cpu().numpy()
-    picture = Picture(rgb, decoded.header.channels == 1, read_metadata(data, decoded.header))
+    picture = picture_of(decoded, read_metadata(data, decoded.header))
     return DecodedPicture(picture, tuple(decoded.levels), decoded.exact)
 
 
 @overload
-def decode_image(source: "Source", device: Device = "cuda", *, model: "Weights" = None) -> "Tensor": ...
+def decode_image(
+    source: "Source", device: Device = "cuda", *, limits: Limits = DEFAULT_LIMITS, model: "Weights" = None
+) -> "Tensor": ...
 @overload
 def decode_image(
-    source: "list[Source]", device: Device = "cuda", *, model: "Weights" = None
+    source: "list[Source]",
+    device: Device = "cuda",
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    model: "Weights" = None,
 ) -> "list[Tensor]": ...
 def decode_image(
-    source: "Source | list[Source]", device: Device = "cuda", *, model: "Weights" = None
+    source: "Source | list[Source]",
+    device: Device = "cuda",
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    model: "Weights" = None,
 ) -> "Tensor | list[Tensor]":
-    """Decode files given as paths or bytes to uint8 tensors [C, H, W] on the device.
+    """Decode files given as paths or bytes to tensors [C, H, W] on the device: uint8, uint16 for 16 bits.
 
-    C is 1 for gray images, else 3. A list gives a list. Raises FormatError for bad files, OSError for
-    unreadable ones.
+    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. Raises
+    FormatError for bad files, OSError for unreadable ones.
     """
+    if isinstance(source, list):
+        return [decode_image(s, device, limits=limits, model=model) for s in source]
+    data = source if isinstance(source, bytes) else read_vbc(source, limits)
+    check_decode(data, None, limits)
+    check_device(device)
     from vbc.codec import pipeline
 
-    if isinstance(source, list):
-        loaded = load(model)
-        return [decode_image(s, device, model=loaded) for s in source]
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    decoded = pipeline.decode_image(data, model=load(model))
+    decoded = pipeline.decode_image(data, model=load(model, device), limits=limits)
+    if decoded.alpha is not None or decoded.low is not None:
+        import torch
+
+        from vbc.codec.image_io import Metadata
+
+        samples = picture_of(decoded, Metadata()).samples()
+        return torch.from_numpy(samples).permute(2, 0, 1).contiguous().to(device)
     return (decoded.rgb[1:2] if decoded.header.channels == 1 else decoded.rgb).to(device)
 
 
-def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
+def read_info(data: bytes, n_bytes: int | None = None, *, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
     """Read the header.
 
     data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. Raises
@@ -208,7 +250,7 @@ def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
     """
     from vbc.bitstream.errors import Corrupt
 
-    header = container.unpack_header(data, container.DEFAULT_LIMITS)
+    header = container.unpack_header(data, limits)
     n_bytes = len(data) if n_bytes is None else n_bytes
     if n_bytes > header.file_bytes:
         raise Corrupt(f"{n_bytes - header.file_bytes} bytes after the last chunk")
@@ -218,6 +260,7 @@ def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
         height=header.height,
         channels=header.channels,
         bit_depth=header.bit_depth,
+        alpha=header.has(container.ALPHA),
         quality=header.quality,
         lossless=bool(header.flags & container.LOSSLESS),
         n_bytes=n_bytes,
@@ -230,15 +273,18 @@ def read_info(data: bytes, n_bytes: int | None = None) -> FileInfo:
     )
 
 
-def verify(data: bytes, *, device: Device = "cpu", model: "Weights" = None) -> None:
+def verify(
+    data: bytes, *, device: Device = "cpu", limits: Limits = DEFAULT_LIMITS, model: "Weights" = None
+) -> None:
     """Check all checksums, decode everything and compare with the stored pixel hash.
 
     Raises FormatError at the first fault.
     """
+    check_device(device)
+    check_decode(data, None, limits)
     from vbc.codec import pipeline
 
-    check_device(device)
-    pipeline.verify(data, model=load(model))
+    pipeline.verify(data, model=load(model, device), limits=limits)
 
 
 def read_metadata(data: bytes, header: container.Header) -> "Metadata":
@@ -253,7 +299,22 @@ def read_metadata(data: bytes, header: container.Header) -> "Metadata":
     return Metadata(**parts)
 
 
-def as_picture(image: "Image.Image | NDArray[np.uint8] | Tensor | Picture") -> "Picture":
+def picture_of(decoded: "Decoded", metadata: "Metadata") -> "Picture":
+    """What the pipeline decoded, as a picture with its metadata."""
+    from vbc.codec.image_io import Picture
+
+    return Picture(
+        decoded.rgb.permute(1, 2, 0).cpu().numpy(),
+        decoded.header.channels == 1,
+        metadata,
+        None if decoded.alpha is None else decoded.alpha.cpu().numpy(),
+        None if decoded.low is None else decoded.low.cpu().numpy(),
+    )
+
+
+def as_picture(
+    image: "Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor | Picture",
+) -> "Picture":
     """Whatever `encode` takes, as a picture. Raises UnsupportedImage."""
     import numpy as np
     from PIL import Image
@@ -264,28 +325,52 @@ def as_picture(image: "Image.Image | NDArray[np.uint8] | Tensor | Picture") -> "
         return image
     if isinstance(image, Image.Image):
         return from_pillow(image)
-    planes = np.asarray(image) if isinstance(image, np.ndarray) else image.cpu().permute(1, 2, 0).numpy()
+    planes = np.asarray(image if isinstance(image, np.ndarray) else image.cpu().numpy())
+    if planes.ndim == 3 and not isinstance(image, np.ndarray):
+        planes = planes.transpose(1, 2, 0)
     if planes.ndim == 2:
         planes = planes[..., None]
-    if planes.dtype != np.uint8 or planes.ndim != 3 or planes.shape[2] not in (1, 3):
+    planes = planes.astype(planes.dtype.newbyteorder("="), copy=False)
+    if planes.dtype not in (np.uint8, np.uint16) or planes.ndim != 3 or not 1 <= planes.shape[2] <= 4:
         raise UnsupportedImage(
-            f"{planes.dtype} of shape {planes.shape}; uint8 with 1 or 3 channels is wanted"
+            f"{planes.dtype} of shape {planes.shape}; uint8 or uint16 with 1 to 4 channels is wanted"
         )
     check_size(planes.shape[1], planes.shape[0])
-    gray = planes.shape[2] == 1
-    return Picture(np.repeat(planes, 3, axis=2) if gray else planes, gray, Metadata())
+    return Picture.from_samples(planes, Metadata())
+
+
+def check_decode(data: bytes, levels: int | None, limits: Limits) -> None:
+    """Refuse what can be refused before torch and the weights are loaded.
+
+    Raises a FormatError for a bad header or one above the limits, ValueError for levels below 1.
+    """
+    if levels is not None and levels < 1:
+        raise ValueError(f"levels is 1 or more, not {levels}")
+    container.unpack_header(data, limits)
 
 
 def check_device(device: Device) -> None:
-    """Raise ValueError unless the networks can run there."""
+    """Raise unless the networks can run there.
+
+    ValueError for a device of another kind, `CudaMissing` where torch sees no CUDA device, `TritonMissing`
+    where triton is not installed (`kernels.dispatch`; both are RuntimeErrors).
+    """
     if device not in DEVICES:
-        raise ValueError(f"the networks of this version run on {' and '.join(DEVICES)}, not on {device}")
+        raise ValueError(f"the codec runs on {' and '.join(DEVICES)}, not on {device}")
+    if device == "cuda":
+        from vbc.kernels.dispatch import HAVE_TRITON, TritonMissing, require_device
+
+        require_device(device)
+        if not HAVE_TRITON:
+            raise TritonMissing("on CUDA the codec needs triton: pip install triton")
 
 
-def load(model: "Weights") -> "Model":
-    """The model itself; None stands for the shipped weights, a path for others. Loading is cached."""
+def load(model: "Weights", device: Device = "cpu") -> "Model":
+    """The model on the device; None stands for the shipped weights, a path for others. Loading is cached."""
     from vbc.codec.model import load_model
 
     if model is None:
-        return load_model()
-    return load_model(Path(model)) if isinstance(model, str | PathLike) else model
+        loaded = load_model()
+    else:
+        loaded = load_model(Path(model)) if isinstance(model, str | PathLike) else model
+    return loaded.to(device)

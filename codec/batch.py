@@ -6,19 +6,23 @@ Which output belongs to which input is decided here too.
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, UnsupportedVersion
 from vbc.codec import api
+from vbc.codec.reading import read_image, read_vbc
 
 OK, SOME_FAILED, USAGE, CORRUPT, UNSUPPORTED, LIMIT = range(6)
 """Exit codes."""
@@ -26,16 +30,20 @@ STANDARD = "-"
 """The name of standard input and output."""
 ENDING = ".vbc"
 
+PANIC = "PanicException"
+"""What a fault inside a library written in Rust raises; it is no Exception."""
+
 Report = dict[str, Any]
 Work = Callable[["Job"], Report]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One input and where its output goes; either may be `-`."""
+    """One input and where its output goes; either may be `-`. into_folder: whether OUT is a folder."""
 
     source: str
     target: str
+    into_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class DecodeOptions:
     suffix: str
     device: api.Device
     model: Path | None
+    limits: Limits = DEFAULT_LIMITS
 
 
 class UsageError(ValueError):
@@ -82,9 +91,10 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     """Encode an image file and put the result in place. Returns what there is to say about it."""
     from vbc.codec import image_io
 
-    api.load(options.model)  # not what the time is to tell
+    api.load(options.model, options.device)  # not what the time is to tell
     started = time.perf_counter()
-    picture = image_io.read_picture(read_input(job.source))
+    with open_input(job.source) as f:
+        picture = image_io.read_picture(read_image(f))
     data = api.encode(
         picture,
         levels=options.levels,
@@ -114,13 +124,16 @@ def decode_file(job: Job, options: DecodeOptions, progress: api.Progress | None 
     """Decode a file and put the image in place. Returns what there is to say about it."""
     from vbc.codec import image_io
 
-    api.load(options.model)  # not what the time is to tell
+    api.load(options.model, options.device)  # not what the time is to tell
     started = time.perf_counter()
+    with open_input(job.source) as f:
+        data = read_vbc(f, options.limits)
     decoded = api.decode_picture(
-        read_input(job.source),
+        data,
         levels=options.levels,
         native=options.native,
         allow_partial=options.allow_partial,
+        limits=options.limits,
         device=options.device,
         model=options.model,
         progress=progress,
@@ -148,8 +161,9 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
 
     from vbc.codec import image_io
 
-    api.load(options.model)  # not what the times are to tell
-    picture = image_io.read_picture(read_input(job.source))
+    api.load(options.model, options.device)  # not what the times are to tell
+    with open_input(job.source) as f:
+        picture = image_io.read_picture(read_image(f))
     started = time.perf_counter()
     data = api.encode(
         picture,
@@ -172,9 +186,9 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
         "n_pixels": n_pixels,
         "n_bytes": len(data),
         "rate_bpp": 8 * len(data) / n_pixels,
-        "rate_bpsp": 8 * len(data) / (n_pixels * (1 if picture.gray else 3)),
+        "rate_bpsp": 8 * len(data) / picture.samples().size,
         "psnr_db": float(10 * np.log10(255**2 / error)) if error > 0 else None,
-        "n_exact": int(error == 0),
+        "n_exact": int(np.array_equal(decoded.picture.samples(), picture.samples())),
         "encode_s": encoded - started,
         "decode_s": ended - encoded,
     }
@@ -201,22 +215,23 @@ def mean_report(reports: list[Report]) -> Report:
     }
 
 
-def verify_file(job: Job, device: api.Device, model: Path | None) -> Report:
+def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits = DEFAULT_LIMITS) -> Report:
     """Verify a file completely."""
-    data = read_input(job.source)
-    api.verify(data, device=device, model=model)
+    with open_input(job.source) as f:
+        data = read_vbc(f, limits)
+    api.verify(data, device=device, limits=limits, model=model)
     return {"input": job.source, "n_bytes": len(data), "levels": list(api.read_info(data).levels), "ok": True}
 
 
 def info_file(job: Job) -> Report:
-    """What the header of a file says; no more than the header is read."""
+    """What the header of a file says; of a file no more than the header is read."""
     from dataclasses import asdict
 
     from vbc.bitstream.container import MAX_HEADER
 
-    if job.source == STANDARD:
-        return {"input": job.source, **asdict(api.read_info(read_input(job.source)))}
-    with open(job.source, "rb") as f:
+    with open_input(job.source) as f:
+        if job.source == STANDARD:
+            return {"input": job.source, **asdict(api.read_info(read_vbc(f)))}
         head = f.read(MAX_HEADER)
         n_bytes = os.fstat(f.fileno()).st_size if len(head) == MAX_HEADER else len(head)
     return {"input": job.source, **asdict(api.read_info(head, n_bytes))}
@@ -237,7 +252,10 @@ def plan(sources: list[str], output: str, input_suffixes: tuple[str, ...], outpu
         if Path(output).exists() and not Path(output).is_dir():
             raise UsageError(f"{output} is not a folder, and several outputs need one")
         files = [pair for source in sources for pair in files_below(Path(source), input_suffixes)]
-        jobs = [Job(str(file), str(Path(output, place).with_suffix(output_suffix))) for file, place in files]
+        jobs = [
+            Job(str(file), str(Path(output, place).with_suffix(output_suffix)), into_folder=True)
+            for file, place in files
+        ]
     targets: dict[str, str] = {}
     inputs = {os.path.realpath(job.source) for job in jobs if job.source != STANDARD}
     for job in jobs:
@@ -262,12 +280,19 @@ def files_below(source: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path,
             yield file, file.relative_to(source)
 
 
+def not_done(jobs: list[Job]) -> list[Job]:
+    """The jobs whose output is not there. Outputs are put in place whole, so one that is there is done."""
+    return [job for job in jobs if job.target == STANDARD or not Path(job.target).exists()]
+
+
 def run(
     work: Work, jobs: list[Job], processes: int = 1, threads: int | None = None
 ) -> Iterator[tuple[Job, Report | Failure]]:
-    """Do the jobs; results come in the order of the jobs, and a failure stops none of the others.
+    """Do the jobs; a failure stops none of the others. Results come in the order of the jobs.
 
     threads: of each process; None: torch's choice for one process, an equal share of the cores for several.
+    Where a process dies (memory, a crash), jobs that had no result are done again, the first of them alone,
+    so that the one at fault is known; their results come late.
     """
     if processes == 1 or len(jobs) < 2:
         if threads is not None:
@@ -276,8 +301,26 @@ def run(
             yield job, attempt(work, job)
         return
     share = threads or max(1, (os.cpu_count() or 1) // processes)
+    left = jobs
+    while left:
+        orphans = yield from _run_pool(work, left, processes, share)
+        if orphans:
+            dead = yield from _run_pool(work, orphans[:1], 1, share)
+            for job in dead:
+                message = "the process that did this died; perhaps memory ran out"
+                yield job, Failure("BrokenProcessPool", message, SOME_FAILED)
+        left = orphans[1:]
+
+
+def _run_pool(
+    work: Work, jobs: list[Job], processes: int, threads: int
+) -> Generator[tuple[Job, Report | Failure], None, list[Job]]:
+    """Do jobs in processes; returns those that have no result because a process died."""
     # spawn: a forked copy of torch's thread pools hangs
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start_worker, initargs=(share,))
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=_start_worker, initargs=(threads,)
+    )
+    orphans = []
     try:
         with _signals_wait():
             futures = [pool.submit(attempt, work, job) for job in jobs]
@@ -285,14 +328,10 @@ def run(
             try:
                 yield job, future.result()
             except BrokenProcessPool:
-                yield (
-                    job,
-                    Failure(
-                        "BrokenProcessPool", "a worker process died; perhaps memory ran out", SOME_FAILED
-                    ),
-                )
+                orphans.append(job)
     finally:
         pool.shutdown(cancel_futures=True)
+    return orphans
 
 
 def attempt(work: Work, job: Job) -> Report | Failure:
@@ -303,9 +342,13 @@ def attempt(work: Work, job: Job) -> Report | Failure:
         raise
     except Exception as e:
         return failure_of(e)
+    except BaseException as e:
+        if type(e).__name__ != PANIC:
+            raise
+        return failure_of(e)
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """The exit code and message for an error."""
     kind, message = type(error).__name__, str(error)
     if isinstance(error, LimitExceeded):
@@ -317,7 +360,7 @@ def failure_of(error: Exception) -> Failure:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return Failure(kind, f"{error.strerror or message}{where}", SOME_FAILED)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:  # torch says it in its own way
         return Failure(kind, "memory ran out", SOME_FAILED)
     from vbc.codec.image_io import UnsupportedImage
     from vbc.codec.model import WeightsError
@@ -333,9 +376,16 @@ def exit_code(failures: Iterable[Failure], n_jobs: int) -> int:
     return OK if not codes else codes[0] if n_jobs == 1 else SOME_FAILED
 
 
-def read_input(source: str) -> bytes:
-    """All bytes of a file or of standard input."""
-    return sys.stdin.buffer.read() if source == STANDARD else Path(source).read_bytes()
+@contextmanager
+def open_input(source: str) -> Iterator[IO[bytes]]:
+    """A file or standard input, open for reading."""
+    if source != STANDARD:
+        with open(source, "rb") as f:
+            yield f
+    elif sys.stdin is None:  # the caller has closed it
+        raise OSError("standard input is closed")
+    else:
+        yield sys.stdin.buffer
 
 
 def write_output(target: str, data: bytes) -> None:
@@ -378,11 +428,20 @@ def _signals_wait() -> Iterator[None]:
 def _start_worker(threads: int) -> None:
     from vbc.codec import image_io
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: object = None) -> None:
         for path in list(image_io.unfinished):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         os._exit(128 + number)
+
+    def follow() -> None:
+        parent = parent_process()
+        assert parent is not None
+        wait([parent.sentinel])
+        stop(signal.SIGTERM)
+
+    # a parent that is killed outright tells nobody, and its workers would wait for work for ever
+    threading.Thread(target=follow, daemon=True).start()
 
     # an interrupt reaches every process of the group: the worker removes its unfinished file and goes
     # silently

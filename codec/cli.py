@@ -9,14 +9,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 import vbc.codec
+from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.codec import api, batch
 from vbc.codec.batch import DecodeOptions, EncodeOptions, Failure, Job, Report
 
@@ -24,7 +27,6 @@ app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
     epilog="Exit codes: 0 ok, 1 some inputs failed, 2 usage, 3 corrupt or truncated, "
     "4 unsupported version or image or missing model, 5 limit exceeded.",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # rich help costs a fifth of a second
     pretty_exceptions_enable=False,
@@ -97,8 +99,23 @@ Model = Annotated[
 ]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of each process.")]
-SkipExisting = Annotated[
-    bool, typer.Option("--skip-existing", help="Leave out inputs whose output is there.")
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="In a folder, do again what is there [default: leave it, which resumes a batch]. "
+        "A single file named with -o is always replaced.",
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option("--max-pixels", min=1, help="Refuse larger pictures before anything is decoded."),
+]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory", min=1, metavar="MIB", help="Refuse files whose decoding would take more MiB."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON for each input.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
@@ -134,7 +151,7 @@ def encode(
     model: Model = None,
     jobs: Jobs = 1,
     threads: Threads = None,
-    skip_existing: SkipExisting = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -145,9 +162,9 @@ def encode(
     check_device(device)
     keep = metadata is KeepMetadata.all
     options = EncodeOptions(n_levels, quality, lossless, effort, keep, device.value, model)
-    todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING, skip_existing)
+    todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
     work = partial(batch.encode_file, options=options)
-    code(work, todo, jobs, threads, "encoding", as_json, quiet)
+    code(work, todo, jobs, threads, "encoding", as_json, quiet, resume=not overwrite)
 
 
 @app.command()
@@ -166,11 +183,13 @@ def decode(
     kind: Annotated[
         ImageKind, typer.Option("--format", help="Kind of image where the name of OUT does not say it.")
     ] = ImageKind.png,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
+    max_memory: MaxMemory = None,
     device: DeviceOption = DeviceName.cpu,
     model: Model = None,
     jobs: Jobs = 1,
     threads: Threads = None,
-    skip_existing: SkipExisting = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -178,14 +197,15 @@ def decode(
     from vbc.codec.image_io import OUTPUT_FORMATS
 
     check_device(device)
-    options = DecodeOptions(levels, native, allow_partial, f".{kind.value}", device.value, model)
-    todo = plan_jobs(inputs, output, (batch.ENDING,), options.suffix, skip_existing)
+    limits = limits_of(max_pixels, max_memory)
+    options = DecodeOptions(levels, native, allow_partial, f".{kind.value}", device.value, model, limits)
+    todo = plan_jobs(inputs, output, (batch.ENDING,), options.suffix)
     for job in todo:
         suffix = "" if job.target == batch.STANDARD else Path(job.target).suffix.lower()
         if suffix and suffix not in OUTPUT_FORMATS:
             fail_usage(f"cannot write {suffix}; known endings: {' '.join(OUTPUT_FORMATS)}")
     work = partial(batch.decode_file, options=options)
-    code(work, todo, jobs, threads, "decoding", as_json, quiet)
+    code(work, todo, jobs, threads, "decoding", as_json, quiet, resume=not overwrite)
 
 
 @app.command()
@@ -197,6 +217,8 @@ def info(inputs: In, as_json: Json = False) -> None:
 @app.command()
 def verify(
     inputs: In,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
+    max_memory: MaxMemory = None,
     device: DeviceOption = DeviceName.cpu,
     model: Model = None,
     as_json: Json = False,
@@ -204,7 +226,8 @@ def verify(
 ) -> None:
     """Check .vbc files completely: checksums, all levels, and the hash of the pixels."""
     check_device(device)
-    work = partial(batch.verify_file, device=device.value, model=model)
+    limits = limits_of(max_pixels, max_memory)
+    work = partial(batch.verify_file, device=device.value, model=model, limits=limits)
     code(work, [Job(i, "") for i in inputs], title="verifying", as_json=as_json, quiet=quiet)
 
 
@@ -284,6 +307,9 @@ def main() -> None:
     signal.signal(
         signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
     )  # so that temporary files are removed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     app()
 
 
@@ -296,13 +322,18 @@ def code(
     as_json: bool = False,
     quiet: bool = False,
     show: Callable[[Report], str] | None = None,
+    resume: bool = False,
 ) -> NoReturn:
     """Do the jobs, say how each went, and exit.
 
-    title: of the progress bar. show: what goes to standard output for a job done.
+    title: of the progress bar. show: what goes to standard output for a job done. resume: leave out jobs of
+    a folder whose output is there.
     """
     data_on_stdout = any(job.target == batch.STANDARD for job in jobs)
     failures: list[Failure] = []
+    n_jobs = len(jobs)
+    if resume and any(job.into_folder for job in jobs):
+        jobs = leave_out_finished(jobs, as_json, quiet)
     with exit_on_error(), progress_bar(title if not (quiet or as_json) else None) as advance:
         if (
             len(jobs) == 1
@@ -321,11 +352,26 @@ def code(
             elif not quiet:
                 print_line(summary(result), sys.stderr)
             advance(f"{done} of {len(jobs)}", done / len(jobs))
-    raise typer.Exit(batch.exit_code(failures, len(jobs)))
+    raise typer.Exit(batch.exit_code(failures, n_jobs))
+
+
+def leave_out_finished(jobs: list[Job], as_json: bool, quiet: bool) -> list[Job]:
+    """The jobs that are not done yet; says which are."""
+    left = batch.not_done(jobs)
+    todo = set(left)
+    finished = [job for job in jobs if job not in todo]
+    if as_json:
+        for job in finished:
+            print_line(json.dumps({"input": job.source, "output": job.target, "skipped": True}))
+    elif finished and not quiet:
+        print_line(
+            f"{len(finished)} of {len(jobs)} are done already; --overwrite does them again", sys.stderr
+        )
+    return left
 
 
 def plan_jobs(
-    inputs: list[str], output: str, input_suffixes: tuple[str, ...], output_suffix: str, skip_existing: bool
+    inputs: list[str], output: str, input_suffixes: tuple[str, ...], output_suffix: str
 ) -> list[Job]:
     """The jobs that the arguments name; a usage error where there are none."""
     try:
@@ -334,9 +380,16 @@ def plan_jobs(
         fail_usage(str(e))
     if not jobs:
         fail_usage(f"no {' '.join(input_suffixes)} file in {' '.join(inputs)}")
-    if any(job.target == batch.STANDARD for job in jobs) and sys.stdout.isatty():
-        fail_usage("not writing an image to a terminal; redirect standard output or name a file")
-    return [job for job in jobs if not (skip_existing and Path(job.target).exists())]
+    if any(job.target == batch.STANDARD for job in jobs) and (sys.stdout is None or sys.stdout.isatty()):
+        what = "to a terminal" if sys.stdout else "to a closed standard output"
+        fail_usage(f"not writing an image {what}; redirect standard output or name a file")
+    return jobs
+
+
+def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
+    """The default limits but for these."""
+    memory = None if max_memory_mib is None else max_memory_mib << 20
+    return replace(DEFAULT_LIMITS, max_pixels=max_pixels, max_memory=memory)
 
 
 def checked_levels(levels: int | None, quality: int, lossless: bool, effort: int) -> int:
@@ -351,7 +404,7 @@ def check_device(device: DeviceName) -> None:
     """A usage error where the networks cannot run there."""
     try:
         api.check_device(device.value)
-    except ValueError as e:
+    except (ValueError, RuntimeError) as e:
         fail_usage(str(e))
 
 
@@ -425,7 +478,7 @@ def summary(report: Report) -> str:
 
 def show_info(report: Report) -> str:
     """What `codec info` prints for a file."""
-    planes = "gray" if report["channels"] == 1 else "RGB"
+    planes = ("gray" if report["channels"] == 1 else "RGB") + (" with alpha" if report["alpha"] else "")
     kind = "lossless" if report["lossless"] else "lossy"
     lines = [
         f"{report['input']}: {report['width']}x{report['height']} {planes}, "

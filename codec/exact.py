@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vbc.codec.layers import ACTIVATION_STEP, QConv, QualityBias
+from vbc.kernels.logistic import logistic_bits
 
 PHASES = ("D", "H", "V")
 PHASE_OFFSET = {"D": (1, 1), "H": (0, 1), "V": (1, 0)}
@@ -207,10 +208,14 @@ class ExactNet(nn.Module):
 def logistic_nll(residual: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of an integer under a discretised logistic; residual = x - mean. Safe for every scale.
 
+    On CUDA one fused kernel, with its gradients (`kernels.logistic`).
+
     log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)),
     with a, b = (residual +- 1/2) / s.
     PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517), equation 2, without the edge bins.
     """
+    if residual.is_cuda:
+        return logistic_bits(residual.float(), log2_scale.float().expand_as(residual))
     inv = torch.exp2(-log2_scale)
     a, b = (residual + 0.5) * inv, (residual - 0.5) * inv
     nats = F.softplus(-a) + F.softplus(b) - torch.log(-torch.expm1(-inv))
@@ -283,6 +288,5 @@ def training_bits(
 def pad_edge(x: Tensor) -> Tensor:
     """Replicate the border by `HALO` positions: [N, C, h+8, w+8]."""
     h, w = x.shape[-2:]
-    rows = torch.arange(-HALO, h + HALO).clamp_(0, h - 1)
-    cols = torch.arange(-HALO, w + HALO).clamp_(0, w - 1)
+    rows, cols = (torch.arange(-HALO, n + HALO, device=x.device).clamp_(0, n - 1) for n in (h, w))
     return x[..., rows, :][..., cols]

@@ -4,20 +4,33 @@ A grid step goes from x_s to x_{s-1}; within it the phases D, H, V follow each o
 coding blocks in raster order, within a block the channels Y, Co, Cg.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vbc.codec.coder import Coder
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.device import TensorCoder
 from vbc.codec.exact import HALO, N_LEVEL_CLASSES, PHASE_OFFSET, PHASES
-from vbc.codec.exact_block import ExactModel, Step, code_block, phase_view
-from vbc.codec.tiles import blocks
-from vbc.codec.tuning import MIN_POSITIONS, SAMPLES, code_tuning, fit_tuning
+from vbc.codec.exact_block import ExactModel, Parameters, Step, Tuning, Window, code_block, phase_view
+from vbc.codec.exact_device import (
+    DeviceTuning,
+    code_block_on_device,
+    code_tuning_on_device,
+    fit_tuning_from_device,
+)
+from vbc.codec.tiles import Follower, blocks
+from vbc.codec.tuning import MIN_POSITIONS, code_tuning, fit_tuning
 
 BASE_SIDE = 8
 """The coarsest grid has no side above this and is stored raw."""
 BLOCK_SIDE = 512
 """Side of a coding block on the coarse grid: 1024 pixels of the picture."""
+
+FOLLOW_PIXELS = 60_000
+"""Symbols of larger grids are coded on a thread of their own, while the networks go on: over the next block
+of a phase, and in an encoder, which knows all pixels, over the next phase."""
 
 
 def grid_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -35,23 +48,34 @@ def phase_size(phase: str, height: int, width: int) -> tuple[int, int]:
     return (height + 1 - dy) // 2, (width + 1 - dx) // 2
 
 
-def extend(x: Tensor, height: int, width: int) -> Tensor:
-    """Replicate the last row and column up to this size, then a border of `HALO`: channels-last."""
+def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
+    """Replicate the last row and column up to this size, then a border: channels-last."""
     n, c, h, w = x.shape
-    size = (n, c, height + 2 * HALO, width + 2 * HALO)
-    out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    rows, cols = slice(HALO, HALO + h), slice(HALO, HALO + w)
+    size = (n, c, height + 2 * halo, width + 2 * halo)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows, cols = slice(halo, halo + h), slice(halo, halo + w)
     out[..., rows, cols] = x
-    out[..., rows, :HALO] = x[..., :1]
-    out[..., rows, HALO + w :] = x[..., -1:]
-    out[..., :HALO, :] = out[..., HALO : HALO + 1, :]
-    out[..., HALO + h :, :] = out[..., HALO + h - 1 : HALO + h, :]
+    out[..., rows, :halo] = x[..., :1]
+    out[..., rows, halo + w :] = x[..., -1:]
+    out[..., :halo, :] = out[..., halo : halo + 1, :]
+    out[..., halo + h :, :] = out[..., halo + h - 1 : halo + h, :]
     return out
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a grid step coded: by phase its pixels, int16 [1, 3, .., ..], and its misses, int8 likewise.
+
+    (See `exact_block.Step`; the last phase of the finest grid has none, for nothing follows them.)
+    """
+
+    pixels: dict[str, Tensor]
+    misses: dict[str, Tensor]
 
 
 def code_step(
     model: ExactModel,
-    coder: Coder,
+    coder: Coder | TensorCoder,
     coarse: Tensor,
     size: tuple[int, int],
     level: int,
@@ -60,54 +84,109 @@ def code_step(
     quality: int = 0,
     tuned: bool = False,
     effort: int = 1,
+    misses: Tensor | None = None,
     block: int = BLOCK_SIDE,
-) -> dict[str, Tensor]:
+) -> Coded:
     """Code the pixels of a grid x_{level-1} that its coarser grid lacks.
 
     coarse: int16 YCoCg-R [1, 3, ceil(h/2), ceil(w/2)]. size: (h, w) of the finer grid. target: that grid as
     uint8 RGB [1, 3, h, w] in an encoder. lossy: the lossy levels' picture on it, likewise, in a layered file.
     tuned: whether output layers tuned to the image are in the level; effort: 1 or 2, how carefully an encoder
-    finds them. Returns the three phases, int16 [1, 3, .., ..]. The values do not depend on `block`; the order
-    of symbols does, so the format fixes it.
+    finds them. misses: of the coarser grid, int8 as `coarse`, None for zeros. With a `TensorCoder` all
+    tensors are where the model is. The values do not depend on `block`; the order of symbols does, so the
+    format fixes it.
     """
     n_h, n_w = coarse.shape[-2:]
-    step = Step(model, {"A": extend(coarse, n_h, n_w)}, lossy, min(level - 1, N_LEVEL_CLASSES - 1), quality)
-    phases = {}
-    for p in PHASES:
-        h, w = phase_size(p, *size)
-        if target is None:
-            out = torch.empty((1, 3, h, w), dtype=torch.int16, memory_format=torch.channels_last)
+    missed = torch.zeros_like(coarse, dtype=torch.int8) if misses is None else misses
+    planes, miss_planes = {"A": extend(coarse, n_h, n_w)}, {"A": extend(missed, n_h, n_w, 1)}
+    step = Step(model, planes, miss_planes, lossy, min(level - 1, N_LEVEL_CLASSES - 1), quality)
+    coded = Coded({}, {})
+    tunings: dict[str, Tuning | DeviceTuning | None] = {}
+
+    def begin(p: str, whole: Parameters | None) -> None:
+        wanted = None
+        if target is not None and coded.pixels[p][0, 0].numel() >= MIN_POSITIONS:
+            fit = fit_tuning_from_device if isinstance(coder, TensorCoder) else fit_tuning
+            wanted = fit(step, p, whole, coded.pixels[p], effort)
+        if isinstance(coder, TensorCoder):
+            tunings[p] = code_tuning_on_device(model, coder, p, wanted, coarse.device)
         else:
-            out = rgb_to_ycocg(phase_view(target, p))
-        layer = None
-        if tuned:
-            wanted = None
-            if target is not None and h * w >= MIN_POSITIONS:
-                wanted = fit_tuning(step, p, out, SAMPLES[effort])
-            layer = code_tuning(model, coder, model.phases[p].width, wanted)
-        for rows, cols in blocks(h, w, block):
-            want = None if target is None else out[0, :, rows, cols]
-            values = code_block(model, p, coder, step.parameters(p, [(rows, cols)], layer), want)
+            tunings[p] = code_tuning(model, coder, p, wanted)
+
+    def code(p: str, part: Window, known: Parameters) -> None:
+        pixels, tuning = coded.pixels[p][0, :, *part], tunings.get(p)
+        around = None if tuning is None else step.around(p, [part])
+        want = None if target is None else pixels
+        if isinstance(coder, TensorCoder):
+            assert model.maps is not None
+            assert not isinstance(tuning, Tuning)
+            values, missed = code_block_on_device(model.maps[p], coder, known, tuning, around, want)
+        else:
+            assert not isinstance(tuning, DeviceTuning)
+            values, missed = code_block(model, p, coder, known, tuning, around, want)
+        if target is None:
+            pixels.copy_(values)
+        if p in coded.misses:
+            coded.misses[p][0, :, *part] = missed
+
+    def finish(p: str) -> None:
+        # a phase without pixels (one row or column) still stands among its neighbours' inputs
+        some = coded.pixels[p].numel() > 0
+        step.misses[p] = extend(coded.misses[p], n_h, n_w, 1) if some else step.misses["A"]
+
+    nothing_ahead = isinstance(coder, TensorCoder) or (target is None and max(n_h, n_w) <= block)
+    with Follower(not nothing_ahead and size[0] * size[1] >= FOLLOW_PIXELS) as follow:
+        for p in PHASES:
+            h, w = phase_size(p, *size)
+            last = p == PHASES[-1]
             if target is None:
-                out[0, :, rows, cols] = values
-        phases[p] = out
-        if p != PHASES[-1]:
-            # a phase without pixels (one row or column) still stands among its neighbours' inputs
-            step.planes[p] = extend(out, n_h, n_w) if h and w else step.planes["A"]
-    return phases
+                coded.pixels[p] = empty_planes(h, w, torch.int16, coarse.device)
+            else:
+                coded.pixels[p] = rgb_to_ycocg(phase_view(target, p))
+            if level > 1 or not last:
+                coded.misses[p] = empty_planes(h, w, torch.int8, coarse.device)
+            parts = list(blocks(h, w, block))
+            whole = step.parameters(p, parts) if len(parts) == 1 else None
+            if tuned:
+                follow(begin, p, whole)
+            for part in parts:
+                follow(code, p, part, step.parameters(p, [part]) if whole is None else whole)
+            if last:
+                break
+            follow(finish, p)
+            if target is None:
+                follow.wait()
+            step.planes[p] = extend(coded.pixels[p], n_h, n_w) if parts else step.planes["A"]
+    return coded
+
+
+def empty_planes(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Three planes of unset values, [1, 3, h, w], channels last."""
+    size = (1, 3, height, width)
+    return torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
 
 
 def assemble(coarse: Tensor, phases: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """The finer grid int16 YCoCg-R [1, 3, h, w] from its coarser grid and phases."""
-    fine = torch.empty((1, 3, *size), dtype=torch.int16, memory_format=torch.channels_last)
+    """The finer grid [1, 3, h, w] from its coarser grid and phases, of pixels or misses."""
+    fine = empty_planes(*size, coarse.dtype, coarse.device)
     for p, plane in {"A": coarse, **phases}.items():
         phase_view(fine, p).copy_(plane)
     return fine
 
 
+def assemble_misses(coarse: Tensor | None, coded: Coded, size: tuple[int, int]) -> Tensor | None:
+    """The misses of the finer grid; None, which stands for zeros, after a level without any (a raw one)."""
+    if len(coded.misses) < len(PHASES):
+        return None
+    if coarse is None:
+        n_h, n_w = (size[0] + 1) // 2, (size[1] + 1) // 2
+        coarse = torch.zeros((1, 3, n_h, n_w), dtype=torch.int8, device=coded.misses["D"].device)
+    return assemble(coarse, coded.misses, size)
+
+
 def assemble_rgb(coarse: Tensor, phases: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
-    """As `assemble`, but uint8 RGB: the finest grid takes half the memory."""
-    fine = torch.empty((1, 3, *size), dtype=torch.uint8, memory_format=torch.channels_last)
+    """As `assemble` of pixels, but uint8 RGB: the finest grid takes half the memory."""
+    fine = empty_planes(*size, torch.uint8, coarse.device)
     for p, plane in {"A": coarse, **phases}.items():
         phase_view(fine, p).copy_(ycocg_to_rgb(plane))
     return fine

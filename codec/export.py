@@ -21,7 +21,7 @@ from vbc.codec.model import Model, build_model
 from vbc.codec.pipeline import code_lossy_level, complete, grid
 from vbc.codec.quantise import Tensors, export_exact, export_lossy
 
-LAYERED_QUALITIES = (20, 95)
+LAYERED_QUALITIES = (10, 100)
 """Range of qualities that exact levels are trained and tables refit with."""
 KNOWN_SIZES = ((1, 1), (23, 40))
 
@@ -130,12 +130,15 @@ def known_answers(model: Model) -> dict[str, str]:
             for kind, guide, tuned in kinds:
                 coder = PseudoRandom()
                 sizes = exact_levels.grid_sizes(*size)
-                x = rgb_to_ycocg(grid(lossy, len(sizes) - 1))
+                x, misses = rgb_to_ycocg(grid(lossy, len(sizes) - 1)), None
                 for s in range(len(sizes) - 1, 0, -1):
                     part = None if guide is None else grid(guide, s - 1)
                     finer = sizes[s - 1]
-                    phases = exact_levels.code_step(model.exact, coder, x, finer, s, None, part, 60, tuned)
-                    x = exact_levels.assemble(x, phases, finer)
+                    coded = exact_levels.code_step(
+                        model.exact, coder, x, finer, s, None, part, 60, tuned, misses=misses
+                    )
+                    x = exact_levels.assemble(x, coded.pixels, finer)
+                    misses = exact_levels.assemble_misses(misses, coded, finer)
                 out[f"{size} {kind}"] = digest(x)
     return out
 

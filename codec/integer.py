@@ -1,6 +1,7 @@
 """The networks as the decoder runs them: integers only (docs/format.md, "Networks")."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from vbc.codec.exact import N_LEVEL_CLASSES
 from vbc.codec.quantise import ZERO, Tensors
 from vbc.kernels.conv import IntConv
+from vbc.kernels.dispatch import known_answer
 
 
 def load_conv(tensors: Tensors, name: str, head: bool = False) -> IntConv:
@@ -19,6 +21,28 @@ def load_conv(tensors: Tensors, name: str, head: bool = False) -> IntConv:
 def as_input(planes: Tensor) -> Tensor:
     """Planes of integers -64..63 as the uint8 0..127 that layers take, channels last."""
     return planes.to(torch.uint8, memory_format=torch.channels_last).add_(ZERO)  # wraps modulo 256
+
+
+def exact_product(x: Tensor, basis: Tensor) -> Tensor:
+    """x @ basis of integers in float64: [..., n] times [n, n].
+
+    Exact in any order of summation, as all sums are below 2^53. On other devices than the CPU a known-answer
+    test guards it; where that fails the CPU does the work.
+    """
+    if x.device.type == "cuda" and not known_answer(
+        "the float64 matrix product", (str(x.device),), partial(_product_agrees, x.device)
+    ):
+        return (x.cpu() @ basis.cpu()).to(x.device)
+    return x @ basis
+
+
+def _product_agrees(device: torch.device) -> bool:
+    """Latents of 16 bits times a basis of 13, the largest sums included, against int64."""
+    noise = (torch.arange(67 * 64 + 64 * 64) * 2654435761) >> 5
+    x, basis = noise[: 67 * 64].view(67, 64) % 65536 - 32768, noise[67 * 64 :].view(64, 64) % 8192 - 4096
+    x[0], basis[:, 0] = -32768, -4096
+    have = x.double().to(device) @ basis.double().to(device)
+    return torch.equal(have.cpu().long(), x @ basis)
 
 
 @dataclass(frozen=True)
@@ -34,7 +58,14 @@ class IntChain:
         """The chain exported under `name`."""
         n = sum(f"{name}.{i}.weight" in tensors for i in range(16))
         layers = tuple(load_conv(tensors, f"{name}.{i}") for i in range(n))
-        return cls(layers, load_conv(tensors, f"{name}.head", head=True), tensors[f"{name}.condition"])
+        condition = tensors[f"{name}.condition"]
+        layers[0].check_biases(condition)
+        return cls(layers, load_conv(tensors, f"{name}.head", head=True), condition)
+
+    def to(self, device: torch.device) -> "IntChain":
+        """The chain on another device."""
+        layers = tuple(layer.to(device) for layer in self.layers)
+        return IntChain(layers, self.head.to(device), self.condition.to(device))
 
     @property
     def radius(self) -> int:
@@ -43,7 +74,7 @@ class IntChain:
 
     def __call__(self, planes: Tensor, quality: int, use: int = 0) -> Tensor:
         """planes: int -64..63 [N, C, h+2r, w+2r]. Returns int32 [N, outputs, h, w], sixteenths."""
-        x = self.layers[0](as_input(planes), self.condition[use, quality])
+        x = self.layers[0](as_input(planes), self.condition[use, quality], proven=True)
         for layer in self.layers[1:]:
             x = layer(x)
         return self.head(x)
@@ -65,17 +96,27 @@ class PhaseEnds:
     @classmethod
     def load(cls, tensors: Tensors, name: str) -> Self:
         """The ends exported under `name`."""
-        return cls(
+        ends = cls(
             first=load_conv(tensors, f"{name}.first"),
             head=load_conv(tensors, f"{name}.head", head=True),
             skip=load_conv(tensors, f"{name}.skip", head=True),
             condition=tensors[f"{name}.condition"],
         )
+        ends.first.check_biases(ends.condition)
+        return ends
+
+    def to(self, device: torch.device) -> "PhaseEnds":
+        """The ends on another device."""
+        first, head, skip = (layer.to(device) for layer in (self.first, self.head, self.skip))
+        return PhaseEnds(first, head, skip, self.condition.to(device))
 
 
 @dataclass(frozen=True)
 class IntPhase:
-    """Entropy parameters of one phase of the exact levels."""
+    """Entropy parameters of one phase of the exact levels.
+
+    surprise: int16 [2, 9], sixteenths of an octave, for the host; a device has a copy (`ExactModel.maps`).
+    """
 
     archival: PhaseEnds
     layered: tuple[PhaseEnds, ...]
@@ -93,6 +134,12 @@ class IntPhase:
             third=load_conv(tensors, f"{name}.third"),
             surprise=tensors[f"{name}.surprise"],
         )
+
+    def to(self, device: torch.device) -> "IntPhase":
+        """The networks on another device."""
+        layered = tuple(ends.to(device) for ends in self.layered)
+        middle = (self.second.to(device), self.third.to(device))
+        return IntPhase(self.archival.to(device), layered, *middle, self.surprise)
 
     @property
     def width(self) -> int:
@@ -113,6 +160,6 @@ class IntPhase:
             ends, bias = self.layered[level_class], self.layered[level_class].condition[quality]
             planes = torch.cat((planes, lossy), 1)
         x = as_input(planes)
-        features = self.third(self.second(ends.first(x, bias)))
+        features = self.third(self.second(ends.first(x, bias, proven=True)))
         h, w = x.shape[-2:]
         return features, ends.head(features) + ends.skip(x[..., 2 : h - 2, 2 : w - 2])

@@ -29,13 +29,13 @@ CONTEXT_HALO = 4
 SYMBOL_GAIN = 8
 """A neighbour's symbol of 1 is an input of 8/16."""
 STEP_OCTAVES = 3 / 64
-"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.03 to 1.9 bpp on
+"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.06 to 2.4 bpp on
 photographs."""
 MEAN_UNIT = 4.0
 """A head's output of 1 is a mean of 4 latent units and a log-scale of 1 octave."""
 LOG_SCALE_RANGE = (-2.0, 10.0)
 """Octaves of a latent's logistic scale, in latent units."""
-INITIAL_STEP = 270.0
+INITIAL_STEP = 192.0
 """Quantiser step in RGB units at quality 0."""
 LAGRANGE = 0.043
 """Lambda (MSE per subpixel and bit per pixel) over the squared step: 0.13 per sample as in H.264's reference

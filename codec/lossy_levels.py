@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from vbc.codec.coder import Coder
 from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
+from vbc.codec.device import NO_TABLE, TensorCoder
 from vbc.codec.exact import PHASE_OFFSET, PHASES, compand
-from vbc.codec.integer import IntChain
+from vbc.codec.integer import IntChain, exact_product
 from vbc.codec.lossy import (
     AC,
     BLOCK,
@@ -31,7 +32,6 @@ from vbc.codec.lossy import (
     block_transform,
     context_neighbours,
     latent_order,
-    parity,
 )
 from vbc.codec.tiles import blocks
 
@@ -91,13 +91,13 @@ def analyse(model: LossyModel, rgb: Tensor, quality: int, band_blocks: int = 163
     """
     height, width = rgb.shape[-2:]
     n_h, n_w = latent_grid(height, width)
-    out = torch.empty((1, N_LATENTS, n_h, n_w), dtype=torch.int16)
+    out = rgb.new_empty((1, N_LATENTS, n_h, n_w), dtype=torch.int16)
     rows = max(1, band_blocks // n_w)
     w = model.analysis
     for start in range(0, n_h, rows):
         stop = min(start + rows, n_h)
-        y = _pixels(torch.arange(start - 1, stop + 1).clamp_(0, n_h - 1), height)
-        x = _pixels(torch.arange(-1, n_w + 1).clamp_(0, n_w - 1), width)
+        y = _pixels(around(slice(start, stop), n_h, 1, rgb.device), height)
+        x = _pixels(around(slice(0, n_w), n_w, 1, rgb.device), width)
         band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
         z = block_transform(band.contiguous(), w["basis"])
         f = F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"])
@@ -114,12 +114,13 @@ def _pixels(blocks: Tensor, size: int) -> Tensor:
 
     The last pixel is repeated beyond the picture.
     """
-    return (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten().clamp_(0, size - 1)
+    inside = torch.arange(BLOCK, device=blocks.device)
+    return (blocks[:, None] * BLOCK + inside).flatten().clamp_(0, size - 1)
 
 
 def code_latents(
     model: LossyModel,
-    coder: Coder,
+    coder: Coder | TensorCoder,
     level: int,
     mean: Tensor,
     log_scale: Tensor,
@@ -136,20 +137,39 @@ def code_latents(
     step = model.step[quality, channels, None]
     relative = log_scale - model.log2_step[quality, channels, None]
     scale_class = ((relative - SCALE_MIN + 2) >> 2).clamp_(0, N_SCALES - 1)
-    table = (level - 1) * N_SCALES + scale_class
-    coded = (scale_class >= SILENT_CLASSES).flatten().nonzero()[:, 0]
-    symbols = None
+    table = model.first_table + (level - 1) * N_SCALES + scale_class
+    heard = scale_class >= SILENT_CLASSES
+    wanted = None
     if target is not None:
         exact = (target / TARGET_UNIT - mean / 8) * 256 / step
-        wanted = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(scale_class >= SILENT_CLASSES)
+        wanted = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(heard)
         if optimise:
             spend_less(model, wanted, exact, table, step, level, quality)
-        symbols = wanted.flatten()[coded].to(torch.int16).numpy()
-    index = table.flatten()[coded].add_(model.first_table).numpy().astype(np.uint16)
-    got = np.clip(coder.code(index, symbols), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
-    decoded = torch.zeros(mean.numel(), dtype=torch.int32).index_copy_(0, coded, torch.from_numpy(got))
-    decoded = decoded.view(mean.shape)
+    if isinstance(coder, TensorCoder):
+        decoded = code_heard_on_device(coder, table, heard, wanted)
+    else:
+        decoded = code_heard(coder, table, heard, wanted)
     return decoded, dequantise(mean, decoded, step)
+
+
+def code_heard(coder: Coder, table: Tensor, heard: Tensor, wanted: Tensor | None) -> Tensor:
+    """Code the symbols of a step where they are coded at all; int32 of the shape of `table`, 0 elsewhere.
+
+    table: int32, heard: bool, wanted: float or None, all of one shape.
+    """
+    coded = heard.flatten().nonzero()[:, 0]
+    symbols = None if wanted is None else wanted.flatten()[coded].to(torch.int16).numpy()
+    index = table.flatten()[coded].numpy().astype(np.uint16)
+    got = np.clip(coder.code(index, symbols), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+    decoded = torch.zeros(table.numel(), dtype=torch.int32).index_copy_(0, coded, torch.from_numpy(got))
+    return decoded.view(table.shape)
+
+
+def code_heard_on_device(coder: TensorCoder, table: Tensor, heard: Tensor, wanted: Tensor | None) -> Tensor:
+    """As `code_heard`, without the host knowing how many are coded."""
+    index = torch.where(heard, table, NO_TABLE).flatten().to(torch.int16)
+    symbols = None if wanted is None else wanted.flatten().to(torch.int16)
+    return coder.code(index, symbols).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).int().view(table.shape)
 
 
 def spend_less(
@@ -167,11 +187,11 @@ def spend_less(
     """
     channels = slice(LEVEL_START[level - 1], LEVEL_START[level])
     where = symbols.nonzero(as_tuple=True)
-    s, v, t = symbols[where], exact[where], table[where]
+    s, v, t = symbols[where], exact[where], table[where] - model.first_table
     nearer = s - torch.sign(s)
     # what an error in each opponent plane is in RGB, squared
-    gain = np.array([3.0, 2.0, 6.0], np.float32)[[c for c, _, _ in latent_order()[channels]]]
-    weight = torch.from_numpy(gain) * (step[:, 0] / 256.0) ** 2
+    gain = torch.tensor([(3.0, 2.0, 6.0)[c] for c, _, _ in latent_order()[channels]])
+    weight = gain.to(step.device) * (step[:, 0] / 256.0) ** 2
     worse = ((v - nearer).square() - (v - s).square()) * weight[where[0]]
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
     multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT[level - 1]
@@ -189,7 +209,11 @@ def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:
 
 
 def code_level1(
-    model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None = None
+    model: LossyModel,
+    coder: Coder | TensorCoder,
+    size: tuple[int, int],
+    quality: int,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Code level 1, int16 [1, 6, h, w], over interlaced grids of blocks.
 
@@ -199,16 +223,21 @@ def code_level1(
 
 
 def _level1_grid(
-    model: LossyModel, coder: Coder, size: tuple[int, int], quality: int, target: Tensor | None, depth: int
+    model: LossyModel,
+    coder: Coder | TensorCoder,
+    size: tuple[int, int],
+    quality: int,
+    target: Tensor | None,
+    depth: int,
 ) -> Tensor:
     h, w = size
     if max(size) <= BASE_SIDE:
-        mean = torch.zeros((LEVEL_LATENTS[0], h * w), dtype=torch.int32)
+        mean = model.step.new_zeros((LEVEL_LATENTS[0], h * w))
         scale = model.first_scale[:, None].expand(mean.shape)
         want = None if target is None else target[0].flatten(1)
         _, z = code_latents(model, coder, 1, mean, scale, quality, want)
         return z.view(1, -1, h, w)
-    out = torch.empty((1, LEVEL_LATENTS[0], h, w), dtype=torch.int16)
+    out = model.step.new_empty((1, LEVEL_LATENTS[0], h, w), dtype=torch.int16)
     n_h, n_w = (h + 1) // 2, (w + 1) // 2
     finer = None if target is None else target[..., ::2, ::2]
     a = _level1_grid(model, coder, (n_h, n_w), quality, finer, depth + 1)
@@ -235,23 +264,31 @@ def _level1_grid(
 
 def replicate(x: Tensor, height: int, width: int, halo: int) -> Tensor:
     """Replicate the last row and column up to this size, then a border; int32."""
-    rows = torch.arange(-halo, height + halo).clamp_(0, x.shape[-2] - 1)
-    cols = torch.arange(-halo, width + halo).clamp_(0, x.shape[-1] - 1)
+    rows = around(slice(0, height), x.shape[-2], halo, x.device)
+    cols = around(slice(0, width), x.shape[-1], halo, x.device)
     return x[..., rows, :][..., cols].int()
 
 
 def context_base(four: list[Tensor]) -> Tensor:
     """Mean of the neighbours for the DC latents, zero for the others: int32 [1, 6, h, w], eighths."""
     base = torch.zeros_like(four[0])
-    base[:, DC] = (four[0][:, DC] + four[1][:, DC] + four[2][:, DC] + four[3][:, DC] + 2) >> 2
+    dc = positions(DC, base.device)
+    base[:, dc] = (four[0][:, dc] + four[1][:, dc] + four[2][:, dc] + four[3][:, dc] + 2) >> 2
     return base
 
 
 def context_planes(four: list[Tensor], base: Tensor) -> Tensor:
     """Inputs of level 1's networks, as `lossy.context_planes`: int32 -64..63."""
-    dc = torch.cat([n[:, DC] - base[:, DC] for n in four[:3]], 1)
-    ac = torch.cat([n[:, AC] for n in four], 1)
+    dc_at, ac_at = positions(DC, base.device), positions(AC, base.device)
+    dc = torch.cat([n[:, dc_at] - base[:, dc_at] for n in four[:3]], 1)
+    ac = torch.cat([n[:, ac_at] for n in four], 1)
     return torch.cat((two_planes(dc), ((ac + 4) >> 3).clamp_(-64, 63)), 1)
+
+
+@functools.cache
+def positions(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """An index int64 on a device; kept, as bringing it there waits for the device."""
+    return torch.tensor(places).to(device)
 
 
 def two_planes(d: Tensor) -> Tensor:
@@ -261,7 +298,7 @@ def two_planes(d: Tensor) -> Tensor:
 
 def code_level(
     model: LossyModel,
-    coder: Coder,
+    coder: Coder | TensorCoder,
     level: int,
     below: Tensor,
     quality: int,
@@ -276,13 +313,13 @@ def code_level(
     Returns int16 [1, C', h, w]. `block` must be even.
     """
     h, w = below.shape[-2:]
-    out = torch.empty((LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
-    symbols = torch.zeros(out.shape, dtype=torch.int8)
+    out = below.new_empty((LEVEL_LATENTS[level - 1], h, w))
+    symbols = torch.zeros_like(out, dtype=torch.int8)
     source = Priors(model, level, below, quality)
     for first in (True, False):
         for rows, cols in blocks(h, w, block):
             part, seen = out[:, rows, cols], symbols[:, rows, cols]
-            chosen = (parity(*part.shape[1:]) == first).flatten().nonzero()[:, 0]
+            chosen = of_parity(part.shape[1], part.shape[2], first, below.device)
             if not len(chosen):
                 continue
             mean, log_scale = source.block(rows, cols) if first else source.refined_block(rows, cols, symbols)
@@ -291,7 +328,7 @@ def code_level(
             got, z = code_latents(model, coder, level, mean, log_scale, quality, want, optimise)
             part.copy_(part.flatten(1).index_copy(1, chosen, z).view(part.shape))
             if first:
-                spread = torch.zeros((len(got), part[0].numel()), dtype=torch.int8)
+                spread = symbols.new_zeros((len(got), part[0].numel()))
                 seen.copy_(spread.index_copy_(1, chosen, got.clamp(-64, 63).to(torch.int8)).view(part.shape))
     return out[None]
 
@@ -301,11 +338,21 @@ def missing_level(
 ) -> Tensor:
     """The prior's means where a level is not there: int16 [1, C', h, w]."""
     h, w = below.shape[-2:]
-    out = torch.empty((1, LEVEL_LATENTS[level - 1], h, w), dtype=torch.int16)
+    out = below.new_empty((1, LEVEL_LATENTS[level - 1], h, w))
     for rows, cols in blocks(h, w, block):
         mean, _ = plain_prior(model, level, below, quality, rows, cols)
         out[0, :, rows, cols] = mean.clamp(LATENT_MIN, LATENT_MAX)
     return out
+
+
+def of_parity(height: int, width: int, even: bool, device: torch.device) -> Tensor:
+    """Places in raster order of the positions [h, w] whose row + column is even, or of the others: int64."""
+    odd = int(not even)
+    if width % 2:  # the parity is that of the place
+        return torch.arange(odd, height * width, 2, device=device)
+    k = torch.arange(height * width // 2, device=device)
+    row = k // (width // 2)
+    return 2 * k + ((row + odd) & 1)
 
 
 class Priors:
@@ -334,14 +381,16 @@ class Priors:
         symbols: theirs, int8 [C, height, width], zero elsewhere.
         """
         net = self._model.neighbours[self._level]
-        y, x = (_around(s, n, net.radius) for s, n in zip((rows, cols), self._size, strict=True))
-        region = slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+        r, device = net.radius, symbols.device
+        y, x = (around(s, n, r, device) for s, n in zip((rows, cols), self._size, strict=True))
+        region = inside(rows, self._size[0], r), inside(cols, self._size[1], r)
         mean, log_scale = self.block(*region)
         channels = slice(LEVEL_START[self._level - 1], LEVEL_START[self._level])
         relative = (log_scale - self._model.log2_step[self._quality, channels, None, None] + 2) >> 2
         planes = torch.cat((SYMBOL_GAIN * symbols[:, *region].int(), relative))[None]
         planes = planes.clamp_(-64, 63).to(torch.int8)
-        change = net(planes[..., y - y[0], :][..., x - x[0]], self._quality)[0]
+        y, x = y - region[0].start, x - region[1].start
+        change = net(planes[..., y, :][..., x], self._quality)[0]
         top, left = rows.start - region[0].start, cols.start - region[1].start
         inner = slice(top, top + change.shape[1]), slice(left, left + change.shape[2])
         c = LEVEL_LATENTS[self._level - 1]
@@ -349,9 +398,15 @@ class Priors:
         return mean[:, *inner] + moved, log_scale[:, *inner] + change[c:]
 
 
-def _around(part: slice, size: int, halo: int) -> Tensor:
-    """Positions of a range and a halo, replicated at the border."""
-    return torch.arange(part.start - halo, part.stop + halo).clamp_(0, size - 1)
+def around(part: slice, size: int, halo: int, device: torch.device) -> Tensor:
+    """Positions of a range and a halo, replicated at the border: int64."""
+    return torch.arange(part.start - halo, part.stop + halo, device=device).clamp_(0, size - 1)
+
+
+def inside(part: slice, size: int, halo: int) -> slice:
+    """The range that the positions of `around` span."""
+    first, last = (min(max(i, 0), size - 1) for i in (part.start - halo, part.stop + halo - 1))
+    return slice(first, last + 1)
 
 
 def plain_prior(
@@ -360,12 +415,18 @@ def plain_prior(
     """Mean and log2 scale of a region from the latents below alone."""
     net = model.priors[level]
     z = window(below, rows, cols, net.radius + 1).int()
-    dc = [i for i, (_, u, v) in enumerate(latent_order()[: z.shape[1]]) if u == v == 0]
+    dc = positions(dc_latents(z.shape[1]), z.device)
     inner = z[..., 1:-1, 1:-1].clone()
     inner[:, dc] -= (sum_3x3(z[:, dc]) * 455 + 2048) >> 12  # 455 / 4096 is 1/9
     out = net(two_planes(inner), quality)[0]
     c = LEVEL_LATENTS[level - 1]
     return 2 * out[:c], out[c:]
+
+
+@functools.cache
+def dc_latents(count: int) -> tuple[int, ...]:
+    """The DC latents among the first so many."""
+    return tuple(i for i, (_, u, v) in enumerate(latent_order()[:count]) if u == v == 0)
 
 
 def sum_3x3(x: Tensor) -> Tensor:
@@ -376,7 +437,8 @@ def sum_3x3(x: Tensor) -> Tensor:
 
 def window(x: Tensor, rows: slice, cols: slice, halo: int) -> Tensor:
     """A block with a halo, replicated at the border."""
-    return x[..., _around(rows, x.shape[-2], halo), :][..., _around(cols, x.shape[-1], halo)]
+    y, x_at = around(rows, x.shape[-2], halo, x.device), around(cols, x.shape[-1], halo, x.device)
+    return x[..., y, :][..., x_at]
 
 
 def synthesise(
@@ -387,7 +449,8 @@ def synthesise(
     Those above `level` are the priors' means.
     """
     height, width = size
-    out = torch.empty((1, 3, height, width), dtype=torch.uint8, memory_format=torch.channels_last)
+    shape = (1, 3, height, width)
+    out = torch.empty(shape, dtype=torch.uint8, device=latents.device, memory_format=torch.channels_last)
     for rows, cols in blocks(latents.shape[-2], latents.shape[-1], block):
         rgb = synthesise_block(model, latents, rows, cols, level, quality)
         y, x = rows.start * BLOCK, cols.start * BLOCK
@@ -401,18 +464,24 @@ def synthesise_block(
 ) -> Tensor:
     """uint8 RGB [1, 3, 8h, 8w] of h x w blocks of the picture."""
     r = model.enhance.radius
-    y, x = (_cells(s, n, r + 1) for s, n in zip((rows, cols), latents.shape[-2:], strict=True))
-    first_y, first_x = int(y[0]) // CELLS, int(x[0]) // CELLS
-    z = latents[..., first_y : int(y[-1]) // CELLS + 1, first_x : int(x[-1]) // CELLS + 1]
-    cells = inverse_transform(model.basis[BLOCK], z)[..., y - CELLS * first_y, :][..., x - CELLS * first_x]
+    n_h, n_w = latents.shape[-2:]
+    y, whole_y = _cells(rows, n_h, r + 1, latents.device)
+    x, whole_x = _cells(cols, n_w, r + 1, latents.device)
+    cells = inverse_transform(model.basis[BLOCK], latents[..., whole_y, whole_x])[..., y, :][..., x]
     correction = model.enhance(enhance_planes(cells, r), quality, level - 1)
     yuv = F.pixel_shuffle(cells[..., r + 1 : -r - 1, r + 1 : -r - 1] + correction, 2)
     return ((opponent_to_rgb(yuv) + 8 >> 4) + 128).clamp_(0, 255).to(torch.uint8)
 
 
-def _cells(blocks: slice, n_blocks: int, halo: int) -> Tensor:
-    """2x2 cells of a range of blocks and a halo, replicated at the picture's border."""
-    return _around(slice(blocks.start * CELLS, blocks.stop * CELLS), n_blocks * CELLS, halo)
+def _cells(blocks: slice, n_blocks: int, halo: int, device: torch.device) -> tuple[Tensor, slice]:
+    """2x2 cells of a range of blocks and a halo, replicated at the picture's border.
+
+    Counted from the first of the blocks they lie in; and those blocks.
+    """
+    part, size = slice(blocks.start * CELLS, blocks.stop * CELLS), n_blocks * CELLS
+    span = inside(part, size, halo)
+    whole = slice(span.start // CELLS, (span.stop - 1) // CELLS + 1)
+    return around(part, size, halo, device) - CELLS * whole.start, whole
 
 
 def inverse_transform(basis: Tensor, z: Tensor) -> Tensor:
@@ -421,25 +490,26 @@ def inverse_transform(basis: Tensor, z: Tensor) -> Tensor:
     Exact in float64: all sums < 2^53.
     """
     _, _, h, w = z.shape
-    x = z[0, _plane_order()].permute(1, 2, 0).contiguous().double().view(h, w, 3, 64) @ basis
+    by_plane = z[0, positions(plane_order(BLOCK), z.device)].permute(1, 2, 0).contiguous()
+    x = exact_product(by_plane.double().view(h, w, 3, 64), basis)
     x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, 4, 2, 4, 2)
     return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, 4 * h, 4 * w)
 
 
 @functools.cache
-def _plane_order() -> list[int]:
-    """Positions of the latents in (plane, vertical, horizontal frequency) order."""
+def plane_order(n: int) -> tuple[int, ...]:
+    """Positions of the n x n lowest latents in (plane, vertical, horizontal frequency) order."""
     place = {key: i for i, key in enumerate(latent_order())}
-    return [place[c, u, v] for c in range(3) for u in range(BLOCK) for v in range(BLOCK)]
+    return tuple(place[c, u, v] for c in range(3) for u in range(n) for v in range(n))
 
 
 def enhance_planes(cells: Tensor, halo: int) -> Tensor:
     """Inputs of the enhancement network, as `lossy.enhance_planes`: int32 -64..63 [1, 14, h-2, w-2]."""
     _, _, h, w = cells.shape
-    sums = sum_3x3(cells.view(1, 3, 4, h, w).sum(2, dtype=torch.int32))
+    sums = sum_3x3(cells.reshape(1, 3, 4, h, w).sum(2, dtype=torch.int32))
     local = (sums * 1820 + 32768) >> 16  # 1820 / 65536 is 1/36
     diff = cells[..., 1:-1, 1:-1] - local.repeat_interleave(4, 1)
-    rows, cols = torch.arange(h - 2) - halo, torch.arange(w - 2) - halo
+    rows, cols = (torch.arange(n - 2, device=cells.device) - halo for n in (h, w))
     edge_r, edge_c = (torch.where(((k & 3) == 0) | ((k & 3) == 3), 32, -32).int() for k in (rows, cols))
     phase = torch.stack((edge_r[:, None].expand(h - 2, w - 2), edge_c[None].expand(h - 2, w - 2)))
     return torch.cat((compand((diff + 4) >> 3), phase[None]), 1)
@@ -454,9 +524,9 @@ def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], le
     """
     n = 2 * level
     _, _, h, w = latents.shape
-    place = {key: i for i, key in enumerate(latent_order())}
-    order = [place[c, u, v] for c in range(3) for u in range(n) for v in range(n)]
-    x = latents[0].permute(1, 2, 0)[..., order].double().view(h, w, 3, n * n) @ model.basis[n]
+    order = positions(plane_order(n), latents.device)
+    x = latents[0].permute(1, 2, 0)[..., order].double().reshape(h, w, 3, n * n)
+    x = exact_product(x, model.basis[n])
     shift = 11 + (2 if level == 1 else 1)  # an n-point basis makes samples 8/n times as large
     x = ((x.long() + (1 << (shift - 1))) >> shift).int().view(h, w, 3, n, n)
     x = x.permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n)

@@ -5,7 +5,7 @@ See docs/format.md, "Models".
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vbc.bitstream.tables import TableSet
+from vbc.codec.device import device_tables
 from vbc.codec.exact import PHASES
 from vbc.codec.exact_block import ExactModel
+from vbc.codec.exact_device import predict_maps
 from vbc.codec.integer import IntChain, IntPhase
 from vbc.codec.lossy import latent_basis
 from vbc.codec.lossy_levels import N_SCALES, LossyModel
@@ -34,12 +36,66 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Everything that decides what a bit means, and the encoder's analysis."""
+    """Everything that decides what a bit means, and the encoder's analysis.
+
+    cumulative: the tables for `device.TensorReader` where the model was placed on a device; else None, and
+    symbols are coded by the host.
+    """
 
     exact: ExactModel
     lossy: LossyModel
     tables: TableSet
     hash: bytes
+    cumulative: torch.Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.lossy.step.device
+
+    def to(self, device: torch.device | str) -> "Model":
+        """The model for a device; copies are kept.
+
+        On the CPU that is the model as loaded, whose symbols numpy and constriction code. The name of a
+        device that is not there raises what torch raises (`kernels.dispatch.require_device` explains more).
+        """
+        device = torch.device(device)
+        same = device.type == self.device.type and device.index in (None, self.device.index)
+        return self if same else place(self, device)
+
+
+@functools.lru_cache(maxsize=8)
+def place(model: Model, device: torch.device) -> Model:
+    """The model with networks and tables on a device, where symbols are then coded too (`codec.device`).
+
+    Any device will do: on the CPU this is the device path in plain torch.
+    """
+    exact, lossy = model.exact, model.lossy
+    placed = replace(
+        model,
+        exact=replace(
+            exact,
+            phases={p: net.to(device) for p, net in exact.phases.items()},
+            maps={p: predict_maps(exact, p, device) for p in exact.phases},
+        ),
+        lossy=replace(
+            lossy,
+            context={p: chain.to(device) for p, chain in lossy.context.items()},
+            priors={n: chain.to(device) for n, chain in lossy.priors.items()},
+            neighbours={n: chain.to(device) for n, chain in lossy.neighbours.items()},
+            enhance=lossy.enhance.to(device),
+            step=lossy.step.to(device),
+            log2_step=lossy.log2_step.to(device),
+            first_scale=lossy.first_scale.to(device),
+            basis={n: basis.to(device) for n, basis in lossy.basis.items()},
+            analysis={name: tensor.to(device) for name, tensor in lossy.analysis.items()},
+            cost=lossy.cost.to(device),
+        ),
+        cumulative=device_tables(model.tables, device),
+    )
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # threads may use it on streams of their own
+    return placed
 
 
 def model_hash(tensors: Tensors) -> bytes:

@@ -35,6 +35,10 @@ CARRIER_MAX = 2047
 """Largest |value| of an int16 input: GPUs multiply these as float16, which holds integers up to 2048."""
 ACCUMULATOR_LIMIT = 1 << 24
 """float32 holds every integer up to here."""
+CPU_PATHS = ("onednn", "float32")
+"""The fastest first."""
+NARROW, NARROW_PATHS = 7, ("float32",)
+"""Up to seven positions a row oneDNN's int8 convolution takes 0.75 ms for 48 channels, however few rows."""
 MAX_SHIFT = 16
 """Accumulators over 2^23, where float32 has no halves, still exceed 127 after this shift: clamped anyway."""
 
@@ -56,21 +60,31 @@ class IntConv:
     def __post_init__(self) -> None:
         check_layer(self.weight, self.bias, self.shift)
         object.__setattr__(self, "shift", self.shift.to(torch.int32))
-        if not self._packed:
-            self._packed["headroom"] = headroom(self.weight, self.shift, ACTIVATION_MAX)
         self._check_bias(self.bias)
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    @classmethod
+    def trusted(cls, weight: Tensor, bias: Tensor, shift: Tensor, head: bool = False) -> "IntConv":
+        """A layer whose bound the caller has proved; shift: int32. Its making never waits for a device."""
+        layer = object.__new__(cls)
+        fields = {"weight": weight, "bias": bias, "shift": shift, "head": head, "_packed": {}}
+        for name, value in fields.items():
+            object.__setattr__(layer, name, value)
+        return layer
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, proven: bool = False
+    ) -> Tensor:
         """Convolve x: uint8 [N, I, H, W], 0..127 (not checked), best channels-last.
 
         bias: int32 [O] in place of the layer's own. residual: uint8 [N, O, H-k+1, W-k+1], added after the
-        shift and before the clamp; hidden layers only. Returns channels-last [N, O, H-k+1, W-k+1]: uint8
-        0..127, or int32 for a head. Raises ValueError for other shapes or dtypes, and where the bias breaks
-        the bound. (On CUDA that check of `bias` waits for the device; `with_bias` checks once.)
+        shift and before the clamp; hidden layers only. proven: `bias` is one of those that `check_biases` has
+        seen. Returns channels-last [N, O, H-k+1, W-k+1]: uint8 0..127, or int32 for a head. Raises ValueError
+        for other shapes or dtypes, and where the bias breaks the bound. (On CUDA that check of `bias` waits
+        for the device.)
         """
         if bias is None:
             bias = self.bias
-        else:
+        elif not proven:
             self._check_bias(bias)
         _check_input(x, self.weight, residual, self.head)
         check_same_device(x, weight=self.weight)
@@ -80,26 +94,38 @@ class IntConv:
             return self._on_cpu(x, bias, residual)
         return conv_int_reference(x, self.weight, bias, self.shift, self.head, residual)
 
-    def with_bias(self, bias: Tensor) -> "IntConv":
-        """The same layer with another bias and the same packed weights; ValueError as when made."""
-        return IntConv(self.weight, bias, self.shift, self.head, self._packed)
-
     def to(self, device: torch.device | str) -> "IntConv":
-        """The layer on another device."""
+        """The layer on another device, packed for it: threads with streams of their own may share it."""
         if torch.device(device) == self.weight.device:
             return self
-        return IntConv(self.weight.to(device), self.bias.to(device), self.shift.to(device), self.head)
+        layer = IntConv.trusted(
+            self.weight.to(device), self.bias.to(device), self.shift.to(device), self.head
+        )
+        if layer.weight.is_cuda:
+            layer._packed["triton"] = pack_triton(layer.weight, torch.int8)
+        return layer
+
+    def check_biases(self, biases: Tensor) -> None:
+        """Check at once all biases int32 [..., O] that the layer will be called with.
+
+        Raises ValueError where one breaks the bound.
+        """
+        room = headroom(self.weight, self.shift, ACTIVATION_MAX)
+        check_bound(biases.abs().amax(tuple(range(biases.dim() - 1))), room)
 
     def _check_bias(self, bias: Tensor) -> None:
         check_tensor("bias", bias, (torch.int32,), (self.weight.shape[0],))
         check_same_device(self.weight, bias=bias, shift=self.shift)
+        if "headroom" not in self._packed:
+            self._packed["headroom"] = headroom(self.weight, self.shift, ACTIVATION_MAX)
         check_bound(bias, self._packed["headroom"])
 
     def _on_cpu(self, x: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-        if "cpu" not in self._packed:
-            path = _cpu_path(self.weight.shape, self.head)
-            self._packed["cpu"] = (_RUN[path], _PACK[path](self.weight, self.shift))
-        run, packed = self._packed["cpu"]
+        paths = NARROW_PATHS if x.shape[-1] - self.weight.shape[-1] < NARROW else CPU_PATHS
+        if paths[0] not in self._packed:
+            path = _cpu_path(self.weight.shape, self.head, paths)
+            self._packed[paths[0]] = (_RUN[path], _PACK[path](self.weight, self.shift))
+        run, packed = self._packed[paths[0]]
         y: Tensor = run(x, packed, bias, self.head, residual)
         return y
 
@@ -238,9 +264,9 @@ _PACK: dict[str, Any] = {"onednn": _pack_onednn, "float32": _pack_float, "int64"
 _RUN: dict[str, Any] = {"onednn": _run_onednn, "float32": _run_float, "int64": _run_int64}
 
 
-def _cpu_path(shape: torch.Size, head: bool) -> str:
-    """The fastest CPU path that passes the known-answer test for this layer shape, found once per process."""
-    for path in ("onednn", "float32"):
+def _cpu_path(shape: torch.Size, head: bool, paths: tuple[str, ...]) -> str:
+    """The first of these paths that passes the known-answer test for this layer shape, once per process."""
+    for path in paths:
         check = partial(_agrees, partial(_run_path, path), shape, head, "cpu")
         if known_answer(f"the {path} convolution", (tuple(shape), head), check):
             return path

@@ -5,11 +5,11 @@ Only for a new format version, never to make a test pass.
 python scripts/make_golden.py [--new-model]
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vbc.bitstream import container
@@ -22,10 +22,18 @@ from vbc.codec.pipeline import decode_image, encode_image
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from pictures import noise, photo, stripes  # noqa: E402
+from checks import decoded_hash  # noqa: E402
+from pictures import checker, noise, photo, soft_mask, stripes  # noqa: E402
 
 FOLDER = TESTS / "golden"
 TINY = FOLDER / "tiny.safetensors"
+
+
+def planes(*arrays: np.ndarray) -> torch.Tensor:
+    """uint8 [C, H, W]."""
+    return torch.from_numpy(np.stack(arrays))
+
+
 CASES = {
     "lossy-1": (photo(37, 53), {"levels": 1}),
     "lossy-2": (photo(37, 53), {"levels": 2, "quality": 30}),
@@ -41,6 +49,29 @@ CASES = {
     "one-row": (photo(1, 77), {"lossless": True}),
     "one-column": (photo(50, 1), {"lossless": True}),
     "gray": (photo(21, 22)[1:2].expand(3, -1, -1).contiguous(), {"lossless": True, "gray": True}),
+    "alpha": (photo(37, 53), {"lossless": True, "alpha": planes(soft_mask(37, 53))[0]}),
+    "alpha-lossy": (photo(21, 22), {"levels": 2, "alpha": planes(checker(21, 22))[0]}),
+    "alpha-photo": (
+        photo(70, 41),
+        {"levels": 0, "lossless": True, "alpha": photo(140, 41)[1, :70].contiguous()},
+    ),
+    "deep": (  # low bytes of every mode: noise, smooth, equal to the upper ones
+        photo(33, 40),
+        {
+            "lossless": True,
+            "low": torch.stack((noise(33, 40)[0], photo(66, 80)[1, :33, :40], photo(33, 40)[2])),
+        },
+    ),
+    "deep-gray-alpha": (
+        photo(20, 31)[1:2].expand(3, -1, -1).contiguous(),
+        {
+            "levels": 0,
+            "lossless": True,
+            "gray": True,
+            "alpha": planes(soft_mask(20, 31))[0],
+            "low": planes(soft_mask(20, 31)[::-1], checker(20, 31)),
+        },
+    ),
 }
 
 
@@ -71,8 +102,8 @@ def main() -> None:
         data = encode_image(rgb, model=model, **options)
         file.write_bytes(data)
         count = len(container.level_ends(container.unpack_header(data)))
-        pictures = (decode_image(data, model=model, levels=n).rgb for n in range(1, count + 1))
-        hashes = [hashlib.sha256(p.contiguous().numpy().tobytes()).hexdigest() for p in pictures]
+        pictures = (decode_image(data, model=model, levels=n) for n in range(1, count + 1))
+        hashes = [decoded_hash(p) for p in pictures]
         answers[file.name] = {str(n): h for n, h in enumerate(hashes, 1)}
     path.write_text(json.dumps(answers, indent=1) + "\n")
 

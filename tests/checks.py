@@ -1,5 +1,6 @@
 """The small vocabulary of the tests."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
 from vbc.bitstream.errors import FormatError
 from vbc.bitstream.tables import TableSet, normalise_counts
+from vbc.codec.pipeline import Decoded
 
 
 def check_inverse(f: Callable[[Any], Any], g: Callable[[Any], Any], x: Any) -> Any:
@@ -24,6 +26,15 @@ def check_format_error(f: Callable[[], Any], *allowed: type[FormatError]) -> Any
         f()
     assert str(caught.value)
     return caught.value
+
+
+def decoded_hash(decoded: Decoded) -> str:
+    """SHA-256 over all that was decoded: RGB plane by plane, then alpha and low bytes where there are any."""
+    digest = hashlib.sha256()
+    for part in (decoded.rgb, decoded.alpha, decoded.low):
+        if part is not None:
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def truncations(data: bytes) -> Iterator[bytes]:

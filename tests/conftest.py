@@ -13,7 +13,7 @@ import pytest
 
 from vbc.codec.model import Model, load_model
 
-for name in ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "rans"):
+for name in ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "predict", "rans"):
     importlib.import_module(f"vbc.kernels.{name}")
 del os.environ["TRITON_INTERPRET"]
 KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")

@@ -38,3 +38,16 @@ def stripes(height: int, width: int) -> Tensor:
 
 SIZES = ((1, 1), (1, 2), (2, 1), (1, 9), (9, 1), (3, 3), (8, 8), (9, 8), (5, 70), (17, 23), (33, 64))
 CONTENTS = {"photo": photo, "noise": noise, "constant": constant, "stripes": stripes}
+
+
+def soft_mask(height: int, width: int) -> np.ndarray:
+    """uint8 [height, width]: a disc with a soft edge, as alpha planes are."""
+    y, x = np.mgrid[:height, :width]
+    squared = (2 * y - height + 1) ** 2 + (2 * x - width + 1) ** 2
+    return np.clip(320 - squared * 640 // (height * height + width * width), 0, 255).astype(np.uint8)
+
+
+def checker(height: int, width: int) -> np.ndarray:
+    """uint8 [height, width]: 0 and 255 in turn."""
+    y, x = np.mgrid[:height, :width]
+    return ((y + x) % 2 * 255).astype(np.uint8)

@@ -213,10 +213,10 @@ def test_more_usage_errors(image: Path, tmp_path: Path) -> None:
 
 
 def test_unsupported_image(tmp_path: Path) -> None:
-    Image.fromarray(RGB).convert("RGBA").save(tmp_path / "a.png")
-    result = codec("encode", tmp_path / "a.png", "-o", tmp_path / "a.vbc")
+    Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.tif")
+    result = codec("encode", tmp_path / "a.tif", "-o", tmp_path / "a.vbc")
     assert result.exit_code == 4
-    assert "transparency" in result.stderr
+    assert "CMYK" in result.stderr
 
 
 def test_missing_input(tmp_path: Path) -> None:
@@ -265,14 +265,148 @@ def test_folder_with_bad_files(tmp_path: Path, jobs: int) -> None:
         assert np.array_equal(pixels(decoded), pixels(path))
 
 
-def test_skip_existing(image: Path, tmp_path: Path) -> None:
+def test_finished_outputs_are_left_alone(image: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "image.vbc").write_bytes(b"done before")
     other = saved(tmp_path / "other.png")
-    result = codec("encode", image, other, "-o", out, "--levels", 1, "--skip-existing", "--json")
-    assert [json.loads(line)["input"] for line in result.stdout.splitlines()] == [str(other)]
+    arguments = ("encode", image, other, "-o", out, "--levels", 1)
+    lines = [json.loads(line) for line in codec(*arguments, "--json").stdout.splitlines()]
+    assert [(line["input"], line.get("skipped", False)) for line in lines] == [
+        (str(image), True),
+        (str(other), False),
+    ]
     assert (out / "image.vbc").read_bytes() == b"done before"
+    again = codec(*arguments)
+    assert again.exit_code == 0
+    assert "2 of 2 are done already" in again.stderr
+    assert codec(*arguments, "--quiet").stderr == ""
+    assert codec(*arguments, "--overwrite").exit_code == 0
+    assert vbc.codec.read_info((out / "image.vbc").read_bytes()).levels == (1,)
+
+
+def test_a_resumed_batch_still_fails_as_a_batch(image: Path, tmp_path: Path) -> None:
+    """One bad file is left over: exit 1 as in the first run, not the code of that file."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    for _ in range(2):
+        result = codec("encode", image, tmp_path / "bad.png", "-o", tmp_path / "out", "--levels", 1)
+        assert result.exit_code == 1
+        assert "bad.png" in result.stderr
+
+
+def test_a_single_output_is_replaced(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.vbc").write_bytes(b"old")
+    assert codec("encode", image, "-o", tmp_path / "a.vbc", "--levels", 1).exit_code == 0
+    assert (tmp_path / "a.vbc").read_bytes() != b"old"
+
+
+def die_on_bad(job: Job) -> batch.Report:
+    """What a crash in a library looks like."""
+    if "bad" in job.source:
+        os._exit(7)
+    return {"input": job.source}
+
+
+def test_a_crash_stops_none_of_the_others() -> None:
+    jobs = [Job(name, "") for name in ("a", "bad1", "b", "c", "bad2", "d")]
+    results = {job.source: result for job, result in batch.run(die_on_bad, jobs, 2)}
+    assert sorted(results) == sorted(job.source for job in jobs)
+    failed = {name for name, result in results.items() if isinstance(result, batch.Failure)}
+    assert failed == {"bad1", "bad2"}
+    assert all(r.kind == "BrokenProcessPool" for r in results.values() if isinstance(r, batch.Failure))
+
+
+def test_a_panic_is_a_failure() -> None:
+    class PanicException(BaseException):
+        """As Rust libraries raise it."""
+
+    def work(job: Job) -> batch.Report:
+        raise PanicException("unwrap on None")
+
+    ((_, failure),) = batch.run(work, [Job("a", "")])
+    assert isinstance(failure, batch.Failure)
+    assert (failure.kind, failure.exit_code) == ("PanicException", 1)
+    assert failure.trace is not None
+
+
+def test_limits(tmp_path: Path, lossy: bytes) -> None:
+    path = tmp_path / "a.vbc"
+    path.write_bytes(lossy)
+    for command in (("verify", path), ("decode", path, "-o", tmp_path / "out.png")):
+        assert codec(*command, "--max-pixels", 43 * 29, "--max-memory", 4096).exit_code == 0
+        for limit in (("--max-pixels", 43 * 29 - 1), ("--max-memory", 1)):
+            result = codec(*command, *limit)
+            assert result.exit_code == 5, result.stderr
+
+
+def test_input_without_end_is_not_read_for_ever(lossy: bytes) -> None:
+    """Zeros after a whole file, a header that promises more than the size allows, no image at all."""
+    header = container.unpack_header(lossy)
+    chunks = (*header.chunks[:-1], container.Chunk(container.LEVEL, 3, 1 << 40, 0))
+    huge = container.pack_header(container.Header(**{**vars(header), "chunks": chunks}))
+    for command, head, exit_code in (
+        (["verify", "-"], lossy, 3),
+        (["decode", "-", "-o", os.devnull, "--format", "ppm"], huge, 5),
+        (["info", "-"], b"\0", 3),
+    ):
+        reading, writing = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vbc.codec", *command], stdin=reading, stderr=subprocess.DEVNULL
+        )
+        os.close(reading)
+        n_written = os.write(writing, head)
+        try:
+            while n_written < 64 << 20:
+                n_written += os.write(writing, bytes(1 << 16))
+        except BrokenPipeError:
+            pass
+        os.close(writing)
+        assert process.wait(60) == exit_code
+        assert n_written < 64 << 20
+
+
+def test_image_file_without_end(tmp_path: Path) -> None:
+    from vbc.bitstream.errors import LimitExceeded
+    from vbc.codec.reading import read_image
+
+    with pytest.raises(LimitExceeded):
+        read_image(io.BytesIO(bytes(101)), max_bytes=100)
+    assert len(read_image(io.BytesIO(bytes(100)), max_bytes=100)) == 100
+
+
+def test_names_that_are_no_text(tmp_path: Path, lossy: bytes) -> None:
+    name = os.fsdecode(b"caf\xe9.vbc")
+    (tmp_path / name).write_bytes(lossy)
+    command = [sys.executable, "-m", "vbc.codec", "info", str(tmp_path / name)]
+    result = subprocess.run(command, capture_output=True, check=True)
+    assert b"43x29" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors as POSIX does")
+def test_closed_standard_streams(image: Path, tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m vbc.codec'
+    for line, exit_code in (
+        (f'{command} encode "{image}" -o - >&-', 2),
+        (f"{command} verify - <&-", 1),
+        (f'{command} info "{image}" >&-', 3),
+    ):
+        result = subprocess.run(line, shell=True, stderr=subprocess.PIPE, check=False)
+        assert result.returncode == exit_code, result.stderr
+        assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_workers_follow_a_killed_parent(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for i in range(300):
+        saved(source / f"{i:03}.ppm", make_example(160, 120))
+    process = codec_process("encode", source, "-o", out, "--levels", 1, "-j", 2, "--quiet")
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.vbc")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)  # its pipes end only when the workers have gone
+    assert 0 < len(os.listdir(out)) < 300
 
 
 # info, eval, processes
@@ -315,6 +449,20 @@ def test_help_and_info_leave_torch_and_rich_alone(tmp_path: Path, lossy: bytes) 
         loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
         assert "typer" in loaded
         assert not loaded & {"torch", "rich", "numpy", "PIL", "constriction", "triton"}
+
+
+@pytest.mark.parametrize("words", ["codec enc", "codec encode --loss", "codec decode --max-m"])
+def test_shell_completion(words: str) -> None:
+    code = "import sys; sys.argv = ['codec']; from vbc.codec.cli import main; main()"
+    environment = {
+        **os.environ,
+        "_CODEC_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.stdout.split()
+    assert all(word.startswith(words.split()[-1]) for word in result.stdout.split())
 
 
 def test_closed_pipe_says_nothing(image: Path) -> None:
@@ -379,7 +527,7 @@ def test_gray_stays_gray() -> None:
     assert vbc.codec.decode_image(data, device="cpu").shape == (1, 29, 43)
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 4), (5,), (1, 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 5, 5), (5,), (1, 1, 1, 3)])
 def test_unsupported_arrays(shape: tuple[int, ...]) -> None:
     with pytest.raises(UnsupportedImage):
         vbc.codec.encode(np.zeros(shape, np.uint8))

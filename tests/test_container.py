@@ -22,6 +22,7 @@ from vbc.bitstream.container import (
     ICC,
     LEVEL,
     LOSSLESS,
+    LOW,
     PIXEL_HASH,
     XMP,
     Chunk,
@@ -173,7 +174,10 @@ def entry(kind: int, number: int = 0, length: int = 8) -> tuple[int, int, int, i
         (UnsupportedVersion, {"channels": 0}),
         (UnsupportedVersion, {"channels": 2}),
         (UnsupportedVersion, {"channels": 4}),
-        (UnsupportedVersion, {"bit_depth": 16}),
+        (UnsupportedVersion, {"bit_depth": 12}),
+        (Corrupt, {"bit_depth": 16, "flags": LOSSLESS}),
+        (Corrupt, {"bit_depth": 16, "entries": [entry(LEVEL, 4), entry(LOW)]}),
+        (Corrupt, {"bit_depth": 8, "flags": LOSSLESS, "entries": [entry(LEVEL, 4), entry(LOW)]}),
         (UnsupportedVersion, {"colour": 1}),
         (UnsupportedVersion, {"flags": 2}),
         (UnsupportedVersion, {"flags": 0x8000 | LOSSLESS}),
@@ -187,7 +191,7 @@ def entry(kind: int, number: int = 0, length: int = 8) -> tuple[int, int, int, i
         (LimitExceeded, {"length": 65_535, "count": 65_535}),
         (LimitExceeded, {"entries": [entry(ANCILLARY)] * 65}),
         (UnsupportedVersion, {"entries": [entry(0)]}),
-        (UnsupportedVersion, {"entries": [entry(7)]}),
+        (UnsupportedVersion, {"entries": [entry(8)]}),
         (UnsupportedVersion, {"entries": [entry(127)]}),
         (Corrupt, {"entries": [entry(LEVEL, 0)]}),
         (Corrupt, {"entries": [entry(ICC, 1)]}),
@@ -200,6 +204,7 @@ def entry(kind: int, number: int = 0, length: int = 8) -> tuple[int, int, int, i
         (Corrupt, {"entries": [entry(LEVEL, 4), entry(EXIF)]}),
         (Corrupt, {"entries": [entry(XMP), entry(EXIF), entry(LEVEL, 4)]}),
         (Corrupt, {"entries": [entry(PIXEL_HASH), entry(LEVEL, 4)]}),
+        (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH), entry(LOW)]}),
         (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 7)]}),
         (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 33)]}),
         (LimitExceeded, {"entries": [entry(ICC, 0, 2**20 + 1), entry(LEVEL, 4)]}),
@@ -226,24 +231,42 @@ def test_extremes_accepted() -> None:
     """What stands right at a limit is a valid header; so is an unknown ancillary chunk wherever it stands."""
     for changes in (
         {"width": 65_535, "height": 2_730},
-        {"entries": [entry(ICC, 0, 2**20), entry(EXIF, 0, 2**24 - 2**20), entry(LEVEL, 4, 2**61)]},
+        {
+            "entries": [
+                entry(ICC, 0, 2**20),
+                entry(EXIF, 0, 2**24 - 2**20),
+                entry(LEVEL, 4, 2**20 + 32 * 40 * 24),
+            ]
+        },
         {"entries": [entry(0xFF, 7), entry(LEVEL, 1), entry(0x81), entry(LEVEL, 255), entry(0x81)]},
         {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 32)]},
+        {"bit_depth": 16, "flags": LOSSLESS, "entries": [entry(LEVEL, 4), entry(LOW), entry(PIXEL_HASH)]},
         {"minor": 200},
     ):
         unpack_header(packed(**changes))
 
 
 def test_reader_limits() -> None:
+    needed = container.decode_memory(HEADER)
     for what, limits in (
         ("width", Limits(max_side=32)),
+        ("bytes of memory", Limits(max_memory=needed - 1)),
         ("pixels", Limits(max_pixels=33 * 17 - 1)),
         ("metadata bytes", Limits(max_metadata=len(b"profile" + b"exif" + b"<xmp/>") - 1)),
     ):
         error = check_format_error(lambda lim=limits: unpack_header(FILE, lim), LimitExceeded)
         assert (error.what, error.value) == (what, error.limit + 1)
         check_format_error(lambda lim=limits: write_file(PAYLOADS, **FIELDS, limits=lim), LimitExceeded)
-    assert unpack_header(FILE, Limits(max_side=33, max_pixels=33 * 17, max_metadata=17)) == HEADER
+    enough = Limits(max_side=33, max_pixels=33 * 17, max_metadata=17, max_memory=needed)
+    assert unpack_header(FILE, enough) == HEADER
+
+
+def test_chunks_are_bounded_by_the_size() -> None:
+    """A picture of 33 x 17 pixels cannot make a reader hold more than its levels can have."""
+    fits = 2**20 + 32 * 40 * 24
+    for entries in ([entry(LEVEL, 4, fits + 1)], [entry(LEVEL, 4, fits), entry(0x81, 0, 1)]):
+        error = check_format_error(lambda e=entries: unpack_header(packed(entries=e)), LimitExceeded)
+        assert (error.value, error.limit) == (fits + 1, fits)
 
 
 def test_header_is_valid_or_nothing() -> None:
@@ -280,7 +303,7 @@ def test_errors_carry_data() -> None:
 
 
 def test_worked_example() -> None:
-    """docs/format.md section 10, read from the document itself, decodes to what the text says."""
+    """docs/format.md section 11, read from the document itself, decodes to what the text says."""
     text = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```hex\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     data = bytes.fromhex("".join(re.split(r"  +", line)[0] for line in block.splitlines()))

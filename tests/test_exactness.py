@@ -1,5 +1,6 @@
 """Nothing decides a pixel but integers: threads, tiles and batches make no difference."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from pictures import photo
 
 from vbc.codec import exact_levels, lossy_levels
-from vbc.codec.coder import Counter
+from vbc.codec.coder import Counter, Reader, Writer
 from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.exact import PHASES
-from vbc.codec.exact_block import Step, phase_view
+from vbc.codec.exact_block import AROUND, Step, phase_view
 from vbc.codec.export import Discard, known_answers, lossy_picture, stored_answers
 from vbc.codec.integer import IntChain
 from vbc.codec.model import DEFAULT_WEIGHTS, Model, load_model, model_hash
@@ -112,7 +113,11 @@ def make_step(model: Model, layered: bool) -> Step:
     planes = {"A": exact_levels.extend(coarse, h, w)}
     for p in ("D", "H"):
         planes[p] = exact_levels.extend(rgb_to_ycocg(phase_view(x, p)), h, w)
-    return Step(model.exact, planes, x.flip(-1) if layered else None, 0, 50)
+    noise = torch.Generator().manual_seed(4)
+    misses = {
+        p: torch.randint(-127, 128, (1, 3, h + 2, w + 2), generator=noise, dtype=torch.int8) for p in "ADH"
+    }
+    return Step(model.exact, planes, misses, x.flip(-1) if layered else None, 0, 50)
 
 
 @pytest.mark.parametrize("layered", [False, True])
@@ -125,6 +130,9 @@ def test_exact_parameters_do_not_depend_on_tiles_or_batches(
     whole = step.parameters(phase, [(slice(0, h), slice(0, w))])
     tiles = [(slice(r, r + 9), slice(c, c + 11)) for r in (0, 5, 20, h - 9) for c in (0, 13, w - 11)]
     stacked = step.parameters(phase, tiles[:8])
+    around = step.around(phase, [(slice(0, h), slice(0, w))])
+    assert around.shape[1] == 3 * len(AROUND[phase])
+    assert torch.equal(step.around(phase, tiles), torch.cat([around[..., r, c] for r, c in tiles]))
     for i, (rows, cols) in enumerate(tiles):
         single = step.parameters(phase, [(rows, cols)])
         for name in ("base", "out", "features"):
@@ -132,6 +140,39 @@ def test_exact_parameters_do_not_depend_on_tiles_or_batches(
             assert torch.equal(getattr(single, name), want)
             if i < 8:
                 assert torch.equal(getattr(stacked, name)[i : i + 1], want)
+
+
+@pytest.mark.parametrize("blocks_of", [40, 512])
+@pytest.mark.parametrize("layered", [False, True])
+def test_tuned_steps_come_back(
+    shipped: Model, monkeypatch: pytest.MonkeyPatch, layered: bool, blocks_of: int
+) -> None:
+    """Two tuned grid steps, the second following the misses of the first, in one block and in many."""
+    monkeypatch.setattr(exact_levels, "MIN_POSITIONS", 100)
+    x = photo(131, 150)[None].contiguous(memory_format=torch.channels_last)
+    guide = x.roll(1, -1) if layered else None
+    sizes = [(66, 75), (131, 150)]
+    coarse, written, read = rgb_to_ycocg(x[..., ::4, ::4]), None, None
+    for level, size in zip((2, 1), sizes, strict=True):
+        fine = x[..., :: 1 << (level - 1), :: 1 << (level - 1)]
+        lossy = None if guide is None else guide[..., :: 1 << (level - 1), :: 1 << (level - 1)]
+        step = partial(exact_levels.code_step, shipped.exact, lossy=lossy, tuned=True, block=blocks_of)
+        writer = Writer(shipped.tables)
+        there = step(writer, coarse, size, level, fine, misses=written)
+        reader = Reader(shipped.tables, writer.finish())
+        back = step(reader, coarse, size, level, misses=read)
+        reader.finish()
+        for p in PHASES:
+            assert torch.equal(back.pixels[p], rgb_to_ycocg(phase_view(fine, p)))
+        written, read = (
+            exact_levels.assemble_misses(m, c, size) for m, c in ((written, there), (read, back))
+        )
+        coarse = exact_levels.assemble(coarse, back.pixels, size)
+        if level == 2:
+            assert written is not None
+            assert read is not None
+            assert torch.equal(written, read)
+            assert written.any()
 
 
 @pytest.mark.parametrize("levels", [0, 3])

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from vbc.kernels import conv, glimpse, glimpse_box, logistic, masked_conv, mixture, rans
+from vbc.kernels import conv, glimpse, glimpse_box, logistic, masked_conv, mixture, predict, rans
 
-INT8, HALF, INT, FLOAT, BYTE, LONG = "*i8", "*fp16", "*i32", "*fp32", "*u8", "*i64"
+INT8, HALF, INT, FLOAT, BYTE, LONG, SHORT = "*i8", "*fp16", "*i32", "*fp32", "*u8", "*i64", "*i16"
 Case = tuple[str, Any, dict[str, str], dict[str, Any]]
 """Name, kernel, types of the arguments that are not int32, compile-time constants (1 is one, too)."""
 
@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
     yield "bits", logistic._bits_kernel, {"residual": FLOAT, "log2_scale": FLOAT, "bits": FLOAT}, size
     types = {"residual": HALF, "log2_scale": HALF, "grad": FLOAT, "d_residual": HALF, "d_scale": HALF}
     yield "bits gradient", logistic._bits_grad_kernel, types, size
-    types = {"mean16": INT, "log2_scale16": INT, "index": "*u16", "mean": "*i16"}
+    types = {"mean16": INT, "log2_scale16": INT, "index": "*u16", "mean": SHORT}
     yield "table index", logistic._index_kernel, types, size
     types = {"params": FLOAT, "x": BYTE, "bits": FLOAT, "lse_logits": FLOAT, "lse_joint": FLOAT}
     low = {"min_log_scale": "fp32"}
@@ -61,9 +61,17 @@ def cases() -> Iterator[Case]:
     yield "mixture mean", mixture._draw_kernel, types | low, {"K": 5, "SAMPLE": False, **size}
     yield "mixture sample", mixture._draw_kernel, types | low, {"K": 5, "SAMPLE": True, **size}
 
-    types = {"words": INT, "offset": LONG, "remaining": INT, "state": LONG, "runs": INT, "starts": INT}
-    types |= {"cumulative": INT, "out": "*i16", "out_start": LONG}
+    types = {"words": INT, "offset": LONG, "remaining": INT, "state": LONG, "tables": SHORT}
+    types |= {"count": LONG, "cumulative": INT, "out": SHORT}
     yield "lanes", rans._decode_kernel, types, {"SIZE": 256}
+    yield "lanes 1", rans._decode_kernel, types, {"SIZE": 256, "n": 1, "n_tables": 1}
+
+    types = {"base": SHORT, "out": INT, "linear": INT, "moves": INT, "before": INT, "values": SHORT}
+    types |= {"log2_residual": SHORT, "surprise": SHORT, "tables": SHORT, "index": SHORT, "rounded": SHORT}
+    for channel in (0, 1, 2):
+        for tuned in (False, True):
+            form = {"CHANNEL": channel, "TUNED": tuned, "SIZE": predict.BLOCK}
+            yield f"predict {channel} {tuned}", predict._predict_kernel, types, form
 
     lists = {"source_of": LONG, "output_of": LONG, "order": LONG, "starts": LONG}
     ones = {"c": 1, "h": 1, "w": 1, "height": 1, "width": 1}

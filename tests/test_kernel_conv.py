@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vbc.kernels import conv as conv_module
 from vbc.kernels import dispatch
-from vbc.kernels.conv import IntConv, conv_int, conv_int_cpu, conv_int_reference, conv_int_triton
+from vbc.kernels.conv import NARROW, IntConv, conv_int, conv_int_cpu, conv_int_reference, conv_int_triton
 
 SHAPES = [
     # n, i, o, k, height, width
@@ -80,7 +80,9 @@ def test_layer_on_the_cpu(shape: tuple[int, ...]) -> None:
     conv = IntConv(weight, bias, shift)
     want = conv_int_reference(x, weight, other, shift)
     assert torch.equal(conv(x, other), want)
-    assert torch.equal(conv.with_bias(other)(x), want)
+    conv.check_biases(torch.stack((bias, other)))
+    assert torch.equal(conv(x, other, proven=True), want)
+    assert torch.equal(IntConv.trusted(weight, other, shift.int())(x), want)
     assert torch.equal(conv(x), conv_int_reference(x, weight, bias, shift))
     assert conv(x).is_contiguous(memory_format=torch.channels_last)
 
@@ -124,7 +126,7 @@ def test_wrong_fast_path_is_left(wrong: str, monkeypatch: pytest.MonkeyPatch) ->
         return conv_int_reference(args[0], weight, bias, shift) ^ 1
 
     weight, bias, shift = layer(4, 6, 3)
-    x = image(1, 4, 5, 5)
+    x = image(1, 4, 5, NARROW + 3)
     monkeypatch.setattr(dispatch, "_KNOWN", {})
     paths = ["onednn"] if wrong == "onednn" else ["onednn", "float32"]
     for path in paths:
@@ -143,9 +145,11 @@ def test_missing_operator_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_KNOWN", {})
     monkeypatch.setitem(conv_module._RUN, "onednn", missing)
     weight, bias, shift = layer(4, 6, 1)
-    x = image(1, 4, 3, 3)
+    narrow, x = image(1, 4, 3, NARROW), image(1, 4, 3, NARROW + 1)
+    conv = IntConv(weight, bias, shift)
+    assert torch.equal(conv(narrow), conv_int_reference(narrow, weight, bias, shift)), "not asked for"
     with pytest.warns(RuntimeWarning, match="onednn"):
-        y = IntConv(weight, bias, shift)(x)
+        y = conv(x)
     assert torch.equal(y, conv_int_reference(x, weight, bias, shift))
 
 
@@ -158,7 +162,13 @@ def test_bound_is_exact() -> None:
     x = torch.full((1, 115, 3, 3), 127, dtype=torch.uint8)
     assert int(conv(x)) == ((1 << 24) - 1) >> 4
     over = torch.tensor([room + 1], dtype=torch.int32)
-    for make in (lambda: IntConv(weight, over, shift), lambda: conv(x, over), lambda: conv.with_bias(over)):
+    every = torch.stack((over - 1, -over, over - 2)).view(3, 1, 1)
+    conv.check_biases(every[::2])
+    for make in (
+        lambda: IntConv(weight, over, shift),
+        lambda: conv(x, over),
+        lambda: conv.check_biases(every),
+    ):
         with pytest.raises(ValueError, match=r"2\^24"):
             make()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vbc.codec.exact import logistic_nll
 from vbc.kernels.logistic import (
     logistic_bits,
     logistic_bits_reference,
@@ -32,6 +33,13 @@ def with_gradients(residual: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor
     assert r.grad is not None
     assert s.grad is not None
     return bits.detach(), r.grad, s.grad
+
+
+def test_training_means_the_same_on_every_device() -> None:
+    """On CUDA `exact.logistic_nll` is `logistic_bits`."""
+    residual, log2_scale = arguments((33, 65))
+    want = logistic_nll(residual, log2_scale)
+    torch.testing.assert_close(logistic_bits_reference(residual, log2_scale), want, rtol=1e-4, atol=1e-4)
 
 
 def test_reference_is_the_definition() -> None:

@@ -159,13 +159,56 @@ def test_levels_of_the_float_model_fit_together() -> None:
 
 
 def test_tuning_scores_are_derivatives() -> None:
-    r = torch.linspace(-6, 6, 25, dtype=torch.float64).requires_grad_()
-    s = torch.linspace(-2, 3, 25, dtype=torch.float64).requires_grad_()
-    nats = logistic_nll(r, s).sum() * math.log(2)
-    by_r, by_s = torch.autograd.grad(nats, (r, s))
-    mean_score, scale_score = tuning.logistic_scores(r.detach(), s.detach())
-    torch.testing.assert_close(mean_score, by_r)  # the mean moves against the residual
-    torch.testing.assert_close(scale_score, -by_s)
+    r = torch.linspace(-6, 6, 25, dtype=torch.float64).expand(2, -1).clone().requires_grad_()
+    s = torch.linspace(-2, 3, 50, dtype=torch.float64).view(2, 25).requires_grad_()
+    nats = logistic_nll(r, s).sum(1) * math.log(2)
+    by_r, by_s = torch.autograd.grad(nats.sum(), (r, s))
+    cost, (mean_score, scale_score) = tuning.logistic_cost(r.detach(), s.detach())
+    inside = logistic_nll(r, s) * math.log(2) < -math.log(tuning.SMALLEST_PROBABILITY)
+    assert 0 < (~inside).sum() < 10
+    most = tuning.SCORE_MAX
+    torch.testing.assert_close(mean_score, by_r.clamp(-most, most))  # the mean moves against the residual
+    torch.testing.assert_close(scale_score, -by_s.clamp(-most, most))
+    capped = (logistic_nll(r, s) * math.log(2)).clamp_max(-math.log(tuning.SMALLEST_PROBABILITY)).sum(1)
+    torch.testing.assert_close(cost, capped)
+
+
+def test_tuning_finds_what_is_linear() -> None:
+    """Residuals whose mean and scale follow features and others: the fit comes near the true code length."""
+    rng = torch.Generator().manual_seed(3)
+    x = torch.rand((6000, 5), generator=rng)
+    followed = torch.rand((2, 3, 2, 6000), generator=rng)
+    truth = 2 * torch.randn((2, 3, 7), generator=rng)
+    uniform = torch.rand((3, 6000), generator=rng).clamp(1e-4, 1 - 1e-4)
+    mean, scale = torch.einsum("np,kcp->kcn", x, truth[..., :5]) + (truth[..., 5:, None] * followed).sum(2)
+    residual = torch.round(mean + torch.exp2(scale + 1) * torch.logit(uniform))
+    start = tuning.logistic_cost(residual, torch.ones_like(scale))[0].sum()
+    best = tuning.logistic_cost(residual - mean, scale + 1)[0].sum()
+    delta, gain = tuning.fit_channels(x, followed, residual, torch.ones_like(scale))
+    assert delta.shape == truth.shape
+    assert 0.9 * (start - best) < gain < 1.1 * (start - best)
+
+
+def test_slopes_are_coded_where_there_are_any() -> None:
+    for around in (1, 2, 3):
+        used = tuning.used_slopes(around)
+        assert used.sum() == 3 * around + 6
+        assert not used[1, :, :around].any()
+        assert not used[:, 0, around:].any()
+        assert used[:, 1, around].all()
+        assert not used[:, 1, around + 1].any()
+        assert used[:, 2, around:].all()
+
+
+@pytest.mark.parametrize(("n", "samples"), [(1, 10), (10, 10), (98_304, 7000), (262_144, 7000), (7001, 7000)])
+def test_sample_positions_are_spread(n: int, samples: int) -> None:
+    at = tuning.sample_positions(n, samples)
+    assert len(at) == min(n, samples)
+    assert int(at.min()) >= 0
+    assert int(at.max()) < n
+    assert torch.equal(at, at.sort().values)
+    for width in (w for w in (256, 384, 512) if n > 50_000):  # no column of a picture is left out
+        assert len((at % width).unique()) == width
 
 
 def test_sample_windows_stay_inside() -> None:

@@ -1,0 +1,75 @@
+"""The acceptance list (docs/reliability.md) with small numbers; scripts/torture has the full ones.
+
+Row 16 is tests/test_cli.py's here, and of row 3 the findings of earlier fuzzing are replayed.
+"""
+
+import pytest
+from torture import ROWS
+from torture.tally import Slice, Tally
+from torture.targets import SEEDS, TARGETS, seeds
+
+from vbc.codec import api
+
+QUICK = {row: quick for row, (_, _, quick, _) in ROWS.items() if quick}
+
+
+def test_every_row_has_a_function() -> None:
+    assert list(ROWS) == list(range(1, 18))
+    assert set(ROWS) - set(QUICK) == {3, 16}
+
+
+@pytest.mark.parametrize("row", QUICK)
+def test_row(row: int) -> None:
+    tally = ROWS[row][0](Slice(QUICK[row], quick=True))
+    assert tally.cases
+    assert not tally.failures, "\n".join(tally.said)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_seeds_of_fuzzing(target: str) -> None:
+    """Every input that once got through is kept."""
+    kept = sorted((SEEDS / target).iterdir())
+    assert kept, "a seed is never deleted"
+    for path in kept:
+        TARGETS[target](path.read_bytes())
+    for data in list(seeds(target).values())[::5]:
+        TARGETS[target](data)
+
+
+# the harness itself can fail
+
+
+def test_a_tally_notices() -> None:
+    tally = Tally()
+    with tally.case("fine"):
+        pass
+    assert (tally.cases, tally.failures) == (1, 0)
+
+    class PanicException(BaseException):
+        """As Rust libraries raise it."""
+
+    for error in (ValueError("a"), PanicException("b")):
+        with tally.case("bad"):
+            raise error
+    with tally.case("slow", seconds=0.0):
+        pass
+    assert (tally.cases, tally.failures) == (4, 3)
+    with pytest.raises(KeyboardInterrupt), tally.case("stopped"):
+        raise KeyboardInterrupt
+
+
+def test_slices_cover_every_case_once() -> None:
+    parts = [list(Slice(10, part, 3)) for part in range(3)]
+    assert sorted(n for part in parts for n in part) == list(range(10))
+
+
+@pytest.mark.parametrize("row", [1, 2, 7, 8, 14])
+def test_rows_notice_a_broken_decoder(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that lets anything out, or shows something else, fails every row that looks."""
+
+    def broken(*arguments: object, **named: object) -> None:
+        raise RuntimeError("not a FormatError")
+
+    monkeypatch.setattr(api, "decode_picture", broken)
+    tally = ROWS[row][0](Slice(min(QUICK[row], 10), quick=True))
+    assert tally.failures

@@ -1,0 +1,332 @@
+"""Rows about pictures: the same everywhere, exact, with the right weights only, checked by the encoder."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from torture.material import GOLDEN, TINY, Samples, decoded_key, deep, key, small_files
+from torture.rows_bytes import attempt, python
+from torture.tally import Slice, Tally
+from vbc.bitstream import container
+from vbc.bitstream.errors import ModelMissing
+from vbc.codec import api, batch, pipeline
+from vbc.codec.example import make_example
+from vbc.codec.image_io import Metadata, Picture, write_picture
+from vbc.codec.pipeline import Decoded, SelfCheckFailed
+
+INTERPRETED = """
+import hashlib, sys
+from vbc.codec import api
+for path in sys.argv[2:]:
+    samples = api.decode_picture(open(path, "rb").read(), model=sys.argv[1]).picture.samples()
+    print(hashlib.sha256(samples.tobytes()).hexdigest())
+sys.stdout.flush()
+data = api.encode(samples, quality=40, model=sys.argv[1])
+print(data.hex())
+"""
+RSS_GROWTH = 48 << 20
+"""Bytes by which row 15 may grow after its first fifth: fragmentation, no leak (a leak of one picture in a
+hundred decodes would be more)."""
+
+
+def devices(todo: Slice) -> Tally:
+    """Row 10: all levels alike for 1, 2 and 4 threads, alone and in lists, interpreted kernels and CPU."""
+    tally = Tally()
+    if not todo.first:
+        return tally
+    files = dict(small_files())
+    files["larger"] = api.encode(make_example(300, 260), lossless=True, effort=0, model=TINY)
+    if todo.quick:
+        files = {name: files[name] for name in ("layered.vbc", "RGBA 16 bits", "larger")}
+    before = torch.get_num_threads()
+    wanted: dict[str, list[str]] = {}
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            for name, data in files.items():
+                with tally.case(f"row 10 {name}, {n_threads} threads", seconds=120):
+                    n_levels = len(container.level_ends(container.unpack_header(data)))
+                    got = [decoded_key(data, levels=n) for n in range(1, n_levels + 1)]
+                    tally.check(got == wanted.setdefault(name, got), f"row 10 {name}, {n_threads} threads")
+    finally:
+        torch.set_num_threads(before)
+    chosen = list(files.values())[:8]
+    with tally.case("row 10 a list of eight"):
+        together = api.decode_image(chosen, "cpu", model=TINY)
+        alone = [api.decode_image(data, "cpu", model=TINY) for data in reversed(chosen)][::-1]
+        same = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+        tally.check(same, "row 10: a list gives other pictures")
+    interpreted(tally)
+    return tally
+
+
+def interpreted(tally: Tally) -> None:
+    """Kernels through Triton's interpreter in a process of its own, both ways."""
+    names = ("one-pixel.vbc", "one-row.vbc")
+    paths = [str(GOLDEN / name) for name in names]
+    with tally.case("row 10 interpreted kernels", seconds=600):
+        result = python("-c", INTERPRETED, str(TINY), *paths, TRITON_INTERPRET="1")
+        lines = result.stdout.split()
+        if len(lines) != len(names) + 1:
+            tally.check(False, f"row 10 interpreted kernels: {result.stderr[-300:]}")
+            return
+        import hashlib
+
+        for name, got in zip(names, lines, strict=False):
+            samples = api.decode_picture((GOLDEN / name).read_bytes(), model=TINY).picture.samples()
+            same = got == hashlib.sha256(samples.tobytes()).hexdigest()
+            tally.check(same, f"row 10 interpreted {name}")
+        api.decode_picture(bytes.fromhex(lines[-1]), model=TINY)
+
+
+def golden(todo: Slice) -> Tally:
+    """Row 11: golden files give the pixels that their answers name."""
+    from checks import decoded_hash
+    from test_golden import ANSWERS
+
+    tally = Tally()
+    tally.check(len(ANSWERS) >= 12, "row 11: fewer than 12 golden files")
+    model = api.load(TINY)
+    for name, answers in list(ANSWERS.items())[todo.part :: todo.parts]:
+        data = (GOLDEN / name).read_bytes()
+        for level, want in answers.items():
+            with tally.case(f"row 11 {name} {level}"):
+                decoded = pipeline.decode_image(data, model=model, levels=int(level))
+                tally.check(decoded_hash(decoded) == want, f"row 11 {name}: other pixels at level {level}")
+    return tally
+
+
+def missing_model(todo: Slice) -> Tally:
+    """Row 12: other weights give ModelMissing, by whatever door; the encoder's own tensors do not count."""
+    tally = Tally()
+    data = small_files()["layered.vbc"]
+    tensors = load_file(TINY)
+    names = sorted(tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        path, file = Path(folder, "w.safetensors"), Path(folder, "a.vbc")
+        file.write_bytes(data)
+        for n in todo:
+            rng = np.random.default_rng((12, n))
+            name = names[int(rng.integers(0, len(names)))]
+            changed = {k: v.clone() for k, v in tensors.items()}
+            flat = changed[name].view(-1)
+            at = int(rng.integers(0, len(flat)))
+            flat[at] = flat[at] - 1 if flat[at] > 0 else flat[at] + 1
+            if name == "tables":  # a row keeps its sum
+                flat[at - 1 if at % 256 else at + 1] += 1 if tensors[name].view(-1)[at] > 0 else -1
+            save_file(changed, path)
+            with tally.case(f"row 12 case {n} ({name})"):
+                try:
+                    model = pipeline_model(path)
+                except ValueError:
+                    continue  # the change broke an invariant of the weights, and loading says so
+                outcome = attempt(lambda m=model: api.decode_picture(data, model=m))
+                if name.startswith("analysis."):
+                    tally.check(isinstance(outcome, api.DecodedPicture), f"row 12 case {n}: {outcome!r}")
+                else:
+                    tally.check(isinstance(outcome, ModelMissing), f"row 12 case {n} ({name}): {outcome!r}")
+                    outcome = attempt(lambda m=model: api.verify(data, model=m))
+                    tally.check(isinstance(outcome, ModelMissing), f"row 12 case {n} ({name}): verify")
+        if todo.first:
+            with tally.case("row 12 shipped weights"):
+                failure = batch.attempt(
+                    lambda job: batch.verify_file(job, "cpu", None), batch.Job(str(file), "")
+                )
+                refused = isinstance(failure, batch.Failure) and failure.exit_code == batch.UNSUPPORTED
+                tally.check(refused, f"row 12 shipped weights: {failure}")
+            with tally.case("row 12 no weights"):
+                try:
+                    api.decode(data, model=Path(folder, "none.safetensors"))
+                    tally.check(False, "row 12: decodes without weights")
+                except OSError:
+                    pass
+    return tally
+
+
+def pipeline_model(path: Path) -> "api.Weights":
+    """The model in a file that changes between calls: around the cache."""
+    from vbc.codec.model import load_model
+
+    return load_model.__wrapped__(path)
+
+
+# Generated images
+
+
+SIDES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40, 64)
+
+
+def generate(n: int) -> tuple[Samples, dict[str, int | bool], Metadata]:
+    """Image n, options to encode it with, and its metadata."""
+    rng = np.random.default_rng((14, n))
+    height, width = (int(x) for x in rng.choice(SIDES, 2))
+    if n % 10 == 0:
+        height, width = 1, int(rng.integers(1, 300))
+    elif n % 10 == 1:
+        height, width = int(rng.integers(1, 300)), 1
+    elif n % 100 == 2:
+        height, width = (int(x) for x in rng.integers(180, 260, 2))  # tuned output layers
+    channels = int(rng.integers(1, 5))
+    y, x = np.mgrid[:height, :width]
+    planes = []
+    for _ in range(channels):
+        match int(rng.integers(0, 7)):
+            case 0:
+                plane = rng.integers(0, 256, (height, width))
+            case 1:
+                plane = np.full((height, width), rng.integers(0, 256))
+            case 2:
+                plane = y * int(rng.integers(-9, 10)) + x * int(rng.integers(-9, 10))
+            case 3:
+                plane = (y + x) % 2 * 255
+            case 4:
+                plane = np.where((y // 3 + x // 5) % 2, 255, int(rng.integers(0, 256)))
+            case 5:
+                plane = np.clip(rng.normal(128, 20, (height, width)), 0, 255)
+            case _:
+                side = max(height, width, 64)
+                plane = make_example(side, side)[-height:, -width:, int(rng.integers(0, 3))]
+        planes.append(np.asarray(plane).astype(np.int64).astype(np.uint8))
+    samples: Samples = np.stack(planes, axis=2)
+    if n % 3 == 0:
+        samples = samples.astype(np.uint16) * 257 if n % 2 else deep(samples, n)
+    options: dict[str, int | bool] = {
+        "levels": int(rng.choice([0, 3])),
+        "lossless": True,
+        "quality": int(rng.choice([0, 20, 60, 100])),
+        "effort": int(rng.integers(0, 3)),
+    }
+    sizes = (int(rng.choice([0, 1, 500])) for _ in range(3))
+    meta = Metadata(*(rng.bytes(size) if size else None for size in sizes))
+    return samples, options, meta
+
+
+def generated(todo: Slice) -> Tally:
+    """Row 14: exact, metadata the same, and no larger than raw + 1 % + 1 KiB.
+
+    The levels 1 to 3 of a layered file are not counted: they are a second, lossy copy, which noise makes as
+    large as it is.
+    """
+    tally = Tally()
+    for n in todo:
+        samples, options, meta = generate(n)
+        name = f"row 14 image {n} {samples.dtype}{list(samples.shape)} {options}"
+        with tally.case(name, seconds=60):
+            picture = Picture.from_samples(samples, meta)
+            data = api.encode(picture, model=TINY, **options)  # type: ignore[arg-type]
+            decoded = api.decode_picture(data, model=TINY)
+            same = decoded.exact and key(decoded.picture.samples()) == key(samples)
+            tally.check(same, f"{name}: other pixels")
+            tally.check(decoded.picture.metadata == meta, f"{name}: other metadata")
+            tensor = api.decode_image(data, "cpu", model=TINY)
+            tally.check(key(tensor.permute(1, 2, 0).numpy()) == key(samples), f"{name}: another tensor")
+            header = container.unpack_header(data)
+            lossy = sum(c.length for c in header.chunks if c.kind == container.LEVEL and c.number <= 3)
+            size = len(data) - sum(meta.n_bytes().values()) - lossy
+            bound = samples.nbytes * 1.01 + 1024
+            tally.check(size <= bound, f"{name}: {size} bytes, {samples.nbytes} raw")
+            over = (size - samples.nbytes) / (samples.nbytes * 0.01 + 1024)
+            tally.notes["largest growth over the bound"] = round(
+                max(over, float(tally.notes.get("largest growth over the bound", -9.0))), 3
+            )
+    return tally
+
+
+# Threads
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4096
+
+
+def threads(todo: Slice) -> Tally:
+    """Row 15: eight threads decode at once; the same pictures, and memory does not grow."""
+    tally = Tally()
+    if not todo.first:
+        return tally
+    files = [(name, data) for name, data in small_files().items() if len(data) < 3000]
+    wanted = [decoded_key(data) for _, data in files]
+    has_statm = Path("/proc/self/statm").exists()
+    sizes: list[int] = []
+    lock = threading.Lock()
+    start = threading.Barrier(8)
+
+    def work(seed: int) -> None:
+        start.wait()
+        for n in range(todo.n):
+            i = (seed * 5 + n) % len(files)
+            mine = Tally()
+            with mine.case(f"row 15 thread {seed}: {files[i][0]}", seconds=1e9):
+                mine.check(decoded_key(files[i][1]) == wanted[i], f"row 15: {files[i][0]} differs")
+            with lock:
+                tally.add(mine)
+                if has_statm and seed == 0 and n >= todo.n // 5:
+                    sizes.append(resident())
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if sizes:
+        growth = max(sizes) - sizes[0]
+        tally.notes["MiB grown"] = round(growth / 2**20, 1)
+        tally.check(growth < RSS_GROWTH, f"row 15: memory grew by {growth >> 20} MiB")
+    tally.check(tally.cases == 8 * todo.n, "row 15: a thread has ended early")
+    return tally
+
+
+# Self-check
+
+
+@contextmanager
+def faulty(change: Callable[[Decoded], Decoded]) -> Iterator[None]:
+    """The decoder of this process gives `change` of what it should."""
+    real = pipeline.decode_image
+    pipeline.decode_image = lambda *a, **k: change(real(*a, **k))
+    try:
+        yield
+    finally:
+        pipeline.decode_image = real
+
+
+def self_check(todo: Slice) -> Tally:
+    """Row 17: a decoder that errs in one sample is noticed before anything is written."""
+    tally = Tally()
+    image = np.concatenate((make_example(64, 64)[:12, :17], make_example(64, 64)[:12, :17, :1]), axis=2)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.png"), Path(folder, "out.vbc")
+        source.write_bytes(write_picture(Picture.from_samples(image, Metadata()), ".png", exact=True))
+        for n in todo:
+            rng = np.random.default_rng((17, n))
+            part = ("rgb", "alpha", "low")[n % 3]
+
+            def change(decoded: Decoded, part: str = part, rng: np.random.Generator = rng) -> Decoded:
+                plane = getattr(decoded, part).clone()
+                flat = plane.view(-1) if plane.is_contiguous() else plane.permute(1, 2, 0).reshape(-1)
+                flat[int(rng.integers(0, len(flat)))] ^= 1 << int(rng.integers(0, 8))
+                if not plane.is_contiguous():
+                    plane = flat.view(*plane.shape[1:], plane.shape[0]).permute(2, 0, 1)
+                return Decoded(**{**vars(decoded), part: plane})
+
+            with tally.case(f"row 17 case {n} ({part})"), faulty(change):
+                try:
+                    api.encode(deep(image), lossless=True, levels=3 * (n % 2), model=TINY)
+                    tally.check(False, f"row 17 case {n} ({part}): not noticed")
+                except SelfCheckFailed:
+                    pass
+                if n % 20 == 0 and part != "low":
+                    options = batch.EncodeOptions(3, 60, True, 0, True, "cpu", TINY)
+                    job = batch.Job(str(source), str(target))
+                    outcome = batch.attempt(lambda j, o=options: batch.encode_file(j, o), job)
+                    failed = isinstance(outcome, batch.Failure) and outcome.kind == "SelfCheckFailed"
+                    tally.check(failed and not target.exists(), f"row 17 case {n}: {outcome}")
+    return tally
