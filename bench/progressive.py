@@ -25,7 +25,7 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)
 FIRST_IMAGES = 3
 """How many images the time to the first picture is measured on."""
 FIRST_REPEATS = 5
-SHEET_WIDTH = 384
+SHEET_WIDTH = 288
 CAPTION = 16
 """Height in pixels."""
 JXL_OPTIONS = {

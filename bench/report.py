@@ -75,7 +75,7 @@ def run_all(args: argparse.Namespace) -> bool:
         "lossless": ["lossless", folder],
         "rate_distortion": ["rate_distortion", folder, *published],
         "progressive": ["progressive", folder],
-        "speed_photos": ["speed", folder, "--photos"],
+        "speed_photos": ["speed", folder, "--photos", "--repeats", "3"],
         "speed": ["speed", folder],
         "exactness": ["exactness", folder],
     }

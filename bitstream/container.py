@@ -36,9 +36,9 @@ MAX_FILE = 1 << 62
 """The sum of all lengths and offsets fits a signed 64-bit integer."""
 
 CODED_BASE, CODED_PER_PIXEL = 1 << 20, 32
-"""Chunks other than metadata may have 1 MiB and 32 bytes for each pixel of whole 8x8 blocks: a symbol costs at
-most 4 bytes, lossy levels have 3 for each such pixel, everything else is stored raw before it grows. So what
-a file of a declared size can make a reader read and hold is bounded."""
+"""Chunks other than metadata may have 1 MiB and 32 bytes for each pixel of whole 8x8 blocks: a symbol costs
+at most 4 bytes, lossy levels have 3 for each such pixel, everything else is stored raw before it grows. So
+what a file of a declared size can make a reader read and hold is bounded."""
 
 DECODE_BASE, DECODE_PER_PIXEL = 384 << 20, 40
 """Measured with room to spare: docs/reliability.md, row 6."""

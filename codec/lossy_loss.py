@@ -12,7 +12,7 @@ from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.layers import Q_MAX
 from vbc.codec.lossy import INITIAL_STEP, LAGRANGE, STEP_OCTAVES, LossyNet
 
-LEVEL_RATE = (1.6, 1.0, 1.0)
+LEVEL_RATE = (2.0, 1.0, 1.0)
 """Weight of each level's bits: level 1 shall come early in the file (2 % of a layered one at the default
 quality), and six latents of 192 coarser by a third cost the whole hardly anything."""
 TRUNCATED_WEIGHT = 0.1

@@ -9,6 +9,7 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
 from vbc.codec import api
+from vbc.codec.exact_levels import Coded
 from vbc.codec.export import PseudoRandom
 from vbc.codec.image_io import Metadata, UnsupportedImage
 from vbc.codec.model import Model
@@ -383,10 +384,10 @@ def test_the_encoder_checks_itself(tiny: Model, monkeypatch: pytest.MonkeyPatch)
 
     real = pipeline.decode_step
 
-    def faulty(*arguments: object, **named: object) -> dict[str, Tensor]:
-        phases = real(*arguments, **named)
-        phases["D"][..., -1, -1] ^= 1
-        return phases
+    def faulty(*arguments: object, **named: object) -> Coded:
+        coded = real(*arguments, **named)
+        coded.pixels["D"][..., -1, -1] ^= 1
+        return coded
 
     monkeypatch.setattr(pipeline, "decode_step", faulty)
     with pytest.raises(SelfCheckFailed):

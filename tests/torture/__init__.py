@@ -22,7 +22,7 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     6: (cost, 600, 30, "time of accepted mutations, peak memory"),
     7: (every_truncation, 1, 60, "truncation points; the number is the step between them"),
     8: (feeding, 2_000, 25, "files fed in random pieces"),
-    9: (interruptions, 200, 3, "SIGKILL, full disk, closed pipe"),
+    9: (interruptions, 200, 2, "SIGKILL, full disk, closed pipe"),
     10: (devices, 1, 1, "threads 1, 2, 4; lists of 1 and 8; interpreted kernels"),
     11: (golden, 1, 1, "golden files"),
     12: (missing_model, 200, 6, "wrong or missing weights"),

@@ -62,7 +62,8 @@ def devices(todo: Slice) -> Tally:
         alone = [api.decode_image(data, "cpu", model=TINY) for data in reversed(chosen)][::-1]
         same = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
         tally.check(same, "row 10: a list gives other pictures")
-    interpreted(tally)
+    if not todo.quick:  # a minute; tests/test_device.py has it in the suite
+        interpreted(tally)
     return tally
 
 
