@@ -105,7 +105,7 @@ def encode(
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
     levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only).
-    quality: of the lossy levels, 0..100; on photographs that spans about 0.03 to 1.9 bits per pixel.
+    quality: of the lossy levels, 0..100; on photographs that spans about 0.05 to 2.4 bits per pixel.
     effort: for the exact levels; 0: no tuning, 1: output layers tuned to the image from samples of it,
     2: tuned from all pixels (of a phase of a grid at most about 400,000). Decoding is the same.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.

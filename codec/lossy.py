@@ -29,7 +29,7 @@ CONTEXT_HALO = 4
 SYMBOL_GAIN = 8
 """A neighbour's symbol of 1 is an input of 8/16."""
 STEP_OCTAVES = 3 / 64
-"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.06 to 2.4 bpp on
+"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.05 to 2.4 bpp on
 photographs."""
 MEAN_UNIT = 4.0
 """A head's output of 1 is a mean of 4 latent units and a log-scale of 1 octave."""
