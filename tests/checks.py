@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vbc.bitstream import container
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
 from vbc.bitstream.errors import FormatError
 from vbc.bitstream.tables import TableSet, normalise_counts
@@ -35,6 +36,21 @@ def decoded_hash(decoded: Decoded) -> str:
         if part is not None:
             digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def rebuild(header: container.Header, payloads: list[bytearray]) -> bytes:
+    """The file again with other payloads, its checksums right."""
+    return container.write_file(
+        [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, payloads, strict=True)],
+        width=header.width,
+        height=header.height,
+        channels=header.channels,
+        quality=header.quality,
+        flags=header.flags,
+        model_hash=header.model_hash,
+        tables_hash=header.tables_hash,
+        bit_depth=header.bit_depth,
+    )
 
 
 def truncations(data: bytes) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ import checkout  # before vbc
 import numpy as np
 import pytest
 import torch
-from checks import decoded_hash
+from checks import decoded_hash, rebuild
 from torch import Tensor
 
 from vbc.bitstream import container
@@ -181,16 +181,7 @@ def damage() -> None:
             parts = [bytearray(container.read_chunk(data, header, i)) for i in range(len(header.chunks))]
             part = parts[rng.integers(0, len(parts))]
             part[rng.integers(0, len(part))] ^= int(rng.integers(1, 256))
-            broken = container.write_file(
-                [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, parts, strict=True)],
-                width=header.width,
-                height=header.height,
-                channels=header.channels,
-                quality=header.quality,
-                flags=header.flags,
-                model_hash=header.model_hash,
-                tables_hash=header.tables_hash,
-            )
+            broken = rebuild(header, parts)
             want, have = (outcome(broken, m) for m in models)
             demand(want == have, f"{want} on the CPU, {have} on CUDA")
             key = want if len(want) < 64 else "a picture"

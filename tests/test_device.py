@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import check_format_error, decoded_hash, laplace_tables
+from checks import check_format_error, decoded_hash, laplace_tables, rebuild
 from pictures import noise, photo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -160,16 +160,7 @@ def rebuilt(data: bytes, damage: Callable[[list[bytearray]], None]) -> bytes:
     header = container.unpack_header(data)
     payloads = [bytearray(container.read_chunk(data, header, i)) for i in range(len(header.chunks))]
     damage(payloads)
-    return container.write_file(
-        [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, payloads, strict=True)],
-        width=header.width,
-        height=header.height,
-        channels=header.channels,
-        quality=header.quality,
-        flags=header.flags,
-        model_hash=header.model_hash,
-        tables_hash=header.tables_hash,
-    )
+    return rebuild(header, payloads)
 
 
 def outcome(data: bytes, model: Model) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from checks import rebuild
 from pictures import CONTENTS, SIZES, checker, noise, photo, soft_mask
 from torch import Tensor
 
@@ -344,20 +345,6 @@ def test_the_encoder_checks_the_extra_planes(tiny: Model, monkeypatch: pytest.Mo
     for given in ({"alpha": alpha}, {"low": low[:3]}):
         with pytest.raises(SelfCheckFailed):
             encode_image(photo(5, 6), model=tiny, levels=0, lossless=True, **given)
-
-
-def rebuild(header: container.Header, payloads: list[bytearray]) -> bytes:
-    return container.write_file(
-        [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, payloads, strict=True)],
-        width=header.width,
-        height=header.height,
-        channels=header.channels,
-        quality=header.quality,
-        flags=header.flags,
-        model_hash=header.model_hash,
-        tables_hash=header.tables_hash,
-        bit_depth=header.bit_depth,
-    )
 
 
 def test_another_models_file(tiny: Model, layered: bytes) -> None:
