@@ -66,7 +66,7 @@ def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
 class Coded:
     """What a grid step coded: by phase its pixels, int16 [1, 3, .., ..], and its misses, int8 likewise.
 
-    (See `exact_block.Step`; the last phase of the finest grid has none, for nothing follows them.)
+    For misses see `exact_block.Step`; those of the finest grid are not kept, nor pixels that an encoder had.
     """
 
     pixels: dict[str, Tensor]
@@ -133,6 +133,10 @@ def code_step(
         # a phase without pixels (one row or column) still stands among its neighbours' inputs
         some = coded.pixels[p].numel() > 0
         step.misses[p] = extend(coded.misses[p], n_h, n_w, 1) if some else step.misses["A"]
+        if level == 1:  # of the finest grid nothing is kept that no one asks for: it is 6 bytes a pixel
+            del coded.misses[p]
+        if target is not None:
+            del coded.pixels[p]
 
     nothing_ahead = isinstance(coder, TensorCoder) or (target is None and max(n_h, n_w) <= block)
     with Follower(not nothing_ahead and size[0] * size[1] >= FOLLOW_PIXELS) as follow:
@@ -153,10 +157,13 @@ def code_step(
                 follow(code, p, part, step.parameters(p, [part]) if whole is None else whole)
             if last:
                 break
-            follow(finish, p)
             if target is None:
+                follow(finish, p)
                 follow.wait()
-            step.planes[p] = extend(coded.pixels[p], n_h, n_w) if parts else step.planes["A"]
+                step.planes[p] = extend(coded.pixels[p], n_h, n_w) if parts else step.planes["A"]
+            else:
+                step.planes[p] = extend(coded.pixels[p], n_h, n_w) if parts else step.planes["A"]
+                follow(finish, p)
     return coded
 
 

@@ -116,11 +116,13 @@ def missing_model(todo: Slice) -> Tally:
             rng = np.random.default_rng((12, n))
             name = names[int(rng.integers(0, len(names)))]
             changed = {k: v.clone() for k, v in tensors.items()}
-            flat = changed[name].view(-1)
+            flat = changed[name].view(-1).numpy()  # torch has hardly any arithmetic on uint16
             at = int(rng.integers(0, len(flat)))
-            flat[at] = flat[at] - 1 if flat[at] > 0 else flat[at] + 1
+            down = flat[at] > 0
+            flat[at] = flat[at] - 1 if down else flat[at] + 1
             if name == "tables":  # a row keeps its sum
-                flat[at - 1 if at % 256 else at + 1] += 1 if tensors[name].view(-1)[at] > 0 else -1
+                other = at - 1 if at % 256 else at + 1
+                flat[other] = flat[other] + 1 if down else flat[other] - 1
             save_file(changed, path)
             with tally.case(f"row 12 case {n} ({name})"):
                 try:
