@@ -50,7 +50,7 @@ class IncrementalReader:
         self._data += data
         if self.header is None:
             try:
-                self.header = container.unpack_header(self._data[: container.MAX_HEADER], self._limits)
+                self.header = container.unpack_header(self._header_bytes(), self._limits)
             except Truncated:
                 return ()
         header = self.header
@@ -91,9 +91,17 @@ class IncrementalReader:
         """Raises Truncated, with the complete levels, unless the whole file is there."""
         if self._error is not None:
             raise self._error
-        header = container.unpack_header(self._data[: container.MAX_HEADER], self._limits)
+        header = container.unpack_header(self._header_bytes(), self._limits)
         if len(self._data) < header.file_bytes:
             raise Truncated(header.file_bytes, len(self._data), self.levels)
+
+    def _header_bytes(self) -> bytes:
+        """What is there of the header alone: bytes after the last chunk are no fault of the header."""
+        start = bytes(self._data[: container.PREFIX.size])
+        if len(start) < container.PREFIX.size:
+            return start
+        announced = container.PREFIX.unpack(start)[3]
+        return bytes(self._data[: max(container.PREFIX.size, min(announced, container.MAX_HEADER))])
 
     def _sound(self) -> bytes:
         """The header and the chunks that have passed their checks; what there is where no header is."""

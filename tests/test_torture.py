@@ -5,10 +5,12 @@ Row 16 is tests/test_cli.py's here, and of row 3 the findings of earlier fuzzing
 
 import pytest
 from torture import ROWS
+from torture.material import TINY
 from torture.tally import Slice, Tally
 from torture.targets import SEEDS, TARGETS, seeds
 
-from vbc.codec import api
+from vbc.bitstream.errors import Corrupt
+from vbc.codec import IncrementalReader, api
 
 QUICK = {row: quick for row, (_, _, quick, _) in ROWS.items() if quick}
 
@@ -73,3 +75,20 @@ def test_rows_notice_a_broken_decoder(row: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(api, "decode_picture", broken)
     tally = ROWS[row][0](Slice(min(QUICK[row], 10), quick=True))
     assert tally.failures
+
+
+@pytest.mark.parametrize("sizes", [[1 << 20], [100, 1 << 20], [1] * 4000])
+def test_bytes_too_many_cost_no_level(sizes: list[int]) -> None:
+    """However a file with a byte too many is cut, its levels stay and the byte is an error."""
+    data = (TINY.parent / "gray.vbc").read_bytes() + b"x"
+    reader = IncrementalReader(model=TINY)
+
+    def feed_all(rest: bytes) -> None:
+        for size in sizes:
+            reader.feed(rest[:size])
+            rest = rest[size:]
+
+    with pytest.raises(Corrupt, match="after the last chunk"):
+        feed_all(data)
+    assert len(reader.levels) == len(api.read_info((TINY.parent / "gray.vbc").read_bytes()).levels)
+    assert reader.picture().exact
