@@ -21,7 +21,9 @@ import torch
 
 from bench import common, rivals
 from bench.common import Results, Rgb, say
-from vbc.codec import api, exact_levels, lossy_levels, pipeline
+from vbc.bitstream import container
+from vbc.codec import api, exact_levels, levels, lossy_levels, pipeline
+from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.kernels import conv, dispatch
 
 if TYPE_CHECKING:
@@ -121,18 +123,18 @@ def in_blocks(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Ha
     info = api.read_info(data)
     size = (info.height, info.width)
     with torch.no_grad():
-        payloads = pipeline.read_levels(data, pipeline.container.unpack_header(data), 3, False)
-        latents = pipeline.decode_lossy(list(payloads.values()), model, size, info.quality)
+        payloads = pipeline.read_levels(data, container.unpack_header(data), 3, False)
+        latents = levels.decode_lossy(list(payloads.values()), model, size, info.quality)
         for block in SYNTHESIS_BLOCKS:
             rgb = lossy_levels.synthesise(model.lossy, latents, size, 3, info.quality, block)
             yield f"synthesis in blocks of {block}", {"layered 3 levels": digest(rgb[0])}
         sizes = exact_levels.grid_sizes(*size)
-        coarse = pipeline.rgb_to_ycocg(pipeline.grid(rgb, 1))
+        coarse = rgb_to_ycocg(levels.grid(rgb, 1))
         for block in (exact_levels.BLOCK_SIDE, *EXACT_BLOCKS):
             coded = exact_levels.code_step(
-                model.exact, pipeline.Means(), coarse, sizes[0], 1, None, rgb, info.quality, block=block
+                model.exact, levels.Means(), coarse, sizes[0], 1, None, rgb, info.quality, block=block
             )
-            picture = pipeline.ycocg_to_rgb(exact_levels.assemble(coarse, coded.pixels, sizes[0]))
+            picture = ycocg_to_rgb(exact_levels.assemble(coarse, coded.pixels, sizes[0]))
             yield f"exact levels in blocks of {block}", {"predictions of the last step": digest(picture[0])}
 
 

@@ -16,9 +16,9 @@ from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.exact import ExactNet
 from vbc.codec.fit import initial_tables, refit_tables
 from vbc.codec.image_io import write_atomic
+from vbc.codec.levels import code_lossy_level, complete, grid
 from vbc.codec.lossy import LEVEL_START, LossyNet
 from vbc.codec.model import Model, build_model
-from vbc.codec.pipeline import code_lossy_level, complete, grid
 from vbc.codec.quantise import Tensors, export_exact, export_lossy
 
 LAYERED_QUALITIES = (10, 100)

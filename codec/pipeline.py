@@ -4,7 +4,6 @@ See docs/architecture.md.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +11,28 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream import container
-from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
+from vbc.bitstream.container import DEFAULT_LIMITS, LOSSY_LEVELS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
-from vbc.codec import exact_levels, lossy_levels
-from vbc.codec.coder import Coder, Reader, Writer
-from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
-from vbc.codec.device import TensorCoder, TensorMeans, TensorReader, TensorWriter
-from vbc.codec.exact import PHASES
-from vbc.codec.exact_block import phase_view
-from vbc.codec.exact_levels import Coded
+from vbc.codec import lossy_levels
 from vbc.codec.image_io import Metadata
-from vbc.codec.lossy import LEVEL_START
+from vbc.codec.levels import (
+    Progress,
+    coarser_lossy,
+    complete,
+    decode_exact,
+    decode_lossy,
+    encode_exact,
+    encode_lossy,
+    picture_size,
+)
 from vbc.codec.model import Model
 from vbc.codec.planes import Plane, decode_planes, encode_planes
-from vbc.codec.tuning import MIN_POSITIONS
 
-CODED, RAW, TUNED, RAW_GRAY = range(4)
-"""First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the
-image, or plain samples of a picture whose planes are equal."""
-RAW_DEPTH = {RAW: 3, RAW_GRAY: 1}
-"""Bytes of a plain pixel."""
 PIXEL_HASH_BYTES = 16
-LOSSY_LEVELS = container.LOSSY_LEVELS
 
-Progress = Callable[[str, float], None]
+
+Chunk = tuple[int, int, bytes | None]
+"""Kind, number and payload; None for metadata that is not there."""
 
 
 class SelfCheckFailed(RuntimeError):
@@ -84,8 +81,12 @@ def encode_image(
     upper bytes are `rgb` and `alpha`; C is 1 for gray, else 3, and one more with alpha. A lossy file leaves
     them out.
 
-    A lossless result has been decoded and compared. Raises ValueError for levels and lossless that do not go
-    together, SelfCheckFailed where the comparison fails.
+    A lossless file is at most 1 % and 1 KiB larger than its samples and metadata: where lossy levels would
+    make it larger (on noise), they are of a lower quality, which the header names. It has been decoded and
+    compared.
+
+    Raises ValueError for levels and lossless that do not go together, SelfCheckFailed where the comparison
+    fails.
     """
     if levels not in ((0, LOSSY_LEVELS) if lossless else range(1, LOSSY_LEVELS + 1)):
         with_or_without = "with" if lossless else "without"
@@ -95,49 +96,88 @@ def encode_image(
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
     low = low if lossless else None
-    lossy, exact = encode_levels(picture, model, levels, quality, lossless, effort, report)
-    chunks: list[tuple[int, int, bytes | None]] = [
-        (container.ICC, 0, meta.icc),
-        (container.ALPHA, 0, None if alpha is None else encode_planes([alpha.numpy()], [None], model)),
-        *((container.LEVEL, 1 + i, p) for i, p in enumerate(lossy)),
-        (container.EXIF, 0, meta.exif),
-        (container.XMP, 0, meta.xmp),
-        *((container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(exact)),
-        (container.LOW, 0, None if low is None else encode_low(low, rgb, alpha, model)),
-        (container.PIXEL_HASH, 0, pixel_hash(picture, alpha, low) if lossless else None),
-    ]
-    data = container.write_file(
-        [(kind, number, body) for kind, number, body in chunks if body is not None],
-        width=picture.shape[-1],
-        height=picture.shape[-2],
-        channels=1 if gray else 3,
-        quality=quality,
-        flags=container.LOSSLESS if lossless else 0,
-        model_hash=model.hash,
-        tables_hash=model.tables.digest,
-        bit_depth=8 if low is None else 16,
-    )
+    before: list[Chunk] = [(container.ICC, 0, meta.icc)]
+    if alpha is not None:
+        before.append((container.ALPHA, 0, encode_planes([alpha.numpy()], [None], model)))
+    after: list[Chunk] = []
+    if low is not None:
+        after.append((container.LOW, 0, encode_low(low, rgb, alpha, model)))
+    if lossless:
+        after.append((container.PIXEL_HASH, 0, pixel_hash(picture, alpha, low)))
+
+    def pack(quality: int, lossy: list[bytes], exact: list[bytes]) -> bytes:
+        chunks = [
+            *before,
+            *((container.LEVEL, 1 + i, p) for i, p in enumerate(lossy)),
+            (container.EXIF, 0, meta.exif),
+            (container.XMP, 0, meta.xmp),
+            *((container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(exact)),
+            *after,
+        ]
+        return container.write_file(
+            [(kind, number, body) for kind, number, body in chunks if body is not None],
+            width=picture.shape[-1],
+            height=picture.shape[-2],
+            channels=1 if gray else 3,
+            quality=quality,
+            flags=container.LOSSLESS if lossless else 0,
+            model_hash=model.hash,
+            tables_hash=model.tables.digest,
+            bit_depth=8 if low is None else 16,
+        )
+
+    coded = encode_levels(picture, model, levels, quality, lossless, effort, report)
+    data = pack(*coded)
+    if lossless and levels:
+        n_samples = ((1 if gray else 3) + (alpha is not None)) * (1 if low is None else 2)
+        limit = size_limit(n_samples * rgb[0].numel()) + sum(meta.n_bytes().values())
+        # exact levels grow as the lossy ones shrink, to plain samples at worst
+        for exact_bytes in (sum(map(len, coded[2])), (1 if gray else 3) * rgb[0].numel() + len(coded[2])):
+            if len(data) <= limit:
+                break
+            others = len(data) - sum(map(len, coded[1] + coded[2]))
+            room = limit - others - exact_bytes
+            coded = encode_levels(picture, model, levels, quality, lossless, effort, report, room)
+            data = pack(*coded)
     if lossless:
         report("check", 0.9)
-        del lossy, exact, chunks
+        del coded, before, after
         check_lossless(data, model, rgb, alpha, low)
     report("done", 1.0)
     return data
 
 
+def size_limit(n_bytes: int) -> int:
+    """What a lossless file of so many bytes of samples takes at most, beside its metadata."""
+    return n_bytes + n_bytes // 100 + 1024
+
+
 def encode_levels(
-    picture: Tensor, model: Model, levels: int, quality: int, lossless: bool, effort: int, report: Progress
-) -> tuple[list[bytes], list[bytes]]:
-    """Payloads of the lossy and of the exact levels of uint8 [1, 3, H, W]."""
+    picture: Tensor,
+    model: Model,
+    levels: int,
+    quality: int,
+    lossless: bool,
+    effort: int,
+    report: Progress,
+    room: int | None = None,
+) -> tuple[int, list[bytes], list[bytes]]:
+    """The quality, and the payloads of the lossy and of the exact levels of uint8 [1, 3, H, W].
+
+    room: the bytes that the lossy levels may take; the quality returned is the highest that fits.
+    """
     if not levels:
-        return [], encode_exact(picture, model, None, quality, effort, report)
+        return quality, [], encode_exact(picture, model, None, quality, effort, report)
     report("lossy", 0.0)
-    payloads, latents = encode_lossy(picture, model, levels, quality)
+    if room is None:
+        payloads, latents = encode_lossy(picture, model, levels, quality)
+    else:
+        quality, payloads, latents = coarser_lossy(picture, model, quality, room)
     if not lossless:
-        return payloads, []
+        return quality, payloads, []
     guide = lossy_levels.synthesise(model.lossy, latents, picture_size(picture), levels, quality)
     del latents  # six bytes a pixel
-    return payloads, encode_exact(picture, model, guide, quality, effort, report)
+    return quality, payloads, encode_exact(picture, model, guide, quality, effort, report)
 
 
 def check_lossless(
@@ -248,174 +288,6 @@ def check_numbers(levels: tuple[int, ...]) -> None:
         raise Corrupt(f"levels {levels} do not go together")
 
 
-# Lossy levels
-
-
-def encode_lossy(picture: Tensor, model: Model, levels: int, quality: int) -> tuple[list[bytes], Tensor]:
-    """Payloads of the first lossy levels of uint8 [1, 3, H, W], and the latents as they will be decoded."""
-    target = lossy_levels.analyse(model.lossy, picture, quality)
-    payloads = []
-    latents = None
-    for level in range(1, levels + 1):
-        writer = open_writer(model)
-        part = target[:, LEVEL_START[level - 1] : LEVEL_START[level]]
-        latents = code_lossy_level(model, writer, level, latents, picture_size(picture), quality, part)
-        payloads.append(bytes([CODED]) + writer.finish())
-    assert latents is not None
-    return payloads, latents
-
-
-def decode_lossy(payloads: list[memoryview], model: Model, size: tuple[int, int], quality: int) -> Tensor:
-    """The latents of the levels given: int16 [1, 6, 48 or 192, h, w]."""
-    latents = None
-    for level, payload in enumerate(payloads, 1):
-        mode, body = split_payload(payload)
-        if mode != CODED:
-            raise Corrupt(f"level {level} has mode {mode}")
-        reader = open_reader(model, body)
-        latents = code_lossy_level(model, reader, level, latents, size, quality, None)
-        reader.finish()
-    assert latents is not None
-    return latents
-
-
-def code_lossy_level(
-    model: Model,
-    coder: Coder | TensorCoder,
-    level: int,
-    below: Tensor | None,
-    size: tuple[int, int],
-    quality: int,
-    target: Tensor | None,
-) -> Tensor:
-    """Code one lossy level; returns all latents up to it."""
-    if below is None:
-        return lossy_levels.code_level1(model.lossy, coder, lossy_levels.latent_grid(*size), quality, target)
-    return torch.cat((below, lossy_levels.code_level(model.lossy, coder, level, below, quality, target)), 1)
-
-
-def complete(latents: Tensor, model: Model, quality: int, level: int = LOSSY_LEVELS) -> Tensor:
-    """All latents up to `level`: the priors' means stand for the levels that are missing."""
-    while latents.shape[1] < LEVEL_START[level]:
-        missing = LEVEL_START.index(latents.shape[1]) + 1
-        means = lossy_levels.missing_level(model.lossy, missing, latents, quality)
-        latents = torch.cat((latents, means), 1)
-    return latents
-
-
-# Exact levels
-
-
-def encode_exact(
-    picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress
-) -> list[bytes]:
-    """Payloads of the exact levels of uint8 [1, 3, H, W], coarse to fine.
-
-    lossy: the lossy levels' picture, likewise.
-    """
-    sizes = exact_levels.grid_sizes(*picture_size(picture))
-    top = len(sizes) - 1
-    gray = torch.equal(picture[:, :1].expand_as(picture), picture)
-    raw_mode, depth = (bytes([RAW_GRAY]), 1) if gray else (bytes([RAW]), 3)
-    payloads = [raw_mode + samples(grid(picture, top)[:, :depth])]
-    misses = None
-    for s in range(top, 0, -1):
-        writer = open_writer(model)
-        target = grid(picture, s - 1)
-        guide = None if lossy is None else grid(lossy, s - 1)
-        coarse = rgb_to_ycocg(grid(picture, s))
-        tuned = effort > 0 and coarse.shape[-2] * coarse.shape[-1] >= MIN_POSITIONS
-        coded = exact_levels.code_step(
-            model.exact, writer, coarse, sizes[s - 1], s, target, guide, quality, tuned, effort, misses
-        )
-        payload = bytes([TUNED if tuned else CODED]) + writer.finish()
-        if len(payload) > 1 + depth * (target[0, 0].numel() - coarse[0, 0].numel()):
-            payload = raw_mode + b"".join(samples(phase_view(target, p)[:, :depth]) for p in PHASES)
-            coded = Coded({}, {})
-        misses = exact_levels.assemble_misses(misses, coded, sizes[s - 1])
-        payloads.append(payload)
-        report("exact", 0.5 / 4 ** (s - 1))
-    return payloads
-
-
-def decode_exact(
-    payloads: list[memoryview],
-    model: Model,
-    size: tuple[int, int],
-    lossy: Tensor | None,
-    quality: int,
-    report: Progress,
-) -> Tensor:
-    """uint8 [1, 3, H, W] from the exact levels given, coarse to fine.
-
-    What is missing comes from the lossy levels or from means.
-    """
-    sizes = exact_levels.grid_sizes(*size)
-    top = len(sizes) - 1
-    if len(payloads) > len(sizes):
-        raise Corrupt("more exact levels than the size has")
-    mode, body = split_payload(payloads[0])
-    if mode not in RAW_DEPTH:
-        raise Corrupt(f"the base grid has mode {mode}")
-    coarse = rgb_to_ycocg(from_samples(body, *sizes[top], RAW_DEPTH[mode]).to(model.device))
-    missing = top + 1 - len(payloads)
-    last = 0 if lossy is None else missing  # the finest grid to work out
-    known = ycocg_to_rgb(coarse)
-    misses = None
-    for s in range(top, last, -1):
-        if s > missing:
-            payload = payloads[top - s + 1]
-            coded = decode_step(payload, model, coarse, sizes[s - 1], s, lossy, quality, misses)
-            report("exact", 1 / 4 ** (s - 1))
-        else:
-            means = Means() if model.cumulative is None else TensorMeans()
-            coded = exact_levels.code_step(model.exact, means, coarse, sizes[s - 1], s)
-        if s - 1 > last:
-            coarse = exact_levels.assemble(coarse, coded.pixels, sizes[s - 1])
-            misses = exact_levels.assemble_misses(misses, coded, sizes[s - 1])
-        else:
-            known = exact_levels.assemble_rgb(coarse, coded.pixels, sizes[s - 1])
-    if lossy is None or not missing:
-        return known
-    grid(lossy, missing).copy_(known)
-    return lossy
-
-
-def decode_step(
-    payload: memoryview,
-    model: Model,
-    coarse: Tensor,
-    size: tuple[int, int],
-    s: int,
-    lossy: Tensor | None,
-    quality: int,
-    misses: Tensor | None,
-) -> Coded:
-    """The phases of grid x_{s-1} from x_s, its misses and the level's payload."""
-    mode, body = split_payload(payload)
-    if mode in RAW_DEPTH:
-        phases: dict[str, Tensor] = {}
-        at = 0
-        for p in PHASES:
-            shape = exact_levels.phase_size(p, *size)
-            n = RAW_DEPTH[mode] * shape[0] * shape[1]
-            part = from_samples(body[at : at + n], *shape, RAW_DEPTH[mode])
-            phases[p] = rgb_to_ycocg(part.to(model.device))
-            at += n
-        if at != len(body):
-            raise Corrupt(f"a raw level of {len(body)} bytes, {at} expected")
-        return Coded(phases, {})
-    if mode in (CODED, TUNED):
-        reader = open_reader(model, body)
-        guide = None if lossy is None else grid(lossy, s - 1)
-        coded = exact_levels.code_step(
-            model.exact, reader, coarse, size, s, None, guide, quality, mode == TUNED, misses=misses
-        )
-        reader.finish()
-        return coded
-    raise Corrupt(f"a level has mode {mode}")
-
-
 # Extra planes
 
 
@@ -467,61 +339,6 @@ def same_planes(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return torch.equal(one, other)
-
-
-def open_writer(model: Model) -> Writer | TensorWriter:
-    """An encoder for one level, where the model codes its symbols."""
-    return Writer(model.tables) if model.cumulative is None else TensorWriter(model.tables)
-
-
-def open_reader(model: Model, body: memoryview) -> Reader | TensorReader:
-    """A decoder for one level, likewise. Raises Corrupt."""
-    return Reader(model.tables, body) if model.cumulative is None else TensorReader(model.cumulative, body)
-
-
-class Means:
-    """Stands in for a decoder where a level is missing.
-
-    Every residual is zero, so every pixel its prediction.
-    """
-
-    def code(self, index: np.ndarray, symbols: np.ndarray | None) -> np.ndarray:
-        """Zeros."""
-        return np.zeros(index.shape, np.int16)
-
-
-def grid(picture: Tensor, s: int) -> Tensor:
-    """x_s: every 2^s-th row and column."""
-    return picture[..., :: 1 << s, :: 1 << s]
-
-
-def samples(planes: Tensor) -> bytes:
-    """uint8 [1, C, h, w] as bytes, pixel by pixel."""
-    return planes[0].permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
-
-
-def from_samples(body: memoryview, height: int, width: int, depth: int = 3) -> Tensor:
-    """Inverse of `samples` for RGB: a channels-last tensor [1, 3, h, w]; depth 1 is one byte for all three.
-
-    Raises Corrupt where the length is not that of the size.
-    """
-    if len(body) != depth * height * width:
-        raise Corrupt(f"{len(body)} bytes of samples, {depth * height * width} expected")
-    pixels = np.frombuffer(body, np.uint8).reshape(height, width, depth)
-    rgb = pixels.repeat(3, axis=2) if depth == 1 else pixels.copy()
-    return torch.from_numpy(rgb)[None].permute(0, 3, 1, 2)
-
-
-def split_payload(payload: memoryview) -> tuple[int, memoryview]:
-    """Mode byte and the rest. Raises Corrupt for an empty payload."""
-    if not len(payload):
-        raise Corrupt("an empty level")
-    return payload[0], payload[1:]
-
-
-def picture_size(picture: Tensor) -> tuple[int, int]:
-    """(height, width)."""
-    return picture.shape[-2], picture.shape[-1]
 
 
 def pixel_hash(picture: Tensor, alpha: Tensor | None = None, low: Tensor | None = None) -> bytes:

@@ -29,6 +29,13 @@ FOLDER = TESTS / "golden"
 TINY = FOLDER / "tiny.safetensors"
 
 
+def checkered(height: int, width: int) -> torch.Tensor:
+    """uint8 [3, height, width] that is packed whole."""
+    return torch.from_numpy(
+        np.stack([checker(height, width), soft_mask(height, width) & 0xC0, checker(height, width) // 2])
+    )
+
+
 def planes(*arrays: np.ndarray) -> torch.Tensor:
     """uint8 [C, H, W]."""
     return torch.from_numpy(np.stack(arrays))
@@ -45,6 +52,11 @@ CASES = {
     "layered": (photo(37, 53), {"lossless": True}),
     "layered-stripes": (stripes(20, 33), {"lossless": True, "quality": 95}),
     "noise-raw": (noise(16, 19), {"levels": 0, "lossless": True}),
+    "graphic": (checkered(40, 50), {"levels": 0, "lossless": True}),
+    "graphic-gray-layered": (
+        checkered(40, 50)[:1].expand(3, -1, -1).contiguous(),
+        {"lossless": True, "gray": True},
+    ),
     "one-pixel": (photo(1, 1), {"lossless": True}),
     "one-row": (photo(1, 77), {"lossless": True}),
     "one-column": (photo(50, 1), {"lossless": True}),

@@ -90,7 +90,7 @@ def test_encoding_noise_and_tuned_layers(tiny: Model, placed: Model, monkeypatch
         noise(9, 20), model=tiny, levels=0, lossless=True
     )
     monkeypatch.setattr("vbc.codec.exact_levels.MIN_POSITIONS", 200)
-    monkeypatch.setattr("vbc.codec.pipeline.MIN_POSITIONS", 200)
+    monkeypatch.setattr("vbc.codec.levels.MIN_POSITIONS", 200)
     monkeypatch.setattr("vbc.codec.tuning.COST_BITS", -1e9)  # worth it in any case
     x = photo(41, 34)
     data = encode_image(x, model=placed, levels=0, lossless=True)

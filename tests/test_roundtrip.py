@@ -367,16 +367,16 @@ def test_wrong_pixels_fail_verification(tiny: Model, layered: bytes) -> None:
 
 
 def test_the_encoder_checks_itself(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vbc.codec.pipeline as pipeline
+    import vbc.codec.levels as levels
 
-    real = pipeline.decode_step
+    real = levels.decode_step
 
     def faulty(*arguments: object, **named: object) -> Coded:
         coded = real(*arguments, **named)
         coded.pixels["D"][..., -1, -1] ^= 1
         return coded
 
-    monkeypatch.setattr(pipeline, "decode_step", faulty)
+    monkeypatch.setattr(levels, "decode_step", faulty)
     with pytest.raises(SelfCheckFailed):
         encode_image(photo(20, 20), model=tiny, levels=0, lossless=True)
 

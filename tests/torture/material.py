@@ -42,6 +42,13 @@ def decoded_key(data: bytes, **options: object) -> str:
     return key(api.decode_picture(data, model=TINY, **options).picture.samples())  # type: ignore[arg-type]
 
 
+def level_keys(data: bytes, model: "api.Weights") -> list[str]:
+    """Hash of what the first n levels of a file decode to, for every n."""
+    count = len(container.level_ends(container.unpack_header(data)))
+    pictures = (api.decode_picture(data, levels=n, model=model) for n in range(1, count + 1))
+    return [key(p.picture.samples()) for p in pictures]
+
+
 def deep(samples: NDArray[np.uint8], seed: int = 0) -> NDArray[np.uint16]:
     """16 bits a sample with these upper bytes."""
     low = np.random.default_rng(seed).integers(0, 256, samples.shape)

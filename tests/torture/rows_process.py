@@ -174,7 +174,6 @@ def interruptions(todo: Slice) -> Tally:
         subprocess.run(command, check=True)
         duration = time.monotonic() - started
         whole = target.read_bytes()
-        kinds = {"nothing": 0, "old": 0, "new": 0}
         for n in todo:
             rng = np.random.default_rng((9, n))
             old = b"an older file" if n % 2 else None
@@ -189,9 +188,8 @@ def interruptions(todo: Slice) -> Tally:
                 process.wait()
                 found = target.read_bytes() if target.exists() else None
                 kind = "new" if found == whole else "nothing" if found is None else "old"
-                kinds[kind] += 1
+                tally.count(f"left: {kind}")
                 tally.check(found in (whole, old), f"row 9 kill {n}: {len(found or b'')} bytes of something")
-        tally.notes |= {f"left: {kind}": float(count) for kind, count in kinds.items()}
         if todo.first:
             full_disk(tally, source, target)
             closed_pipe(tally, source)

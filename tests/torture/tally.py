@@ -41,6 +41,9 @@ class Tally:
     failures: int = 0
     said: list[str] = field(default_factory=list)
     notes: dict[str, float | str] = field(default_factory=dict)
+    """Of the parts of a row the largest."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How often things happened; parts add up."""
 
     def check(self, ok: bool, what: str) -> None:
         """Count a failure unless ok."""
@@ -48,6 +51,10 @@ class Tally:
             self.failures += 1
             if len(self.said) < MAX_SAID:
                 self.said.append(what)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Note that something happened."""
+        self.counts[name] = self.counts.get(name, 0) + by
 
     @contextmanager
     def case(self, name: str, seconds: float = CASE_SECONDS) -> Iterator[None]:
@@ -72,3 +79,5 @@ class Tally:
             known = self.notes.get(name)
             larger = isinstance(known, float) and isinstance(value, float)
             self.notes[name] = max(known, value) if larger else value  # type: ignore[type-var, assignment]
+        for name, count in other.counts.items():
+            self.count(name, count)
