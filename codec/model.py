@@ -5,6 +5,7 @@ See docs/format.md, "Models".
 
 import functools
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,11 @@ DEFAULT_WEIGHTS = "vbc-1.safetensors"
 HASH_BYTES = 8
 ENCODER_ONLY = "analysis."
 """Tensors that no decoder needs stay out of the hash: a better analysis leaves old files readable."""
+
+if hasattr(os, "register_at_fork"):
+    # A forked child (multiprocessing's default on Linux before Python 3.14) has none of its parent's OpenMP
+    # threads, and would wait for them for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class WeightsError(ValueError):

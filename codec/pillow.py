@@ -157,7 +157,12 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         raise OSError(f"cannot write mode {im.mode} as {FORMAT}: {e}") from e
 
 
-Image.register_open(FORMAT, VbcImageFile, accept)
-Image.register_save(FORMAT, save)
-Image.register_extension(FORMAT, EXTENSION)
-Image.register_mime(FORMAT, MIME)
+def register() -> None:
+    """Make the plugin known to Pillow, which importing this module does: a hook for worker processes."""
+    Image.register_open(FORMAT, VbcImageFile, accept)
+    Image.register_save(FORMAT, save)
+    Image.register_extension(FORMAT, EXTENSION)
+    Image.register_mime(FORMAT, MIME)
+
+
+register()

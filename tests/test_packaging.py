@@ -1,6 +1,7 @@
 """Rules of the tree: names, the direction of imports, no pickle; and what an installation brings."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,3 +129,24 @@ def test_weights_are_shipped() -> None:
     ]
     assert weights
     assert sum(len(p.read_bytes()) for p in weights) <= 8 << 20
+
+
+FORK = """
+import os, signal, sys, warnings
+import torch
+from vbc.codec import api, example
+warnings.simplefilter("ignore")  # of forking with threads, which is what this is about
+torch.set_num_threads(2)
+image = example.make_example(300, 260)
+data = api.encode(image, lossless=True)
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    os._exit(0 if (api.decode_image(data, "cpu").numpy().transpose(1, 2, 0) == image).all() else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    assert python(FORK) == "0\n"
