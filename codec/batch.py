@@ -107,15 +107,16 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
         progress=progress,
     )
     write_output(job.target, data)
-    height, width = picture.rgb.shape[:2]
+    info = api.read_info(data)
     return {
         "input": job.source,
         "output": job.target,
-        "width": width,
-        "height": height,
+        "width": info.width,
+        "height": info.height,
         "n_bytes": len(data),
-        "rate_bpp": round(8 * len(data) / (width * height), 4),
-        "levels": list(api.read_info(data).levels),
+        "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
+        "levels": list(info.levels),
+        "quality": info.quality,
         "time_s": round(time.perf_counter() - started, 3),
     }
 

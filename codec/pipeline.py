@@ -137,6 +137,7 @@ def encode_image(
                 break
             others = len(data) - sum(map(len, coded[1] + coded[2]))
             room = limit - others - exact_bytes
+            del coded, data
             coded = encode_levels(picture, model, levels, quality, lossless, effort, report, room)
             data = pack(*coded)
     if lossless:

@@ -34,7 +34,11 @@ def encode_whole(picture: Tensor, depth: int, effort: int) -> bytes | None:
     """
     pixels = picture[0, :depth].permute(1, 2, 0).cpu().numpy()
     sample = _sample(pixels)
-    sizes = {p: len(zlib.compress(_residuals(sample, p).tobytes(), 1)) for p in (NONE, LEFT, UP, GRADIENT)}
+    sizes: dict[int, int] = {}
+    for predictor in (UP, NONE, LEFT, GRADIENT):
+        sizes[predictor] = len(zlib.compress(_residuals(sample, predictor).tobytes(), 1))
+        if sizes[predictor] > 2 * MAX_SAMPLE_RATE * sample.size:  # a photograph: no other one will halve it
+            return None
     best = min(sizes, key=lambda p: sizes[p])
     if sizes[best] > MAX_SAMPLE_RATE * sample.size:
         return None

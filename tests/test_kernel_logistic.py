@@ -85,6 +85,8 @@ def test_any_scale_is_safe(device: str) -> None:
     r, s = (t.contiguous() for t in torch.broadcast_tensors(residuals[:, None], scales[None]))
     want = with_gradients(r.double(), s.double())
     have = with_gradients(r.to(device), s.to(device))
+    want[2][s.abs() == 60] = 0  # at the ends of clamp versions of torch differ in its gradient
+    have[2][s.to(device).abs() == 60] = 0
     for h, w in zip(have, want, strict=True):
         assert torch.isfinite(h).all()
         assert torch.allclose(h.cpu().double(), w, rtol=2e-5, atol=2e-5)
