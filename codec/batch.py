@@ -342,15 +342,15 @@ def attempt(work: Work, job: Job) -> Report | Failure:
     except BrokenPipeError:
         raise
     except Exception as e:
-        return failure_of(e)
+        return failure_of(e, job.source)
     except BaseException as e:
         if type(e).__name__ != PANIC:
             raise
-        return failure_of(e)
+        return failure_of(e, job.source)
 
 
-def failure_of(error: BaseException) -> Failure:
-    """The exit code and message for an error."""
+def failure_of(error: BaseException, source: str = "") -> Failure:
+    """The exit code and message for an error. source: the input, which whoever shows the message names."""
     kind, message = type(error).__name__, str(error)
     if isinstance(error, LimitExceeded):
         return Failure(kind, message, LIMIT)
@@ -359,7 +359,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, FormatError):
         return Failure(kind, message, CORRUPT)
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {error.filename}" if error.filename and error.filename != source else ""
         return Failure(kind, f"{error.strerror or message}{where}", SOME_FAILED)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:  # torch says it in its own way
         return Failure(kind, "memory ran out", SOME_FAILED)

@@ -1,4 +1,5 @@
-"""16-bit samples that Pillow cannot hold (colour, or with alpha): files read by imagecodecs and written here.
+"""16-bit samples that Pillow cannot hold (colour, or with alpha): PNG and TIFF read by imagecodecs, PPM here;
+all are written here.
 
 `imagecodecs` is the extra `deep`; without it `read_deep` raises ImportError. Samples are uint16 [H, W, C].
 """
@@ -33,6 +34,21 @@ def read_deep(data: bytes, kind: str) -> Samples:
     if samples.dtype != np.uint16 or samples.ndim != 3:
         raise ValueError(f"samples of type {samples.dtype} and shape {samples.shape}")
     return np.ascontiguousarray(samples)
+
+
+def read_ppm(data: bytes, start: int, height: int, width: int) -> Samples:
+    """The samples of a binary PPM file (P6) with a maximum of 65535, which begin at byte `start`.
+
+    Raises ValueError where they are not all there.
+    """
+    big_endian = np.frombuffer(data, ">u2", height * width * 3, start)
+    return big_endian.astype(np.uint16).reshape(height, width, 3)
+
+
+def write_ppm(samples: Samples) -> bytes:
+    """Inverse of `read_ppm`: the whole file."""
+    height, width, _ = samples.shape
+    return b"P6\n%d %d\n65535\n" % (width, height) + samples.astype(">u2").tobytes()
 
 
 def write_png(samples: Samples, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:

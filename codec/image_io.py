@@ -32,7 +32,7 @@ BROKEN = (
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "GIF")
 """What Pillow may open. Left out are formats whose deeper samples Pillow reduces to 8 bits without saying so
 (AVIF, JPEG 2000)."""
-DEEP_FORMATS = ("PNG", "TIFF")
+DEEP_FORMATS = ("PNG", "TIFF", "PPM")
 """What can be written with 16 bits a sample."""
 ALPHA_FORMATS = ("PNG", "TIFF", "WEBP")
 TIFF_TURNS = {
@@ -165,9 +165,9 @@ def read_picture(data: bytes) -> Picture:
             _check_samples(im)
             _scale_transparency(im)
             orientation = im.tag_v2.get(0x0112, 1) if im.format == "TIFF" else 1  # type: ignore[attr-defined]
-            is_deep = _is_reduced(im)
+            is_deep, start = _is_reduced(im), im.tile[0].offset if im.tile else 0
             im.load()  # PNG may have metadata behind its pixels
-            return _read_deep(data, im, orientation) if is_deep else from_pillow(im)
+            return _read_deep(data, im, orientation, start) if is_deep else from_pillow(im)
     except UnsupportedImage:
         raise
     except UnidentifiedImageError:
@@ -207,7 +207,7 @@ def write_picture(picture: Picture, suffix: str, exact: bool) -> bytes:
         raise UnsupportedImage(f"{kind} has no transparency; it fits into {', '.join(ALPHA_FORMATS)}")
     if picture.low is not None:
         if kind not in DEEP_FORMATS:
-            raise UnsupportedImage(f"16 bits a sample fit into {' and '.join(DEEP_FORMATS)}, not into {kind}")
+            raise UnsupportedImage(f"16 bits a sample fit into {', '.join(DEEP_FORMATS)}, not into {kind}")
         if not picture.gray or picture.alpha is not None:
             return _write_deep(picture, kind)
     im = picture.to_pillow()
@@ -291,9 +291,14 @@ def _add_alpha(samples: Samples, key: int | tuple[int, ...]) -> Samples:
     return np.concatenate((samples, alpha.astype(samples.dtype)), axis=2)
 
 
-def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int) -> Picture:
-    """The picture of a file whose 16-bit samples Pillow reduces; the metadata is Pillow's."""
+def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, start: int) -> Picture:
+    """The picture of a file whose 16-bit samples Pillow reduces; the metadata is Pillow's.
+
+    start: where its samples begin.
+    """
     assert im.format
+    if im.format == "PPM":
+        return Picture.from_samples(deep.read_ppm(data, start, im.height, im.width), Metadata())
     try:
         samples: Samples = deep.read_deep(data, im.format)
     except ImportError:
@@ -313,10 +318,12 @@ def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int) -> Pictur
 
 
 def _write_deep(picture: Picture, kind: str) -> bytes:
-    """16-bit colour, or with alpha, as PNG or TIFF."""
+    """16-bit colour, or with alpha."""
     samples, meta = picture.samples().astype(np.uint16, copy=False), picture.metadata
     if kind == "PNG":
         return deep.write_png(samples, meta.icc, meta.exif, meta.xmp)
+    if kind == "PPM":
+        return deep.write_ppm(samples)
     if samples.shape[2] == 2:
         raise UnsupportedImage("16-bit gray with alpha fits into PNG, not into TIFF")
     return deep.write_tiff(samples, meta.icc, meta.exif, meta.xmp)
@@ -329,7 +336,12 @@ def _raw_modes(im: ImageFile.ImageFile) -> list[str]:
 
 def _is_reduced(im: ImageFile.ImageFile) -> bool:
     """Whether Pillow would reduce 16-bit samples to 8 bits."""
-    return any(";16" in a for a in _raw_modes(im)) and im.mode[0] != "I"
+    return (any(";16" in a for a in _raw_modes(im)) and im.mode[0] != "I") or _is_deep_ppm(im)
+
+
+def _is_deep_ppm(im: ImageFile.ImageFile) -> bool:
+    """Whether this is a binary PPM with samples up to 65535, in colour."""
+    return [(t.codec_name, t.args) for t in im.tile] == [("ppm", ("RGB", 65535))]
 
 
 def _scale_transparency(im: ImageFile.ImageFile) -> None:
@@ -355,7 +367,7 @@ def _check_samples(im: ImageFile.ImageFile) -> None:
     n_bits = 16 if any(";16" in a for a in raw) else 8
     if im.format == "PPM":
         n_bits = max([n_bits, *(int(a).bit_length() for a in raw if a.isdecimal())])
-        known = n_bits == 8 or (im.mode == "I" and "I;16B" in raw)
+        known = n_bits == 8 or (im.mode == "I" and "I;16B" in raw) or _is_deep_ppm(im)
     elif im.format == "TIFF":
         tags = im.tag_v2  # type: ignore[attr-defined]
         n_bits = max(tags.get(258, (1,)))

@@ -112,7 +112,9 @@ def noise(n_channels: int, dtype: type = np.uint8) -> Samples:
 
 GRAY = RGB[..., 0]
 REFUSED = {
-    "16-bit PPM": (b"P6 1 1 65535\n" + bytes(6), "16-bit samples"),
+    "16-bit plain PPM": (b"P3 1 1 65535\n1 2 3\n", "16-bit samples"),
+    "12-bit PPM": (b"P6 1 1 4095\n" + bytes(6), "12-bit samples"),
+    "truncated 16-bit PPM": (b"P6 1 1 65535\n" + bytes(5), "broken"),
     "10-bit PGM": (b"P5 1 1 1023\n" + bytes(2), "10-bit samples"),
     "12-bit TIFF": (tiff(noise(1, np.uint16), t258=12), "12-bit samples"),
     "16-bit TIFF, white is zero": (tiff(noise(1, np.uint16), t262=0), "16-bit samples"),
@@ -290,6 +292,16 @@ def test_a_transparent_colour_becomes_alpha(name: str) -> None:
     assert samples.shape == (1, 4, n_colours + 1)
     assert samples[0, :, -1].tolist() == [full, 0, full, 0]
     assert np.array_equal(samples[0, 1], samples[0, 3])
+
+
+def test_16_bit_ppm() -> None:
+    samples = noise(3, np.uint16)
+    body = samples.astype(">u2").tobytes()
+    for head in (b"P6 12 7 65535\n", b"P6\n# by a camera\n12 # columns\n7\n65535 "):
+        assert np.array_equal(read_picture(head + body).samples(), samples)
+    for given in (samples, samples[..., :1]):
+        data = write_picture(Picture.from_samples(given, META), ".ppm", exact=True)
+        assert np.array_equal(read_picture(data).samples(), given)
 
 
 def test_16_bit_gray_from_every_side() -> None:
