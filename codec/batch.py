@@ -3,6 +3,7 @@
 Which output belongs to which input is decided here too.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -392,7 +393,12 @@ def open_input(source: str) -> Iterator[IO[bytes]]:
 def write_output(target: str, data: bytes) -> None:
     """Write a file atomically, or to standard output."""
     if target == STANDARD:
-        sys.stdout.buffer.write(data)
+        rest = memoryview(data)
+        while rest:  # unbuffered (PYTHONUNBUFFERED), a full disk or a pipe may take a part and say no more
+            n_written = sys.stdout.buffer.write(rest)
+            if n_written is None:
+                raise BlockingIOError(errno.EAGAIN, "standard output does not wait for its reader")
+            rest = rest[n_written:]
         sys.stdout.buffer.flush()
         return
     from vbc.codec.image_io import write_atomic

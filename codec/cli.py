@@ -4,6 +4,7 @@ Torch and rich are loaded where they are needed.
 """
 
 import json
+import os
 import signal
 import sys
 import warnings
@@ -310,7 +311,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    app()
+    sys.exit(run())
+
+
+def run() -> int | str | None:
+    """The command, to the last byte of its standard output. Returns the exit code."""
+    code: int | str | None = batch.OK
+    try:
+        app()
+    except SystemExit as e:
+        code = e.code
+    except OSError as e:  # of --help, where standard output is unbuffered
+        code = say_output_error(e)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as e:
+        code = code or say_output_error(e)
+        # else the interpreter tries again when it ends, and exits with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def say_output_error(error: OSError) -> int:
+    """Say that standard output takes no more, unless its reader has gone. Returns the exit code."""
+    if not isinstance(error, BrokenPipeError):
+        print_line(f"codec: {error.strerror or error}", sys.stderr)
+    return batch.SOME_FAILED
 
 
 def code(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -463,6 +464,48 @@ def test_shell_completion(words: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.stdout.split()
     assert all(word.startswith(words.split()[-1]) for word in result.stdout.split())
+
+
+class Slow(io.RawIOBase):
+    """Takes seven bytes at a time, as an unbuffered stream may; None where it would block."""
+
+    def __init__(self, blocks: bool) -> None:
+        self.taken, self.blocks = b"", blocks
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: memoryview) -> int | None:  # type: ignore[override]
+        if self.blocks and self.taken:
+            return None
+        self.taken += bytes(data[:7])
+        return len(data[:7])
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_standard_output_that_takes_little_at_a_time(blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Slow(blocks)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=stream))
+    data = bytes(range(100))
+    if blocks:
+        with pytest.raises(BlockingIOError):
+            batch.write_output("-", data)
+    else:
+        batch.write_output("-", data)
+        assert stream.taken == data
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["info", "FILE", "--json"], ["--help"]])
+def test_a_full_disk_behind_what_is_said(arguments: list[str], unbuffered: str) -> None:
+    golden = Path(__file__).parent / "golden" / "gray.vbc"
+    command = [sys.executable, "-m", "vbc.codec", *(str(golden) if a == "FILE" else a for a in arguments)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    assert result.returncode == 1
+    assert result.stderr == b"codec: No space left on device\n"
 
 
 def test_closed_pipe_says_nothing(image: Path) -> None:

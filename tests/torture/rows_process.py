@@ -219,6 +219,22 @@ def full_disk(tally: Tally, source: Path, target: Path) -> None:
             tally.check(found == old, "row 9 full disk: the old file is gone")
             left = set(target.parent.iterdir()) - before
             tally.check(not left, f"row 9 full disk: {left} is left over")
+    for unbuffered in ("", "1"):
+        with tally.case(f"row 9 full disk behind standard output {unbuffered}", seconds=1e9):
+            command = codec_command("encode", source, "-o", "-", "--lossless", "--model", TINY)
+            with open(target, "wb") as out:
+                process = subprocess.run(
+                    command,
+                    preexec_fn=small_files_only,
+                    stdout=out,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+                    text=True,
+                    check=False,
+                )
+            what = f"row 9 full disk behind standard output {unbuffered}"
+            tally.check(process.returncode == 1, f"{what}: exit {process.returncode}")
+            tally.check("Traceback" not in process.stderr, f"{what}: {process.stderr[-300:]}")
     with tally.case("row 9 full device", seconds=1e9):
         if os.path.exists("/dev/full"):
             command = codec_command("encode", source, "-o", "-", "--model", TINY)
