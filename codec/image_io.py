@@ -278,7 +278,7 @@ def _samples(im: Image.Image) -> Samples:
         planes = planes.astype(np.uint16)
     elif im.mode not in ("1", "L", "LA", "RGB", "RGBA"):
         raise UnsupportedImage(
-            f"{'samples' if im.mode[0] in 'IF' else 'colour mode'} of kind {im.mode} are not supported"
+            f"{'samples' if im.mode[0] in 'IF' else 'colours'} of kind {im.mode} are not supported"
         )
     planes = planes.reshape(im.height, im.width, -1)
     key = im.info.get("transparency")

@@ -466,6 +466,32 @@ def test_shell_completion(words: str) -> None:
     assert all(word.startswith(words.split()[-1]) for word in result.stdout.split())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_a_folder_hides_is_named(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to nothing, a folder that may not be read; a link back up is not followed."""
+    source = tmp_path / "in"
+    (source / "closed").mkdir(parents=True)
+    (source / "a.png").write_bytes(image.read_bytes())
+    (source / "gone.png").symlink_to("nowhere.png")
+    (source / "up").symlink_to("..")
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    jobs = batch.plan([str(source)], str(tmp_path / "out"), (".png",), ".vbc")
+    assert [Path(job.source).relative_to(source).as_posix() for job in jobs] == [
+        "a.png",
+        "closed",
+        "gone.png",
+    ]
+    outcomes = [batch.attempt(lambda job: {"n": len(Path(job.source).read_bytes())}, job) for job in jobs]
+    assert [isinstance(outcome, batch.Failure) for outcome in outcomes] == [False, True, True]
+
+
 class Slow(io.RawIOBase):
     """Takes seven bytes at a time, as an unbuffered stream may; None where it would block."""
 
