@@ -7,6 +7,7 @@
 from collections.abc import Callable
 
 from torture.rows_bytes import cost, every_truncation, feeding, limits, mutations, repaired_mutations
+from torture.rows_images import image_mutations
 from torture.rows_pictures import devices, generated, golden, missing_model, self_check, threads
 from torture.rows_process import bad_files, bombs, fuzzing, interruptions, no_pickle
 from torture.tally import Slice, Tally
@@ -31,5 +32,6 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     15: (threads, 500, 12, "eight threads, so many decodes each"),
     16: (bad_files, 200, 0, "folder with 5 % bad files"),
     17: (self_check, 200, 8, "the encoder's self-check against faults put in"),
+    18: (image_mutations, 40_000, 400, "mutations of image files to encode"),
 }
 """Number -> function, full number, quick number (0: covered elsewhere in the suite), what it is."""

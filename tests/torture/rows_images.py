@@ -1,0 +1,80 @@
+"""The row about image files: whatever they hold, reading them gives a picture or says why not."""
+
+import contextlib
+import functools
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from torture.material import mutate
+from torture.tally import Slice, Tally
+from vbc.codec.image_io import FORMATS, Metadata, Picture, UnsupportedImage, read_picture, write_picture
+
+TIFF_COMPRESSIONS = ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4", "lzma", "zstd")
+
+
+@functools.cache
+def image_files() -> dict[str, bytes]:
+    """Small valid files of every format and mode that can be written here, with metadata where it fits."""
+    rng = np.random.default_rng(18)
+    samples = rng.integers(0, 256, (13, 17, 4)).astype(np.uint8)
+    samples[:8] = samples[0, 0]
+    rgba, rgb = Image.fromarray(samples), Image.fromarray(samples[..., :3])
+    gray = Image.fromarray(samples[..., 0])
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    block = exif.tobytes()
+    files: dict[str, bytes] = {}
+
+    def add(name: str, im: Image.Image, kind: str, **options: object) -> None:
+        out = io.BytesIO()
+        with contextlib.suppress(OSError, ValueError):  # not every format has every mode or compression
+            im.save(out, kind, **options)
+            files[name] = out.getvalue()
+
+    modes = (rgb, rgba, gray, gray.convert("1"), rgb.quantize(16), rgba.convert("LA"), rgb.convert("CMYK"))
+    for kind in FORMATS:
+        extra = {"exif": block, "icc_profile": b"profile" * 9} if kind in ("PNG", "JPEG", "WEBP") else {}
+        for im in modes:
+            add(f"{kind} {im.mode}", im, kind, **extra)
+    for compression in TIFF_COMPRESSIONS:
+        add(
+            f"TIFF {compression}",
+            gray.convert("1") if compression == "group4" else rgb,
+            "TIFF",
+            compression=compression,
+        )
+    add("progressive JPEG", rgb, "JPEG", progressive=True)
+    add("lossless WebP", rgba, "WEBP", lossless=True)
+    add("animated GIF", rgb, "GIF", save_all=True, append_images=[gray])
+    deep = rng.integers(0, 65536, (7, 9, 4)).astype(np.uint16)
+    for n_channels in (1, 2, 3, 4):
+        picture = Picture.from_samples(deep[..., :n_channels], Metadata(exif=block[6:], xmp=b"<x/>"))
+        for suffix in (".png", ".tif", ".ppm"):
+            with contextlib.suppress(UnsupportedImage):
+                files[f"deep {n_channels} {suffix}"] = write_picture(picture, suffix, exact=True)
+    return files
+
+
+def image_mutations(todo: Slice) -> Tally:
+    """Row 18: damaged image files give a picture or UnsupportedImage, nothing else."""
+    tally = Tally()
+    files = image_files()
+    names, pool = list(files), list(files.values())
+    for n in todo:
+        rng = np.random.default_rng((18, n))
+        name = names[n % len(names)]
+        data = mutate(files[name], rng, pool)
+        with tally.case(f"row 18 case {n} ({name})"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
+            try:
+                picture = read_picture(data)
+            except UnsupportedImage:
+                tally.count("UnsupportedImage")
+                continue
+            tally.count("picture")
+            again = Picture.from_samples(picture.samples(), picture.metadata)
+            tally.check(np.array_equal(again.rgb, picture.rgb), f"row 18 case {n} ({name}): not a picture")
+    return tally
