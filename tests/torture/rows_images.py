@@ -3,7 +3,10 @@
 import contextlib
 import functools
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -61,20 +64,38 @@ def image_files() -> dict[str, bytes]:
 def image_mutations(todo: Slice) -> Tally:
     """Row 18: damaged image files give a picture or UnsupportedImage, nothing else."""
     tally = Tally()
-    files = image_files()
-    names, pool = list(files), list(files.values())
-    for n in todo:
-        rng = np.random.default_rng((18, n))
-        name = names[n % len(names)]
-        data = mutate(files[name], rng, pool)
-        with tally.case(f"row 18 case {n} ({name})"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
-            try:
-                picture = read_picture(data)
-            except UnsupportedImage:
-                tally.count("UnsupportedImage")
-                continue
-            tally.count("picture")
-            again = Picture.from_samples(picture.samples(), picture.metadata)
-            tally.check(np.array_equal(again.rgb, picture.rgb), f"row 18 case {n} ({name}): not a picture")
+    with silence():
+        for n in todo:
+            read_damaged(n, tally)
     return tally
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """libtiff writes what it thinks of a file to standard error itself."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def read_damaged(n: int, tally: Tally) -> None:
+    """Case n of row 18."""
+    files = image_files()
+    name = list(files)[n % len(files)]
+    data = mutate(files[name], np.random.default_rng((18, n)), list(files.values()))
+    with tally.case(f"row 18 case {n} ({name})"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
+        try:
+            picture = read_picture(data)
+        except UnsupportedImage:
+            tally.count("UnsupportedImage")
+            return
+        tally.count("picture")
+        again = Picture.from_samples(picture.samples(), picture.metadata)
+        tally.check(np.array_equal(again.rgb, picture.rgb), f"row 18 case {n} ({name}): not a picture")
