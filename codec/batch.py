@@ -275,15 +275,16 @@ def plan(sources: list[str], output: str, input_suffixes: tuple[str, ...], outpu
 def files_below(source: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, Path]]:
     """The files that a source stands for, each with its place in the output folder.
 
-    Links to folders are not followed. Links to nothing and folders that cannot be read are among them, so
-    that they fail and are named.
+    Links to folders are not followed; pipes, sockets and devices are left out. Links to nothing and folders
+    that cannot be read are among them, so that they fail and are named.
     """
     if not source.is_dir():
         yield source, Path(source.name)
         return
     found: list[Path] = []
     for folder, _, names in os.walk(source, onerror=lambda e: found.append(Path(e.filename))):
-        found.extend(Path(folder, name) for name in names if Path(name).suffix.lower() in suffixes)
+        files = (Path(folder, name) for name in names if Path(name).suffix.lower() in suffixes)
+        found.extend(file for file in files if file.is_file() or not file.exists())
     for file in sorted(found):
         yield file, file.relative_to(source)
 

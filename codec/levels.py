@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream import container
+from vbc.bitstream.container import LOSSY_LEVELS
 from vbc.bitstream.errors import Corrupt
 from vbc.codec import exact_levels, lossy_levels
 from vbc.codec.coder import Coder, Reader, Writer
@@ -18,22 +18,19 @@ from vbc.codec.exact_levels import Coded
 from vbc.codec.lossy import LEVEL_START
 from vbc.codec.model import Model
 from vbc.codec.tuning import MIN_POSITIONS
-from vbc.codec.whole import decode_whole, encode_whole
+from vbc.codec.whole import decode_whole, encode_whole, rgb_tensor
 
 CODED, RAW, TUNED, RAW_GRAY, WHOLE = range(5)
 """First byte of a level's payload: lanes follow, or plain samples, or lanes with output layers tuned to the
 image, or plain samples of a picture whose planes are equal, or (level 4) the whole picture, packed."""
 RAW_DEPTH = {RAW: 3, RAW_GRAY: 1}
 """Bytes of a plain pixel."""
-LOSSY_LEVELS = container.LOSSY_LEVELS
-
-Progress = Callable[[str, float], None]
-
-
 SURELY_WHOLE = 1 / 50
 """A packed picture below this share of its samples is kept without a look at what the networks would give."""
 QUALITY_STEP = 20
 """Between the qualities that are tried where lossy levels have little room."""
+
+Progress = Callable[[str, float], None]
 
 
 # Lossy levels
@@ -272,8 +269,7 @@ def from_samples(body: memoryview, height: int, width: int, depth: int = 3) -> T
     if len(body) != depth * height * width:
         raise Corrupt(f"{len(body)} bytes of samples, {depth * height * width} expected")
     pixels = np.frombuffer(body, np.uint8).reshape(height, width, depth)
-    rgb = pixels.repeat(3, axis=2) if depth == 1 else pixels.copy()
-    return torch.from_numpy(rgb)[None].permute(0, 3, 1, 2)
+    return rgb_tensor(pixels.copy())
 
 
 def split_payload(payload: memoryview) -> tuple[int, memoryview]:

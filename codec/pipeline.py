@@ -96,6 +96,8 @@ def encode_image(
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
     low = low if lossless else None
+    coded = encode_levels(picture, model, levels, quality, lossless, effort, report)
+    channels, n_pixels = 1 if gray else 3, rgb[0].numel()
     before: list[Chunk] = [(container.ICC, 0, meta.icc)]
     if alpha is not None:
         before.append((container.ALPHA, 0, encode_planes([alpha.numpy()], [None], model)))
@@ -118,7 +120,7 @@ def encode_image(
             [(kind, number, body) for kind, number, body in chunks if body is not None],
             width=picture.shape[-1],
             height=picture.shape[-2],
-            channels=1 if gray else 3,
+            channels=channels,
             quality=quality,
             flags=container.LOSSLESS if lossless else 0,
             model_hash=model.hash,
@@ -126,13 +128,12 @@ def encode_image(
             bit_depth=8 if low is None else 16,
         )
 
-    coded = encode_levels(picture, model, levels, quality, lossless, effort, report)
     data = pack(*coded)
     if lossless and levels:
-        n_samples = ((1 if gray else 3) + (alpha is not None)) * (1 if low is None else 2)
-        limit = size_limit(n_samples * rgb[0].numel()) + sum(meta.n_bytes().values())
+        bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
+        limit = size_limit(bytes_a_pixel * n_pixels) + sum(meta.n_bytes().values())
         # exact levels grow as the lossy ones shrink, to plain samples at worst
-        for exact_bytes in (sum(map(len, coded[2])), (1 if gray else 3) * rgb[0].numel() + len(coded[2])):
+        for exact_bytes in (sum(map(len, coded[2])), channels * n_pixels + len(coded[2])):
             if len(data) <= limit:
                 break
             others = len(data) - sum(map(len, coded[1] + coded[2]))

@@ -468,12 +468,13 @@ def test_shell_completion(words: str) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_what_a_folder_hides_is_named(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link to nothing, a folder that may not be read; a link back up is not followed."""
+    """A link to nothing, a folder that may not be read; a link back up is not followed, a pipe left out."""
     source = tmp_path / "in"
     (source / "closed").mkdir(parents=True)
     (source / "a.png").write_bytes(image.read_bytes())
     (source / "gone.png").symlink_to("nowhere.png")
     (source / "up").symlink_to("..")
+    os.mkfifo(source / "pipe.png")
     real = os.scandir
 
     def scandir(path: str) -> object:

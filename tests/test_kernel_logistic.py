@@ -83,10 +83,9 @@ def test_any_scale_is_safe(device: str) -> None:
     scales = torch.tensor([-1e4, -200, -61, -60, -20, -4, 0, 10, 40, 60, 61, 200, 1e4])
     residuals = torch.tensor([0.0, 0.4999, 0.5, -0.5, 1, -30000, 1e6])
     r, s = (t.contiguous() for t in torch.broadcast_tensors(residuals[:, None], scales[None]))
-    want = with_gradients(r.double(), s.double())
+    # at the very ends of clamp versions of torch differ in its gradient; a hair inside they do not
+    want = with_gradients(r.double(), s.double() * (1 - 1e-12))
     have = with_gradients(r.to(device), s.to(device))
-    want[2][s.abs() == 60] = 0  # at the ends of clamp versions of torch differ in its gradient
-    have[2][s.to(device).abs() == 60] = 0
     for h, w in zip(have, want, strict=True):
         assert torch.isfinite(h).all()
         assert torch.allclose(h.cpu().double(), w, rtol=2e-5, atol=2e-5)

@@ -27,7 +27,7 @@ FOREIGN = """
 import sys
 from pathlib import Path
 import torch
-from torture.material import TINY, decoded_key, level_keys
+from torture.material import TINY, level_keys
 from vbc.codec import api, example
 print("torch", torch.__version__)
 folder, small = Path(sys.argv[1]), sys.argv[2] == "small"
@@ -78,22 +78,31 @@ def devices(todo: Slice) -> Tally:
         tally.check(same, "row 10: a list gives other pictures")
     if not todo.quick:  # a minute; tests/test_device.py has it in the suite
         names = ("one-pixel.vbc", "one-row.vbc")
-        across(
-            tally, "interpreted kernels", {n: files[n] for n in names}, sys.executable, TRITON_INTERPRET="1"
-        )
+        few = {name: files[name] for name in names}
+        across(tally, "interpreted kernels", few, sys.executable, small=True, TRITON_INTERPRET="1")
     if other := os.environ.get(OTHER_PYTHON):
         shipped = api.encode(make_example(300, 260), lossless=True)
         across(tally, "another torch", files | {"shipped.vbc": shipped}, other)
     return tally
 
 
-def across(tally: Tally, what: str, files: dict[str, bytes], interpreter: str, **environment: str) -> None:
-    """Files of this process decoded in another one and the other way round, all levels."""
+def across(
+    tally: Tally,
+    what: str,
+    files: dict[str, bytes],
+    interpreter: str,
+    small: bool = False,
+    **environment: str,
+) -> None:
+    """Files of this process decoded in another one and the other way round, all levels.
+
+    small: the other one is slow, so that it encodes little.
+    """
     with tempfile.TemporaryDirectory() as path, tally.case(f"row 10 {what}", seconds=600):
         folder = Path(path)
         for i, (name, data) in enumerate(files.items()):
             (folder / (name if name.endswith(".vbc") else f"{i}.vbc")).write_bytes(data)
-        size = "small" if environment else "all"
+        size = "small" if small else "all"
         result = python("-c", FOREIGN, path, size, interpreter=interpreter, **environment)
         said = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()}
         tally.notes[f"{what}: torch"] = " ".join(said.pop("torch", ["?"]))

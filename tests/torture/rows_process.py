@@ -214,8 +214,7 @@ def full_disk(tally: Tally, source: Path, target: Path) -> None:
                 command, preexec_fn=small_files_only, capture_output=True, text=True, check=False
             )
             found = target.read_bytes() if target.exists() else None
-            tally.check(process.returncode == 1, f"row 9 full disk: exit {process.returncode}")
-            tally.check("Traceback" not in process.stderr, f"row 9 full disk: {process.stderr[-300:]}")
+            check_write_error(tally, "row 9 full disk", process)
             tally.check(found == old, "row 9 full disk: the old file is gone")
             left = set(target.parent.iterdir()) - before
             tally.check(not left, f"row 9 full disk: {left} is left over")
@@ -232,16 +231,19 @@ def full_disk(tally: Tally, source: Path, target: Path) -> None:
                     text=True,
                     check=False,
                 )
-            what = f"row 9 full disk behind standard output {unbuffered}"
-            tally.check(process.returncode == 1, f"{what}: exit {process.returncode}")
-            tally.check("Traceback" not in process.stderr, f"{what}: {process.stderr[-300:]}")
+            check_write_error(tally, f"row 9 full disk behind standard output {unbuffered}", process)
     with tally.case("row 9 full device", seconds=1e9):
         if os.path.exists("/dev/full"):
             command = codec_command("encode", source, "-o", "-", "--model", TINY)
             with open("/dev/full", "wb") as full:
                 process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-            tally.check(process.returncode == 1, f"row 9 full device: exit {process.returncode}")
-            tally.check("Traceback" not in process.stderr, f"row 9 full device: {process.stderr[-300:]}")
+            check_write_error(tally, "row 9 full device", process)
+
+
+def check_write_error(tally: Tally, what: str, process: "subprocess.CompletedProcess[str]") -> None:
+    """The command has said what is wrong, in its own words."""
+    tally.check(process.returncode == 1, f"{what}: exit {process.returncode}")
+    tally.check("Traceback" not in process.stderr, f"{what}: {process.stderr[-300:]}")
 
 
 def closed_pipe(tally: Tally, source: Path) -> None:
