@@ -23,7 +23,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vbc.codec import batch, image_io
+from vbc.codec import jobs as batch
+from vbc.codec.files import image_io
 
 Rgb = NDArray[np.uint8]
 """uint8 [H, W, 3]."""

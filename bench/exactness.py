@@ -22,8 +22,11 @@ import torch
 from bench import common, rivals
 from bench.common import Results, Rgb, say
 from vbc.bitstream import container
-from vbc.codec import api, exact_levels, levels, lossy_levels, pipeline
+from vbc.codec import api, pipeline
+from vbc.codec import payloads as levels
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.exact import grids as exact_levels
+from vbc.codec.lossy import coding as lossy_levels
 from vbc.kernels import conv, dispatch
 
 if TYPE_CHECKING:

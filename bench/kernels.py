@@ -20,18 +20,18 @@ from torch.nn import functional as F
 
 from vbc.kernels.conv import IntConv
 from vbc.kernels.dispatch import require_device
-from vbc.kernels.glimpse import crop, paste, resample_reference
-from vbc.kernels.glimpse_box import crop_boxes, resample_boxes_reference
 from vbc.kernels.logistic import (
     logistic_bits,
     logistic_bits_reference,
     table_index,
     table_index_reference,
 )
-from vbc.kernels.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
-from vbc.kernels.mixture import mixture_bits, mixture_bits_reference
 from vbc.kernels.predict import N_KEYS, Corrections, PredictMaps, channel_tables, channel_tables_reference
 from vbc.kernels.rans import Lanes, cumulative_tables, decode_step, open_lanes
+from vbc.kernels.research.glimpse import crop, paste, resample_reference
+from vbc.kernels.research.glimpse_box import crop_boxes, resample_boxes_reference
+from vbc.kernels.research.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
+from vbc.kernels.research.mixture import mixture_bits, mixture_bits_reference
 
 Run = Callable[[], object]
 

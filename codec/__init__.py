@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vbc.codec.api import FileInfo, decode, decode_image, encode, read_info, verify
-    from vbc.codec.image_io import Metadata, UnsupportedImage
+    from vbc.codec.files.image_io import Metadata, UnsupportedImage
     from vbc.codec.incremental import IncrementalReader
 
 __version__ = "0.1.0"
@@ -29,6 +29,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"Metadata": "image_io", "UnsupportedImage": "image_io", "IncrementalReader": "incremental"}
+    homes = {
+        "Metadata": "files.image_io",
+        "UnsupportedImage": "files.image_io",
+        "IncrementalReader": "incremental",
+    }
     home = homes.get(name, "api")
     return getattr(import_module(f"vbc.codec.{home}"), name)

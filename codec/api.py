@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
-from vbc.codec.reading import read_vbc
+from vbc.codec.files.reading import read_vbc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from vbc.codec.image_io import Metadata, Picture
+    from vbc.codec.files.image_io import Metadata, Picture
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
 
@@ -238,7 +238,7 @@ def decode_image(
     if decoded.alpha is not None or decoded.low is not None:
         import torch
 
-        from vbc.codec.image_io import Metadata
+        from vbc.codec.files.image_io import Metadata
 
         samples = picture_of(decoded, Metadata()).samples()
         return torch.from_numpy(samples).permute(2, 0, 1).contiguous().to(device)
@@ -292,7 +292,7 @@ def verify(
 
 def read_metadata(data: bytes, header: container.Header) -> "Metadata":
     """Metadata of a file; what lies behind the end of a truncated file is left out. Raises Corrupt."""
-    from vbc.codec.image_io import Metadata
+    from vbc.codec.files.image_io import Metadata
 
     names = {kind: name for name, kind in METADATA_KINDS.items()}
     parts = {}
@@ -304,7 +304,7 @@ def read_metadata(data: bytes, header: container.Header) -> "Metadata":
 
 def picture_of(decoded: "Decoded", metadata: "Metadata") -> "Picture":
     """What the pipeline decoded, as a picture with its metadata."""
-    from vbc.codec.image_io import Picture
+    from vbc.codec.files.image_io import Picture
 
     return Picture(
         decoded.rgb.permute(1, 2, 0).cpu().numpy(),
@@ -322,7 +322,7 @@ def as_picture(
     import numpy as np
     from PIL import Image
 
-    from vbc.codec.image_io import Metadata, Picture, UnsupportedImage, check_size, from_pillow
+    from vbc.codec.files.image_io import Metadata, Picture, UnsupportedImage, check_size, from_pillow
 
     if isinstance(image, Picture):
         return image

@@ -21,8 +21,9 @@ import typer
 
 import vbc.codec
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
-from vbc.codec import api, batch
-from vbc.codec.batch import DecodeOptions, EncodeOptions, Failure, Job, Report
+from vbc.codec import api
+from vbc.codec import jobs as batch
+from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -157,7 +158,7 @@ def encode(
     quiet: Quiet = False,
 ) -> None:
     """Encode images to .vbc files."""
-    from vbc.codec.image_io import INPUT_SUFFIXES
+    from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     n_levels = checked_levels(levels, quality, lossless, effort)
     check_device(device)
@@ -195,7 +196,7 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """Decode .vbc files to images."""
-    from vbc.codec.image_io import OUTPUT_FORMATS
+    from vbc.codec.files.image_io import OUTPUT_FORMATS
 
     check_device(device)
     limits = limits_of(max_pixels, max_memory)
@@ -247,7 +248,7 @@ def train(
     """Train the networks; one line of JSON for every report."""
     import torch
 
-    from vbc.codec.train import train as run_training
+    from vbc.codec.train.stages import train as run_training
 
     if device is DeviceName.cuda and not torch.cuda.is_available():
         fail_usage("no CUDA device is available to this torch; use --device cpu")
@@ -275,7 +276,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Encode and decode images in memory: bytes of real files, PSNR (RGB, all subpixels), seconds."""
-    from vbc.codec.image_io import INPUT_SUFFIXES
+    from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities = quality or [60]
     n_levels = checked_levels(levels, qualities[0], lossless, effort)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vbc.codec.image_io import Metadata, Picture, write_atomic, write_picture
+from vbc.codec.files.image_io import Metadata, Picture, write_atomic, write_picture
 
 Plane = NDArray[np.float64]
 

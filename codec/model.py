@@ -16,14 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vbc.bitstream.tables import TableSet
-from vbc.codec.device import device_tables
-from vbc.codec.exact import PHASES
-from vbc.codec.exact_block import ExactModel
-from vbc.codec.exact_device import predict_maps
-from vbc.codec.integer import IntChain, IntPhase
-from vbc.codec.lossy import latent_basis
-from vbc.codec.lossy_levels import N_SCALES, LossyModel
-from vbc.codec.quantise import Tensors
+from vbc.codec.entropy.tensor_coder import device_tables
+from vbc.codec.exact.block import ExactModel
+from vbc.codec.exact.block_device import predict_maps
+from vbc.codec.exact.networks import PHASES
+from vbc.codec.lossy.coding import N_SCALES, LossyModel
+from vbc.codec.lossy.networks import latent_basis
+from vbc.codec.nets.int_nets import IntChain, IntPhase
+from vbc.codec.train.export_nets import Tensors
 
 DEFAULT_WEIGHTS = "vbc-1.safetensors"
 HASH_BYTES = 8

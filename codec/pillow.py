@@ -13,8 +13,8 @@ from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, XMP, Header
 from vbc.bitstream.errors import Corrupt, FormatError
 from vbc.codec import api
-from vbc.codec.image_io import EXIF_PREFIX, Metadata, UnsupportedImage
-from vbc.codec.reading import read_up_to, read_vbc
+from vbc.codec.files.image_io import EXIF_PREFIX, Metadata, UnsupportedImage
+from vbc.codec.files.reading import read_up_to, read_vbc
 
 if TYPE_CHECKING:
     from PIL._imaging import PixelAccess

@@ -13,9 +13,11 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, LOSSY_LEVELS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
-from vbc.codec import lossy_levels
-from vbc.codec.image_io import Metadata
-from vbc.codec.levels import (
+from vbc.codec.extra.extra_planes import Plane, decode_planes, encode_planes
+from vbc.codec.files.image_io import Metadata
+from vbc.codec.lossy import coding as lossy_levels
+from vbc.codec.model import Model
+from vbc.codec.payloads import (
     Progress,
     coarser_lossy,
     complete,
@@ -25,8 +27,6 @@ from vbc.codec.levels import (
     encode_lossy,
     picture_size,
 )
-from vbc.codec.model import Model
-from vbc.codec.planes import Plane, decode_planes, encode_planes
 
 PIXEL_HASH_BYTES = 16
 

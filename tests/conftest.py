@@ -13,7 +13,8 @@ import pytest
 
 from vbc.codec.model import Model, load_model
 
-for name in ("conv", "glimpse", "glimpse_box", "logistic", "masked_conv", "mixture", "predict", "rans"):
+RESEARCH = ("glimpse", "glimpse_box", "masked_conv", "mixture")
+for name in ("conv", "logistic", "predict", "rans", *(f"research.{n}" for n in RESEARCH)):
     importlib.import_module(f"vbc.kernels.{name}")
 del os.environ["TRITON_INTERPRET"]
 KERNEL_DEVICE = os.environ.get("VBC_KERNEL_DEVICE", "cpu")

@@ -126,7 +126,7 @@ def pictures(folder: Path | None) -> Iterator[tuple[str, Tensor]]:
             whole = make_example(max(64, w), max(64, h))
             yield f"{w}x{h}", torch.from_numpy(whole[:h, :w].copy()).permute(2, 0, 1)
         return
-    from vbc.codec.image_io import INPUT_SUFFIXES, read_picture
+    from vbc.codec.files.image_io import INPUT_SUFFIXES, read_picture
 
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in INPUT_SUFFIXES):
         yield path.name, torch.from_numpy(read_picture(path.read_bytes()).rgb.copy()).permute(2, 0, 1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vbc.bitstream import container
 from vbc.codec import api
 from vbc.codec.example import make_example
-from vbc.codec.image_io import Metadata
+from vbc.codec.files.image_io import Metadata
 
 TESTS = Path(__file__).resolve().parent.parent
 GOLDEN = TESTS / "golden"

@@ -31,9 +31,9 @@ from vbc.bitstream import container
 from vbc.bitstream.container import Limits
 from vbc.bitstream.errors import FormatError, LimitExceeded, Truncated
 from vbc.codec import api, pipeline
-from vbc.codec.image_io import UnsupportedImage
+from vbc.codec.files.image_io import UnsupportedImage
+from vbc.codec.files.reading import read_vbc
 from vbc.codec.incremental import IncrementalReader
-from vbc.codec.reading import read_vbc
 
 TIME_RATIO = 5.0
 """A damaged file may take so many times as long as a valid one of its size."""

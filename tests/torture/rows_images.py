@@ -13,7 +13,7 @@ from PIL import Image
 
 from torture.material import mutate
 from torture.tally import Slice, Tally
-from vbc.codec.image_io import FORMATS, Metadata, Picture, UnsupportedImage, read_picture, write_picture
+from vbc.codec.files.image_io import FORMATS, Metadata, Picture, UnsupportedImage, read_picture, write_picture
 
 TIFF_COMPRESSIONS = ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4", "lzma", "zstd")
 

@@ -16,9 +16,10 @@ from torture.material import GOLDEN, TINY, Samples, decoded_key, deep, key, leve
 from torture.rows_bytes import attempt, python
 from torture.tally import Slice, Tally
 from vbc.bitstream.errors import ModelMissing
-from vbc.codec import api, batch, pipeline
+from vbc.codec import api, pipeline
+from vbc.codec import jobs as batch
 from vbc.codec.example import make_example
-from vbc.codec.image_io import Metadata, Picture, write_picture
+from vbc.codec.files.image_io import Metadata, Picture, write_picture
 from vbc.codec.pipeline import Decoded, SelfCheckFailed
 
 OTHER_PYTHON = "VBC_OTHER_PYTHON"

@@ -19,7 +19,7 @@ from torture.tally import Slice, Tally
 from vbc.bitstream import container
 from vbc.codec import api
 from vbc.codec.example import make_example
-from vbc.codec.image_io import Metadata, Picture, write_picture
+from vbc.codec.files.image_io import Metadata, Picture, write_picture
 from vbc.codec.model import WeightsError
 
 ROOT = TESTS.parent
@@ -32,7 +32,9 @@ REFUSE = (
 import sys, time, tracemalloc
 from pathlib import Path
 from vbc.bitstream.errors import FormatError
-from vbc.codec import api, batch, incremental, reading
+from vbc.codec import api, incremental
+from vbc.codec import jobs as batch
+from vbc.codec.files import reading
 entries = {
     "read_info": lambda data, path: api.read_info(data),
     "decode": lambda data, path: api.decode(data),

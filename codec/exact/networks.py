@@ -1,0 +1,292 @@
+"""The exact levels: interlaced grids, each step from x_s to x_{s-1} in three phases.
+
+See docs/architecture.md, "Exact levels".
+
+With `A = x_s` at the even rows and even columns of x_{s-1}, the phases are D (odd, odd), H (even, odd),
+V (odd, even). Every phase predicts its pixels from a local base (the mean of the four nearest known pixels)
+plus what a small network adds, and gives a scale. All of this file's feature arithmetic is on int16 and so
+exact.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vbc.codec.nets.qconv import ACTIVATION_STEP, QConv, QualityBias
+from vbc.kernels.logistic import logistic_bits
+
+PHASES = ("D", "H", "V")
+PHASE_OFFSET = {"D": (1, 1), "H": (0, 1), "V": (1, 0)}
+RADIUS = 3
+"""Receptive field of the phase networks on the coarse grid, in positions to each side."""
+HALO = RADIUS + 1
+"""Known planes are padded by this much: the receptive field and one more for the differences between
+neighbours."""
+BASE_PLANES = {"D": 9, "H": 9, "V": 15}
+LOSSY_PLANES = 12
+N_LEVEL_CLASSES = 3
+"""The networks are shared by all levels, but for a bias per class: finest, second, all coarser ones."""
+N_SURPRISE = 9
+"""Classes of how surprising the colour channels decoded before were, in octaves (see `surprise_class`)."""
+LOG_SCALE_RANGE = (-4.0, 6.0)
+"""Octaves of the logistic scale in pixel values."""
+
+
+def compand(d: Tensor) -> Tensor:
+    """Fold integer differences into -64..63: slope 1 up to 32, slope 1/4 (rounded down) beyond."""
+    near = d.clamp(-32, 32)
+    return (((d - near) >> 2) + near).clamp_(-64, 63)
+
+
+def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
+    """View of x moved so that position (i, j) holds x[i+dy, j+dx]; one position is lost on every side."""
+    h, w = x.shape[-2:]
+    return x[..., 1 + dy : h - 1 + dy, 1 + dx : w - 1 + dx]
+
+
+def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
+    """Mean of the four nearest known pixels, rounded.
+
+    int16 [N, 3, h+2r-2, w+2r-2] from planes padded by r.
+    """
+    if phase == "D":
+        four = _shift(a, 0, 0) + _shift(a, 0, 1) + _shift(a, 1, 0) + _shift(a, 1, 1)
+    elif phase == "H":
+        assert d is not None
+        four = _shift(a, 0, 0) + _shift(a, 0, 1) + _shift(d, -1, 0) + _shift(d, 0, 0)
+    else:
+        assert d is not None
+        four = _shift(a, 0, 0) + _shift(a, 1, 0) + _shift(d, 0, -1) + _shift(d, 0, 0)
+    return (four + 2) >> 2
+
+
+def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tensor | None) -> Tensor:
+    """Network input: companded differences of known neighbours to the base.
+
+    int16 [N, planes, h+2r-2, w+2r-2], -64..63.
+    """
+    if phase == "D":
+        known = [_shift(a, 0, 0), _shift(a, 0, 1), _shift(a, 1, 0)]
+    elif phase == "H":
+        assert d is not None
+        known = [_shift(a, 0, 0), _shift(a, 0, 1), _shift(d, -1, 0)]
+    else:
+        assert d is not None
+        assert h is not None
+        known = [_shift(a, 0, 0), _shift(a, 1, 0), _shift(d, 0, -1), _shift(h, 0, -1), _shift(h, 0, 0)]
+    return compand(torch.cat([k - base for k in known], 1))
+
+
+def layered_base(phase: str, a: Tensor, d: Tensor | None, lossy: dict[str, Tensor]) -> Tensor:
+    """The lossy picture plus its mean error at the four nearest known pixels, int16 as `phase_base`.
+
+    lossy: planes A, D, H, V of the lossy picture, padded as `a` and `d`. On coarse grids, where neighbours
+    say little of a pixel, the lossy picture says nearly all.
+    """
+    error = phase_base(phase, a - lossy["A"], None if d is None else d - lossy["D"])
+    return _shift(lossy[phase], 0, 0) + error
+
+
+def guide_planes(base: Tensor, a: Tensor, lossy: dict[str, Tensor]) -> Tensor:
+    """Network input from a lossy picture: its error on the known grid, its phases against the base.
+
+    base: `layered_base`; a, lossy: padded by one more. Returns int16 [N, 12, h, w] as `base`, -64..63.
+    """
+    parts = [_shift(a - lossy["A"], 0, 0), *(_shift(lossy[p], 0, 0) - base for p in PHASES)]
+    return compand(torch.cat(parts, 1))
+
+
+class LayeredEnds(nn.Module):
+    """A phase network's layers in a layered file, for one level class.
+
+    What the lossy picture is worth depends on the grid: on coarse ones it says most of the detail, on the
+    finest little. So these layers are not shared between the classes.
+    """
+
+    def __init__(self, planes: int, width: int):
+        super().__init__()
+        self.first = QConv(planes + LOSSY_PLANES, width, 3)
+        self.head = QConv(width, 9, 1, head=True)
+        self.skip = QConv(planes + LOSSY_PLANES, 9, 3, head=True, zero=True)
+        self.condition = QualityBias(1, width)
+
+
+class PhaseNet(nn.Module):
+    """Entropy parameters of one phase.
+
+    Input planes are int -64..63 standing for sixteenths, as all activations do.
+    """
+
+    def __init__(self, planes: int, width: int):
+        super().__init__()
+        self.first = QConv(planes, width, 3)
+        self.second = QConv(width, width, 3)
+        self.third = QConv(width, width, 3)
+        self.head = QConv(width, 9, 1, head=True)
+        self.skip = QConv(planes, 9, 3, head=True, zero=True)
+        self.level_bias = nn.Parameter(torch.zeros(N_LEVEL_CLASSES, width))
+        self.layered = nn.ModuleList(LayeredEnds(planes, width) for _ in range(N_LEVEL_CLASSES))
+        self.surprise = nn.Parameter(torch.zeros(2, N_SURPRISE))
+        with torch.no_grad():
+            self.head.weight.mul_(0.3)
+            self.head.bias[3:6] = torch.tensor([1.0, 0.5, 0.5])
+        self.copy_to_layered()
+
+    def layered_ends(self, level_class: int) -> LayeredEnds:
+        """The layers of a level class that layered files use in place of the archival ones."""
+        ends = self.layered[level_class]
+        assert isinstance(ends, LayeredEnds)
+        return ends
+
+    def copy_to_layered(self) -> None:
+        """Let the layered ends begin as the archival ones, blind to the lossy picture."""
+        with torch.no_grad():
+            for c in range(N_LEVEL_CLASSES):
+                ends = self.layered_ends(c)
+                for ours, theirs in ((ends.first, self.first), (ends.skip, self.skip)):
+                    ours.weight.zero_()
+                    ours.weight[:, : theirs.weight.shape[1]] = theirs.weight
+                    ours.bias.copy_(theirs.bias)
+                ends.first.bias.add_(self.level_bias[c])
+                ends.head.load_state_dict(self.head.state_dict())
+
+    def forward(
+        self, planes: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
+    ) -> Tensor:
+        """Entropy parameters, float [N, 9, h, w].
+
+        planes: float [N, planes, h+6, w+6] in units of 1/16; lossy: [N, 12, h+6, w+6] likewise.
+        Outputs: 3 mean offsets (pixel values), 3 log2 scales (octaves), 3 coefficients (Y->Co, Y->Cg,
+        Co->Cg; quarters).
+        """
+        first, head, skip = self.first, self.head, self.skip
+        bias = self.level_bias[level_class].view(1, -1, 1, 1)
+        if lossy is not None:
+            assert q is not None
+            ends = self.layered_ends(level_class)
+            first, head, skip = ends.first, ends.head, ends.skip
+            planes, bias = torch.cat((planes, lossy), 1), ends.condition(q)
+        x = self.third(self.second(first(planes, bias)))
+        h, w = planes.shape[-2:]
+        out: Tensor = head(x) + skip(planes[..., 2 : h - 2, 2 : w - 2])
+        return out
+
+
+class ExactNet(nn.Module):
+    """The three phase networks of the exact levels."""
+
+    def __init__(self, width: int = 48):
+        super().__init__()
+        self.nets = nn.ModuleDict({p: PhaseNet(BASE_PLANES[p], width) for p in PHASES})
+
+    def net(self, phase: str) -> PhaseNet:
+        """The network of a phase."""
+        net = self.nets[phase]
+        assert isinstance(net, PhaseNet)
+        return net
+
+    def phase(
+        self,
+        phase: str,
+        planes: Tensor,
+        level_class: int,
+        guide: Tensor | None = None,
+        q: Tensor | None = None,
+    ) -> Tensor:
+        """Entropy parameters of a phase.
+
+        From its integer planes and, in a layered file, those of the lossy picture.
+        """
+        x = (planes.float() * ACTIVATION_STEP).contiguous(memory_format=torch.channels_last)
+        lossy = None if guide is None else guide.float() * ACTIVATION_STEP
+        out: Tensor = self.net(phase)(x, level_class, lossy, q)
+        return out
+
+
+def logistic_nll(residual: Tensor, log2_scale: Tensor) -> Tensor:
+    """Bits of an integer under a discretised logistic; residual = x - mean. Safe for every scale.
+
+    On CUDA one fused kernel, with its gradients (`kernels.logistic`).
+
+    log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)),
+    with a, b = (residual +- 1/2) / s.
+    PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517), equation 2, without the edge bins.
+    """
+    if residual.is_cuda:
+        return logistic_bits(residual.float(), log2_scale.float().expand_as(residual))
+    inv = torch.exp2(-log2_scale)
+    a, b = (residual + 0.5) * inv, (residual - 0.5) * inv
+    nats = F.softplus(-a) + F.softplus(b) - torch.log(-torch.expm1(-inv))
+    return nats / math.log(2)
+
+
+def surprise_class(residual: Tensor, log2_scale: Tensor) -> Tensor:
+    """How large a decoded residual was against its scale, in octaves.
+
+    int64 0..8, 4 where |residual| equals the scale.
+    """
+    ratio = torch.log2(residual.abs() + 0.25) - log2_scale
+    return (torch.round(ratio) + 4).clamp(0, N_SURPRISE - 1).long()
+
+
+def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) -> Tensor:
+    """Bits per position of the three channels of one phase: float [N, 3, h, w].
+
+    base, x: int16 [N, 3, h, w].
+    """
+    lut = net.net(phase).surprise
+    r = (x - base).float() - out[:, 0:3]
+    ls = out[:, 3:6].clamp(*LOG_SCALE_RANGE)
+    k = out[:, 6:9].clamp(-8, 8) / 4
+    r_co = r[:, 1] - k[:, 0] * r[:, 0]
+    r_cg = r[:, 2] - k[:, 1] * r[:, 0] - k[:, 2] * r_co
+    s_y = surprise_class(r[:, 0].detach(), ls[:, 0].detach())
+    ls_co = (ls[:, 1] + lut[0][s_y]).clamp(*LOG_SCALE_RANGE)
+    s_co = surprise_class(r_co.detach(), ls_co.detach())
+    ls_cg = (ls[:, 2] + lut[1][torch.maximum(s_y, s_co)]).clamp(*LOG_SCALE_RANGE)
+    return logistic_nll(torch.stack((r[:, 0], r_co, r_cg), 1), torch.stack((ls[:, 0], ls_co, ls_cg), 1))
+
+
+def step_planes(x: Tensor) -> dict[str, Tensor]:
+    """Planes A, D, H, V of a grid of even sizes, padded by `HALO`."""
+    offsets = {"A": (0, 0), **PHASE_OFFSET}
+    return {p: pad_edge(x[..., dy::2, dx::2]) for p, (dy, dx) in offsets.items()}
+
+
+def phase_inputs(
+    phase: str, a: Tensor, d: Tensor | None, h: Tensor | None, lossy: dict[str, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Base, planes and, in a layered file, guide planes of a phase, all without the outermost position."""
+    if lossy is None:
+        base = phase_base(phase, a, d)
+        return base, phase_planes(phase, base, a, d, h), None
+    base = layered_base(phase, a, d, lossy)
+    return base, phase_planes(phase, base, a, d, h), guide_planes(base, a, lossy)
+
+
+def training_bits(
+    net: ExactNet, x: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
+) -> Tensor:
+    """Bits of one grid step, summed, for x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes).
+
+    lossy: the lossy picture, likewise.
+    """
+    planes = step_planes(x)
+    guides = None if lossy is None else step_planes(lossy)
+    total = x.new_zeros((), dtype=torch.float32)
+    for p in PHASES:
+        base, inputs, guide = phase_inputs(p, planes["A"], planes["D"], planes["H"], guides)
+        out = net.phase(p, inputs, level_class, guide, q)
+        inner = slice(RADIUS, -RADIUS)
+        target = planes[p][..., HALO:-HALO, HALO:-HALO]
+        total = total + phase_bits(net, p, out, base[..., inner, inner], target).sum()
+    return total
+
+
+def pad_edge(x: Tensor) -> Tensor:
+    """Replicate the border by `HALO` positions: [N, C, h+8, w+8]."""
+    h, w = x.shape[-2:]
+    rows, cols = (torch.arange(-HALO, n + HALO, device=x.device).clamp_(0, n - 1) for n in (h, w))
+    return x[..., rows, :][..., cols]

@@ -1,0 +1,78 @@
+"""Frequency tables: the logistic's own, then refit on what the integer model meets.
+
+See docs/training.md, "Tables".
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
+from vbc.codec.entropy.coder import Counter
+from vbc.codec.exact.block import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
+from vbc.codec.lossy.coding import N_SCALES, SCALE_MIN
+from vbc.codec.train.export_nets import Tensors
+
+PRIOR_COUNTS = 200.0
+"""Weight of the logistic beside the counts: tables that are met seldom stay near it."""
+
+TUNING_LOG2_SCALE = 3.2
+"""Octaves of the logistic scale of tuned corrections, as measured on training tiles."""
+
+
+def fraction_classes(scale_class: int) -> int:
+    """How many fractional means a scale distinguishes: 8 below 2 pixel values, then fewer.
+
+    That costs 0.04 % in all.
+    """
+    if scale_class < 20:
+        return 8
+    return 4 if scale_class < 24 else 2 if scale_class < 28 else 1
+
+
+def exact_table_index() -> tuple[NDArray[np.uint16], list[tuple[float, float]]]:
+    """The map [3, (log-scale, fraction)] to tables, and (mean, log2 scale) that each table stands for."""
+    scales = np.arange(LOG_SCALE_MAX - LOG_SCALE_MIN + 1)
+    classes = (scales + 2) >> 2
+    index = np.zeros((3, len(scales), FRACTIONS), np.uint16)
+    parameters: list[tuple[float, float]] = []
+    for c in range(3):
+        for k in range(int(classes.max()) + 1):
+            n = fraction_classes(k)
+            for j in range(n):
+                fractions = np.arange(FRACTIONS)[(np.arange(FRACTIONS) * n) >> 4 == j]
+                index[c][np.ix_(classes == k, fractions)] = len(parameters)
+                parameters.append((float(fractions.mean() - 8) / 16, (4 * k + LOG_SCALE_MIN) / 16))
+    return index.reshape(3, -1), parameters
+
+
+def logistic_table(mean: float, log2_scale: float) -> NDArray[np.float64]:
+    """Probabilities of -127..127 and the escape (what lies beyond): float64 [256]."""
+    edges = (np.arange(-SYMBOL_MAX, SYMBOL_MAX + 2) - 0.5 - mean) / 2.0**log2_scale
+    cdf = 0.5 * (1 + np.tanh(edges / 2))
+    p = np.empty(256)
+    p[:ESCAPE] = np.diff(cdf)
+    p[ESCAPE] = max(0.0, 1.0 - p[:ESCAPE].sum())
+    return p
+
+
+def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
+    """The table tensors of a new model, and the tables' prior probabilities [T, 256]."""
+    index, parameters = exact_table_index()
+    first = len(parameters)
+    parameters += [(0.0, (4 * k + SCALE_MIN) / 16) for _ in range(3) for k in range(N_SCALES)]
+    tuning = len(parameters)
+    parameters.append((0.0, TUNING_LOG2_SCALE))
+    prior = np.stack([logistic_table(*p) for p in parameters])
+    tensors = {
+        "exact.table_index": torch.from_numpy(index.astype(np.int32)),
+        "lossy.first_table": torch.tensor([first], dtype=torch.int32),
+        "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
+        "tables": torch.from_numpy(normalise_counts(prior).astype(np.uint16)),
+    }
+    return tensors, prior
+
+
+def refit_tables(prior: NDArray[np.float64], counter: Counter) -> torch.Tensor:
+    """Tables uint16 [T, 256] from counts over the prior."""
+    return torch.from_numpy(normalise_counts(prior * PRIOR_COUNTS + counter.counts).astype(np.uint16))

@@ -1,0 +1,128 @@
+"""`codec train`: lossy stage, exact stage, quantisation-aware tuning of both, export (docs/training.md)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vbc.codec.exact.networks import ExactNet
+from vbc.codec.lossy.networks import LossyNet
+from vbc.codec.model import build_model
+from vbc.codec.nets.qconv import set_quantise
+from vbc.codec.train.checkpoint import load_checkpoint
+from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exact
+from vbc.codec.train.export import export_model, lossy_pictures, save_model
+from vbc.codec.train.layered_start import start_layered
+from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
+from vbc.codec.train.training_loop import Emit, Schedule, run_stage
+from vbc.codec.train.training_tiles import load_tiles
+
+STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
+LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, "tune-exact": 7e-4}
+TUNE_SHARE = 0.4
+"""Steps of a tuning stage over those of a full one."""
+START_TILES = 240
+"""Four megapixels for 243 taps a mean."""
+REFIT_TILES = 600
+"""Ten megapixels: every table that matters meets tens of thousands of symbols."""
+
+
+def train(
+    data: Path,
+    valid: Path,
+    out: Path,
+    *,
+    stage: str = "all",
+    steps: int = 10_000,
+    device: str = "cpu",
+    emit: Emit = print,
+) -> None:
+    """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
+
+    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune"
+    (both tunings) or one of `STAGES`. Raises FileNotFoundError where data or an earlier stage's result is
+    missing, ValueError for an unknown stage.
+    """
+    chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
+    if not set(chosen) <= set(STAGES):
+        raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(STAGES)}")
+    out.mkdir(parents=True, exist_ok=True)
+    tiles, held_out = load_tiles(data), load_tiles(valid)
+    for name in chosen:
+        emit(json.dumps({"stage": name, "tiles": len(tiles)}))
+        if name == "export":
+            export(out, tiles, emit)
+        else:
+            train_stage(name, out, tiles, held_out, steps, device, emit)
+
+
+def train_stage(
+    name: str,
+    out: Path,
+    tiles: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    steps: int,
+    device: str,
+    emit: Emit,
+) -> None:
+    """One training stage, from its checkpoint or from the result of the stage it builds on."""
+    tuning = name.startswith("tune-")
+    checkpoint = out / f"{name}.safetensors"
+    schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name])
+    torch.manual_seed(schedule.seed)
+    if name.endswith("lossy"):
+        lossy = LossyNet()
+        start(lossy, out / LOSSY if tuning else None, checkpoint)
+        set_quantise(lossy, tuning)
+        prepare(lossy, device)
+        loss, validate = lossy_loss(lossy), validate_lossy(lossy, held_out)
+        run_stage(lossy, loss, validate, tiles, schedule, checkpoint, device, emit)
+        return
+    exact = ExactNet()
+    start(exact, out / EXACT if tuning else None, checkpoint)
+    set_quantise(exact, tuning)
+    loss = archival_loss(exact)
+    if tuning:
+        model = build_model(export_model(exact, load_lossy(out), None))
+        tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
+        loss = layered_loss(exact)
+        if not checkpoint.exists():
+            picked = np.random.default_rng(6).permutation(len(tiles))[:START_TILES]
+            start_layered(exact, tiles[picked])
+    prepare(exact, device)
+    run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
+
+
+def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
+    """Load the earlier stage's weights unless this stage has a checkpoint of its own.
+
+    That one is loaded by `run_stage`.
+    """
+    if earlier is not None and not checkpoint.exists():
+        load_checkpoint(earlier, net)
+
+
+def prepare(net: torch.nn.Module, device: str) -> None:
+    """Move a network to where it trains; channels last is several times faster on a CPU."""
+    net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
+
+
+def load_lossy(out: Path) -> LossyNet:
+    """The best lossy network there is: tuned if its tuning has begun, else as trained in float."""
+    net = LossyNet()
+    tuned = out / TUNED_LOSSY
+    load_checkpoint(tuned if tuned.exists() else out / LOSSY, net)
+    return net
+
+
+def export(out: Path, tiles: NDArray[np.uint8], emit: Emit) -> None:
+    """Write `out/model.safetensors` from the tuned networks."""
+    exact = ExactNet()
+    load_checkpoint(out / TUNED_EXACT, exact)
+    picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
+    model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out), tiles[picked]))
+    size = (out / "model.safetensors").stat().st_size
+    emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

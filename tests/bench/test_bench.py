@@ -1,0 +1,558 @@
+"""The benches run on two tiny images with the columns they promise; their metrics agree with independent
+implementations."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run from the checkout, not installed
+
+from bench import (
+    common,
+    exactness,
+    lossless,
+    progressive,
+    rate_distortion,
+    report,
+    rivals,
+    speed,
+)
+from vbc.codec.example import make_example
+
+SIZES = {"one": (72, 48), "two": (33, 40)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny images."""
+    out = tmp_path_factory.mktemp("images")
+    for seed, (name, size) in enumerate(SIZES.items()):
+        Image.fromarray(make_example(*size, seed)).save(out / f"{name}.png")
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the benches of this module leave their results, for the report at the end."""
+    return tmp_path_factory.mktemp("results")
+
+
+def noisy(rgb: common.Rgb, deviation: float) -> common.Rgb:
+    noise = np.random.default_rng(1).normal(0, deviation, rgb.shape)
+    return np.clip(rgb + noise, 0, 255).astype(np.uint8)
+
+
+# Metrics
+
+
+def test_psnr() -> None:
+    a = np.full((5, 7, 3), 100, np.uint8)
+    b = a.copy()
+    assert common.psnr(a, b) is None
+    b[0, 0, 0] = 142  # one subpixel of 105, wrong by 42: mean square 16.8
+    assert common.psnr(a, b) == pytest.approx(20 * np.log10(255) - 10 * np.log10(16.8))
+    assert common.psnr(b, a) == common.psnr(a, b)
+    assert common.psnr(a, np.full_like(a, 255)) == pytest.approx(20 * np.log10(255 / 155))
+    with pytest.raises(ValueError, match="picture"):
+        common.psnr(a, b[:1])
+
+
+def independent_ms_ssim(a: common.Rgb, b: common.Rgb) -> float:
+    """Wang, Simoncelli and Bovik 2003, with numpy alone: five scales, 11-tap Gaussian of deviation 1.5."""
+    taps = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    taps /= taps.sum()
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        for axis in (0, 1):
+            x = np.apply_along_axis(np.convolve, axis, x, taps, "valid")
+        return x
+
+    def halve(x: np.ndarray) -> np.ndarray:
+        return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+    planes = []
+    for c in range(3):
+        x, y = a[..., c].astype(float), b[..., c].astype(float)
+        product = 1.0
+        for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            mx, my = blur(x), blur(y)
+            vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+            contrast = (2 * cov + c2) / (vx + vy + c2)
+            if scale == 4:
+                contrast = contrast * (2 * mx * my + c1) / (mx * mx + my * my + c1)
+            product *= contrast.mean() ** weight
+            if scale < 4:
+                x, y = halve(x), halve(y)
+        planes.append(product)
+    return float(np.mean(planes))
+
+
+@pytest.mark.parametrize("deviation", [4, 30])
+def test_ms_ssim(deviation: float) -> None:
+    a = make_example(192, 176)
+    b = noisy(a, deviation)
+    assert common.ms_ssim(a, b) == pytest.approx(independent_ms_ssim(a, b), abs=2e-5)
+    assert common.ms_ssim(a, a) == pytest.approx(1)
+    assert common.ms_ssim(a[:160], b[:160]) is None
+
+
+def test_decibel() -> None:
+    assert common.decibel(0.99) == pytest.approx(20)
+    assert common.decibel(1.0) == 80
+
+
+CURVE = [(0.1, 25.0), (0.25, 28.5), (0.5, 31.9), (1.0, 34.6), (1.9, 38.8)]
+OTHER = [(0.08, 26.1), (0.2, 29.0), (0.55, 34.0), (0.9, 36.1), (2.2, 41.0)]
+
+
+def test_bd_rate_of_a_scaled_curve() -> None:
+    scaled = [(0.7 * rate, quality) for rate, quality in CURVE]
+    assert common.bd_rate(CURVE, scaled) == pytest.approx((-30.0, 25.0, 38.8))
+    assert common.bd_rate(scaled, CURVE) == pytest.approx((100 * (1 / 0.7 - 1), 25.0, 38.8))
+
+
+def test_bd_rate_against_numerical_integration() -> None:
+    from scipy.interpolate import Akima1DInterpolator
+
+    quality = np.linspace(26.1, 38.8, 20001)
+    mean_log = [
+        np.trapezoid(Akima1DInterpolator([q for _, q in c], np.log([r for r, _ in c]))(quality), quality)
+        / (quality[-1] - quality[0])
+        for c in (CURVE, OTHER)
+    ]
+    found = common.bd_rate(CURVE, OTHER)
+    assert found == pytest.approx((100 * (np.exp(mean_log[1] - mean_log[0]) - 1), 26.1, 38.8), rel=1e-4)
+
+
+def test_bd_rate_needs_curves_that_overlap() -> None:
+    assert common.bd_rate(CURVE, CURVE[:3]) is None
+    assert common.bd_rate(CURVE, [(rate, quality + 20) for rate, quality in CURVE]) is None
+
+
+def test_rising() -> None:
+    assert common.rising([(2, 30), (1, 20), (1.5, 19), (3, 30), (4, 31)]) == [(1, 20), (2, 30), (4, 31)]
+
+
+# Rivals
+
+
+@pytest.mark.parametrize("codec", rivals.lossless(), ids=lambda c: f"{c.name} {c.setting}")
+def test_lossless_rivals_are_lossless(codec: rivals.Codec) -> None:
+    rgb = make_example(41, 23)
+    np.testing.assert_array_equal(codec.decode(codec.encode(rgb)), rgb)
+
+
+def test_lossy_rivals_keep_colours() -> None:
+    """The order of the channels and the range survive: nothing is worse than a coarse copy of the picture."""
+    rgb = make_example(64, 64)
+    for codec in (rivals.jpeg(90), rivals.avif(80), rivals.jpeg2000(3.0), *rivals.lossy()[-1:]):
+        psnr = common.psnr(rgb, codec.decode(codec.encode(rgb)))
+        assert psnr is not None
+        assert psnr > 24, codec
+
+
+def test_layers_of_jpeg2000_fit_their_budgets() -> None:
+    rgb = make_example(128, 96)
+    budgets = [800, 2000, 5000, 9000]
+    data, ends = rivals.encode_layers(rgb, budgets)
+    assert len(ends) == 5
+    assert all(end <= budget for end, budget in zip(ends, budgets, strict=False))
+    assert rivals.decode_layers(data, ends, ends[0] - 1) is None
+    pictures = [rivals.decode_layers(data[:end], ends, end) for end in ends]
+    quality = [common.psnr(rgb, p) for p in pictures if p is not None]
+    assert quality == [*sorted(quality[:-1]), None]  # the last is exact
+
+
+def test_prefixes_of_jpeg() -> None:
+    rgb = make_example(128, 96)
+    data = rivals.jpeg(90).encode(rgb)
+    assert rivals.decode_jpeg_prefix(data[:50], rgb) is None
+    half, whole = (rivals.decode_jpeg_prefix(d, rgb) for d in (data[: len(data) // 2], data))
+    assert half is not None
+    assert whole is not None
+    np.testing.assert_array_equal(whole, rivals.decode_pillow(data))
+    assert common.psnr(rgb, half) < common.psnr(rgb, whole)
+
+
+def test_first_scan_of_jpeg_is_a_whole_picture() -> None:
+    rgb = make_example(128, 96)
+    data = rivals.jpeg(75).encode(rgb)
+    end = rivals.end_of_first_scan(data)
+    assert 0 < end < len(data) // 2
+    first = rivals.decode_jpeg_prefix(data[:end], rgb)
+    assert first is not None
+    psnr = common.psnr(rgb[-16:], first[-16:])  # its last rows are there too
+    assert psnr is not None
+    assert psnr > 15
+
+
+@pytest.mark.parametrize("least", [1, 2, 57, 100])
+def test_shortest_prefix(least: int) -> None:
+    picture = np.zeros((1, 1, 3), np.uint8)
+    found = progressive.shortest_prefix(bytes(100), lambda head: picture if len(head) >= least else None)
+    assert found == least
+
+
+def test_djxl_shows_prefixes_where_installed() -> None:
+    if not rivals.installed("cjxl", "djxl"):
+        pytest.skip("cjxl and djxl are not installed")
+    rgb = make_example(300, 300)  # more than a group of 256 pixels: parts of one group are not shown
+    data = rivals.encode_cjxl(rgb, *next(iter(progressive.JXL_OPTIONS.values())))
+    np.testing.assert_array_equal(rivals.decode_djxl(data), rgb)
+    assert rivals.decode_or_none(rivals.decode_djxl, data[:20], rgb.shape) is None
+    half = rivals.decode_or_none(rivals.decode_djxl, data[: len(data) // 2], rgb.shape)
+    assert half is not None
+    psnr = common.psnr(rgb, half)
+    assert psnr is not None
+    assert psnr > 20
+
+
+def test_best_fits() -> None:
+    curve = [rivals.Codec("fake", str(n), lambda rgb, n=n: bytes(n), lambda data: None) for n in (10, 20, 40)]
+    fits = progressive.best_fits(curve, np.zeros((1, 1, 3), np.uint8), [9, 10, 39, 41, 90])
+    assert [f and f[0].setting for f in fits] == [None, "10", "20", "40", None]
+
+
+# The benches, each on both images
+
+
+def test_lossless(folder: Path, results: Path) -> None:
+    assert lossless.main([str(folder), "--out", str(results), "--quick"]) == 0
+    rows = common.read_results(results / "lossless.jsonl")
+    assert rows[0]["kind"] == "run"
+    assert {"date", "machine", "cores", "commit", "versions", "command", "quick"} <= rows[0].keys()
+    summary = [r for r in rows if r["kind"] == "summary"]
+    assert {"vbc", "png", "webp", "jpeg_xl", "jpeg2000"} <= {r["codec"] for r in summary}
+    assert all(r["exact"] and r["n_images"] == 2 for r in summary)
+    assert all(r["rate_bpsp"] > 0 and r["encode_mps"] > 0 and r["decode_mps"] > 0 for r in summary)
+    header = (results / "lossless.csv").read_text().splitlines()[0]
+    assert header == "threads,codec,setting,n_images,n_bytes,rate_bpsp,encode_mps,decode_mps,exact"
+
+
+def test_a_lossless_codec_that_is_not_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lossless, "our_codecs", lambda model, quick: [])
+    monkeypatch.setattr(rivals, "lossless", lambda quick: [rivals.jpeg(90)])
+    assert lossless.main([str(folder), "--out", str(tmp_path)]) == 1
+
+
+def test_rate_distortion(folder: Path, results: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published.csv"
+    points = "".join(f"paper,{rate},{quality},\n" for rate, quality in OTHER)
+    published.write_text("codec,bpp,psnr,msssim\n" + points)
+    options = ["--out", str(results), "--quick", "-j", "1", "--published", str(published)]
+    assert rate_distortion.main([str(folder), *options]) == 0
+    rows = common.read_results(results / "rate_distortion.jsonl")
+    curves = common.group([r for r in rows if r["kind"] == "summary"], "codec")
+    assert len(curves["vbc",]) == 6
+    for curve in curves.values():
+        assert all(r["n_images"] == 2 and r["rate_bpp"] > 0 and r["psnr_db"] > 5 for r in curve)
+    table = {r["codec"]: r for r in rows if r["kind"] == "bd_rate"}
+    assert table["jpeg 4:2:0"]["bd_rate_percent"] == pytest.approx(0)
+    assert table["vbc"]["published"] is False
+    schema = json.loads((results / "compressai" / "vbc.json").read_text())
+    assert schema["name"] == "vbc"
+    assert len(schema["results"]["bpp"]) == len(schema["results"]["psnr-rgb"]) == 6
+    assert schema["results"]["bpp"] == sorted(schema["results"]["bpp"])
+    assert (results / "rate_distortion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_published_curve_may_have_the_name_of_a_measured_one() -> None:
+    def curve(name: str, setting: str, points: list[tuple[float, float]]) -> list[common.Row]:
+        about = {"codec": name, "setting": setting, "msssim_db": None}
+        return [about | {"rate_bpp": rate, "psnr_db": quality} for rate, quality in points]
+
+    half, twice = ([(factor * rate, quality) for rate, quality in CURVE] for factor in (0.5, 2))
+    rows = curve("anchor", "q", CURVE) + curve("anchor", rate_distortion.PUBLISHED, twice)
+    rows += curve("jpeg2000", "q", half) + curve("jpeg2000", rate_distortion.PUBLISHED, twice)
+    table = rate_distortion.bd_table(rows, "anchor")
+    found = {(r["codec"], r["published"]): r["bd_rate_percent"] for r in table}
+    assert found == {
+        ("anchor", False): pytest.approx(0, abs=1e-9),
+        ("anchor", True): pytest.approx(100),
+        ("jpeg2000", False): pytest.approx(-50),
+        ("jpeg2000", True): pytest.approx(100),
+    }
+    lines = report.lossy_table({"rate_distortion": [{"kind": "bd_rate"} | r for r in table]})
+    assert "| jpeg2000 | -50.0 % |" in lines
+    assert "| jpeg2000 | +100.0 % |" in lines
+    with pytest.raises(SystemExit, match="there are anchor, jpeg2000"):
+        rate_distortion.bd_table(rows, "nothing")
+
+
+def test_progressive(folder: Path, results: Path) -> None:
+    assert progressive.main([str(folder), "--out", str(results), "--quick", "-j", "1"]) == 0
+    rows = common.read_results(results / "progressive.jsonl")
+    ours = [r for r in rows if r["kind"] == "row" and r["codec"] == "vbc" and r["image"] == "one.png"]
+    levels = [r for r in ours if r["what"] == "level"]
+    assert [r["level"] for r in levels] == list(range(1, len(levels) + 1))
+    assert [r["exact"] for r in levels] == [False] * (len(levels) - 1) + [True]
+    prefixes = [r for r in ours if r["what"] == "prefix"]
+    assert [r["share"] for r in prefixes] == list(progressive.SHARES)
+    assert not prefixes[0]["decoded"]  # no level ends within a hundredth of so small a file
+    assert prefixes[-1]["exact"]
+    budgets = {
+        (r["image"], r["share"]): r["n_bytes"]
+        for r in rows
+        if r["kind"] == "row" and r["what"] == "prefix" and r["codec"] == "vbc"
+    }
+    dedicated = [r for r in rows if r["kind"] == "row" and r["what"] == "dedicated"]
+    assert dedicated
+    assert all(r["n_bytes"] <= budgets[r["image"], r["share"]] for r in dedicated)
+    first = {r["codec"]: r for r in rows if r["kind"] == "summary" and r["what"] == "first"}
+    assert first["vbc"]["time_ms"] > 0
+    one = [r for r in rows if r["kind"] == "row" and r["what"] == "first" and r["image"] == "one.png"]
+    assert {"vbc", "jpeg2000 layers", "jpeg 4:2:0 q75"} <= {r["codec"] for r in one}
+    assert next(r["n_bytes"] for r in one if r["codec"] == "vbc") == levels[0]["n_bytes"]
+    whole = [r for r in rows if r["kind"] == "summary" and r["what"] == "prefix" and r["share"] == 1]
+    assert all(r["file_bpp"] > 0 for r in whole)
+    for name in ("progressive.png", "levels.png"):
+        assert (results / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_speed_of_photographs(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        speed, "startup", lambda model, repeats: [{"command": "codec --help", "time_s": 0.2, "repeats": 1}]
+    )
+    options = ["--photos", "--quick", "--threads", "1", "--out", str(results)]
+    assert speed.main([str(folder), *options]) == 0
+    rows = [r for r in common.read_results(results / "speed_photos.jsonl") if r["kind"] == "summary"]
+    kinds = {(r["codec"], r["setting"], r["way"]) for r in rows}
+    assert {("vbc", mode, way) for mode in speed.MODES for way in ("encode", "decode")} <= kinds
+    assert all(r["speed_mps"] > 0 for r in rows)
+    one = [r for r in rows if r["codec"] == "jpeg_xl"]
+    assert [r["ratio_to_jpeg_xl_e7"] for r in one] == [1.0] * 4
+    assert [r["ratio_to_png"] for r in rows if r["codec"] == "png"] == [1.0] * 2
+
+
+def test_speed_by_size(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the sizes' processes, made here, become ratios, exponents and tables."""
+    monkeypatch.setattr(speed, "startup", lambda model, repeats: [])
+
+    def one_size(size: int, threads: int, with_rivals: bool) -> Iterator[common.Row]:
+        for codec, setting, mps in (
+            ("vbc", "lossy", 8.0),
+            ("vbc", "archival", 6.0),
+            ("jpeg_xl", "e7 lossless", 3.0),
+            ("jpeg_xl", "e7 lossy d1", 2.0),
+            ("png", "optimize", 1.5),
+        ):
+            ours = codec == "vbc"
+            if ours or with_rivals:
+                time_s = size * size / mps / 1e6
+                row = {"codec": codec, "setting": setting, "way": "encode", "size": size, "device": "cpu"}
+                row |= {"threads": threads if ours else 1, "n_pixels": size**2, "speed_mps": mps}
+                stages = {"networks": 0.75 * time_s, "rest": 0.25 * time_s}
+                more = {"stages_s": stages, "watched_s": time_s, "peak_mb": 100.0} if ours else {}
+                yield row | {"time_s": time_s} | more
+
+    def each_size(args: object) -> Iterator[common.Row]:
+        for size in (256, 512):
+            yield from one_size(size, 1, True)
+            yield from one_size(size, 2, False)
+
+    monkeypatch.setattr(speed, "each_size", each_size)
+    assert speed.main(["--out", str(results)]) == 0
+    rows = common.read_results(results / "speed.jsonl")
+    found = {(r["setting"], r["size"], r["threads"]): r for r in rows if r["kind"] == "ratio"}
+    assert len(found) == 8
+    assert found["lossy", 256, 2]["ratio_to_jpeg_xl_e7"] == pytest.approx(4)
+    assert found["archival", 512, 1]["ratio_to_jpeg_xl_e7"] == pytest.approx(2)
+    assert found["archival", 512, 1]["ratio_to_png"] == pytest.approx(4)
+    assert all(r["exponent"] == pytest.approx(1) for r in rows if r["kind"] == "scaling")
+    gathered = {"speed": rows}
+    assert "| **vbc, lossy, encode, 2 threads** | **8.00** | **8.00** |" in report.throughput_table(gathered)
+    assert "| total | 32.8 | 43.7 |" in report.stage_table(gathered)
+    assert "| networks | 24.6 (75%) | 32.8 (75%) |" in report.stage_table(gathered)
+    assert "lossy, encode, 2 threads: rest | 32.00 | 32.00 |" in report.stage_speed_table(gathered)
+
+
+def test_stages_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed.main(["--one", "72", "1", "--quick"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ours = {(r["setting"], r["way"]): r for r in rows if r["codec"] == "vbc"}
+    assert len(ours) == 6
+    for r in ours.values():
+        assert sum(r["stages_s"].values()) == pytest.approx(r["watched_s"], rel=0.02, abs=1e-3)
+        assert r["peak_mb"] >= r["start_mb"] > 50
+    stages = {key: r["stages_s"] for key, r in ours.items()}
+    assert {"networks", "entropy coding", "self-check"} <= stages["archival", "encode"].keys()
+    assert "self-check" not in stages["archival", "decode"]
+    assert {"analysis", "transform", "colour", "container"} <= stages["layered", "encode"].keys()
+    # named stages cover nearly all: a function that was renamed or split would end up in the rest
+    assert all(s[speed.REST] < 0.5 * sum(s.values()) for s in stages.values())
+
+
+def test_threads_of_the_codec_run_in_turn_while_stages_are_timed() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vbc.codec.entropy import coder
+
+    with speed.watched(speed.Stopwatch(), encoding=False):
+        assert coder.ThreadPoolExecutor is speed.InTurn
+        with coder.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(divmod, 7, 2)
+            assert future.done()
+            assert future.result() == (3, 1)
+            failed = pool.submit(divmod, 7, 0)
+        with pytest.raises(ZeroDivisionError):
+            failed.result()
+    assert coder.ThreadPoolExecutor is ThreadPoolExecutor
+
+
+def test_peak_memory_is_of_what_ran_since(tmp_path: Path) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux")
+    block = np.ones(60_000_000, np.uint8)
+    high = speed.peak_mb()
+    del block
+    speed.forget_peak()
+    low = speed.peak_mb()
+    assert low < high - 30
+    block = np.ones(60_000_000, np.uint8)
+    assert speed.peak_mb() > low + 30
+    del block
+
+
+@pytest.mark.parametrize("name", [name for names in speed.STAGES.values() for name in names])
+def test_stages_name_functions(name: str) -> None:
+    assert callable(speed.resolve(name)[2])
+
+
+def test_stopwatch_is_undone() -> None:
+    before = {name: speed.resolve(name)[2] for names in speed.STAGES.values() for name in names}
+    with speed.watched(speed.Stopwatch(), encoding=True):
+        assert any(speed.resolve(name)[2] is not f for name, f in before.items())
+    assert all(speed.resolve(name)[2] is f for name, f in before.items())
+
+
+def test_scaling() -> None:
+    about = {"codec": "c", "setting": "s", "way": "encode", "threads": 1, "device": "cpu"}
+    rows = [about | {"size": n, "n_pixels": n * n, "time_s": 1e-7 * n**2.2} for n in (64, 128, 512)]
+    (found,) = speed.scaling(rows)
+    assert found["exponent"] == pytest.approx(1.1)
+
+
+def test_exactness(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> Iterator[tuple[str, exactness.Hashes]]:
+        yield from ()
+
+    def wrong(files: dict[str, bytes], _: object) -> Iterator[tuple[str, exactness.Hashes]]:
+        yield "wrong", {"layered 1 levels": "0" * 16}
+
+    monkeypatch.setattr(exactness, "interpreted", none)  # minutes; tests/test_exactness.py has its own
+    monkeypatch.setattr(exactness, "REFERENCE_SIDE", 20)
+    assert exactness.main([str(folder), "--out", str(results), "--quick"]) == 0
+    rows = common.read_results(results / "exactness.jsonl")
+    variants = {r["variant"] for r in rows if r["kind"] == "row"}
+    assert {"the original", "1 threads", "4 threads", "4 at once", "int64 convolutions"} <= variants
+    (summary,) = (r for r in rows if r["kind"] == "summary")
+    assert summary["n_hashes"] > 100
+    assert summary["n_mismatches"] == 0
+    for name in ("with_threads", "concurrently", "in_batches", "in_blocks", "slow_paths"):
+        monkeypatch.setattr(exactness, name, none)
+    monkeypatch.setattr(exactness, "on_devices", wrong)
+    assert exactness.main([str(folder), "--out", str(results / "wrong"), "--quick"]) == 1
+
+
+# The report, of what the tests above have left
+
+
+def test_report(folder: Path, results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    marked = "before\n<!-- bench:lossless -->\nold\n<!-- bench -->\nafter\n"
+    readme.write_text(marked)
+    files = {f"{name}.jsonl" for name in ("lossless", "rate_distortion", "progressive", "speed_photos")}
+    assert files <= {p.name for p in results.iterdir()}
+    published = tmp_path / "published.csv"
+    points = "".join(f"{name},{rate},{quality},\n" for name in ("qres34m", "x") for rate, quality in OTHER)
+    published.write_text("codec,bpp,psnr,msssim\n" + points)
+    options = ["--out", str(results), "--docs", str(tmp_path / "docs"), "--readme", str(readme)]
+    options += ["--published", str(published)]
+    assert report.main(options) == 0
+    assert readme.read_text() == marked  # quick runs are no results
+    for file in files:
+        path = results / file
+        path.write_text(path.read_text().replace('"quick": true', '"quick": false', 1))
+    assert report.main(options) == 0
+    text = (tmp_path / "docs" / "results.md").read_text()
+    beat = text[text.index("## Numbers to beat") : text.index("## Lossless")]
+    for name in ("vbc, archival, effort 1", "jpeg_xl, e7", "CALLIC", "jpeg2000 layers", "QRes-VAE"):
+        assert name in beat
+    assert beat.count("| published |") > 4
+    assert "| x |" not in text  # repeats qres34m
+    for title in report.TITLES.values():
+        assert f"## {title}" in text
+    assert "python -m bench.lossless" in text
+    assert str(folder) not in text
+    assert "A quick run" in text  # exactness, which no table of the README shows
+    assert (tmp_path / "docs" / "results" / "progressive.png").exists()
+    filled = readme.read_text()
+    assert "old" not in filled
+    assert filled.startswith("before\n<!-- bench:lossless -->\n| codec |")
+    assert filled.endswith("|\n<!-- bench -->\nafter\n")
+    before = filled
+    report.main(options)
+    assert readme.read_text() == before
+
+
+def test_report_knows_its_tables() -> None:
+    with pytest.raises(SystemExit, match="no table nothing"):
+        report.fill_readme("<!-- bench:nothing -->\n<!-- bench -->", {})
+    text = "<!-- bench:lossy -->\nkept\n<!-- bench -->"
+    assert report.fill_readme(text, {}) == text
+    empty = "<!-- bench:lossy -->\n<!-- bench -->"
+    filled = f"<!-- bench:lossy -->\n{report.UNMEASURED}\n<!-- bench -->"
+    assert report.fill_readme(empty, {}) == filled
+    assert report.fill_readme(filled, {}) == filled
+
+
+def test_report_runs_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    class Done:
+        returncode = 0
+
+    def run(command: list[str], **_: object) -> Done:
+        ran.append(command[2] + (" --photos" if "--photos" in command else ""))
+        return Done()
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    options = ["--out", str(tmp_path), "--docs", str(tmp_path / "docs"), "--readme", str(tmp_path / "none")]
+    assert report.main(["--run", "images", *options]) == 0
+    assert len(ran) == len(report.BENCHES)
+    ran.clear()
+    assert report.main(["--run", "images", "--only", "speed,lossless", *options]) == 0
+    assert ran == ["bench.lossless", "bench.speed"]
+    ran.clear()
+    run_row = (
+        '{"kind": "run", "quick": %s, "command": "", "date": "", "cores": 1, "machine": "", "gpu": null, '
+    )
+    run_row += '"commit": "", "versions": {}}\n'
+    ended, broken, quick = (tmp_path / f"{n}.jsonl" for n in ("lossless", "speed", "speed_photos"))
+    ended.write_text(run_row % "false" + '{"kind": "end", "time_s": 1}\n')
+    broken.write_text(run_row % "false")
+    quick.write_text(run_row % "true" + '{"kind": "end", "time_s": 1}\n')
+    only = ["--only", "lossless,speed,speed_photos"]
+    assert report.main(["--run", "images", *only, "--missing", *options]) == 0
+    assert ran == ["bench.speed --photos", "bench.speed"]
+    with pytest.raises(SystemExit):
+        report.main(["--run", "images", "--only", "nothing", *options])
+
+
+def test_report_tells_failures(tmp_path: Path) -> None:
+    args = common.parse(common.parser("lossless", None), ["somewhere/images"])
+    results = common.Results(tmp_path, "lossless", args)
+    results.add("error", codec="x", setting="", image="", message="broken")
+    text = report.about({"lossless": common.read_results(tmp_path / "lossless.jsonl")}, "lossless")
+    results.__exit__(ValueError, None, None)
+    assert "1 measurements failed" in text
+    assert "did not end" in text
+    assert "`python -m bench.lossless images`" in text
