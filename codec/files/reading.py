@@ -4,11 +4,10 @@ from os import PathLike
 from typing import IO
 
 from vbc.bitstream import container
-from vbc.bitstream.container import DEFAULT_LIMITS, Limits
+from vbc.bitstream.container import DEFAULT_LIMITS, FIXED_BYTES, Limits
 from vbc.bitstream.errors import LimitExceeded, Truncated
+from vbc.bitstream.source import read_up_to
 
-PIECE = 1 << 20
-"""Bytes read at a time: a length is believed only as far as the bytes are there."""
 MAX_IMAGE_FILE = 2 << 30
 """Bytes of an image file to encode: the largest picture allowed has 1.4 GB of plain samples (16-bit RGBA)."""
 
@@ -23,8 +22,9 @@ def read_vbc(source: str | PathLike[str] | IO[bytes], limits: Limits = DEFAULT_L
     if isinstance(source, str | PathLike):
         with open(source, "rb") as f:
             return read_vbc(f, limits)
-    head = read_up_to(source, container.MAX_HEADER)
+    head = read_up_to(source, FIXED_BYTES)
     try:
+        head += read_up_to(source, container.header_end(head, limits) - len(head))
         header = container.unpack_header(head, limits)
     except Truncated:
         return head
@@ -37,15 +37,3 @@ def read_image(source: IO[bytes], max_bytes: int = MAX_IMAGE_FILE) -> bytes:
     if len(data) > max_bytes:
         raise LimitExceeded("bytes of the image file", len(data), max_bytes)
     return data
-
-
-def read_up_to(stream: IO[bytes], n_bytes: int) -> bytes:
-    """The next n bytes, fewer where the stream ends. Memory is taken for what is there, not for n."""
-    pieces = []
-    while n_bytes > 0:
-        piece = stream.read(min(PIECE, n_bytes))
-        if not piece:
-            break
-        pieces.append(piece)
-        n_bytes -= len(piece)
-    return b"".join(pieces)

@@ -1,0 +1,251 @@
+"""Grids and groups of the levels of a picture, and what a group needs (docs/format.md, sections 3 and 4).
+
+A level codes the positions of a grid: the lossy levels 1 to 3 that of the 8x8 blocks, exact level n the grid
+x_k of every 2^k-th pixel of every 2^k-th row. A group is a square of that grid that is coded on its own.
+Rows and columns never mix here: what a group needs is found on each axis by itself.
+
+Light to import: neither torch nor numpy.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+LOSSY_LEVELS = 3
+"""Levels 1 to 3 are lossy, 4 and above exact."""
+
+BLOCK = 8
+"""Side of a block in pixels."""
+
+BASE_SIDE = 8
+"""The coarsest grid x_top, which level 4 codes in one group, has no side above this."""
+
+PRIOR_REACH = 8
+"""Blocks beyond its own that a group of levels 2 and 3 sees of the lossy levels below."""
+
+COARSE_REACH = 4
+"""Positions of the coarser grid beyond its own that a group of an exact level sees."""
+
+PICTURE_REACH = 2
+"""Blocks beyond its own that a part of the lossy picture is made from."""
+
+Rectangle = tuple[range, range]
+"""Rows and columns of groups."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sides of the groups.
+
+    lossy: blocks, of levels 1 to 3. exact: positions of x_0, x_1, ...; the last one serves all coarser grids
+    too; even, so that a group has whole squares of four positions.
+    """
+
+    lossy: tuple[int, int, int] = (256, 64, 64)
+    exact: tuple[int, ...] = (512, 256, 128)
+
+
+SIDES = Sides()
+"""Those of the format."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Levels and groups of a picture of `width` x `height` pixels, both >= 1.
+
+    Groups of a level are numbered 0, 1, ... in raster order; in a file, group g is part g + 1 of its level.
+    Sizes are (rows, columns).
+    """
+
+    width: int
+    height: int
+    sides: Sides = field(default_factory=lambda: SIDES)
+
+    @cached_property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Sizes of x_0, x_1, ... down to x_top, the first with no side above 8."""
+        sizes = [(self.height, self.width)]
+        while max(sizes[-1]) > BASE_SIDE:
+            rows, cols = sizes[-1]
+            sizes.append(((rows + 1) // 2, (cols + 1) // 2))
+        return tuple(sizes)
+
+    @property
+    def top(self) -> int:
+        """Number of the coarsest grid."""
+        return len(self.grids) - 1
+
+    @property
+    def last_level(self) -> int:
+        """The level that makes the picture exact; the first is 1."""
+        return LOSSY_LEVELS + 1 + self.top
+
+    def grid_index(self, level: int) -> int:
+        """k of the grid x_k that an exact level makes."""
+        return self.top - (level - LOSSY_LEVELS - 1)
+
+    def level_size(self, level: int) -> tuple[int, int]:
+        """Size of the level's grid: in blocks, or in positions of x_k for an exact level."""
+        if level <= LOSSY_LEVELS:
+            return -(-self.height // BLOCK), -(-self.width // BLOCK)
+        return self.grids[self.grid_index(level)]
+
+    def side(self, level: int) -> int:
+        """Side of the level's groups, in blocks or positions of its grid."""
+        if level <= LOSSY_LEVELS:
+            return self.sides.lossy[level - 1]
+        if level == LOSSY_LEVELS + 1:
+            return BASE_SIDE
+        return self.sides.exact[min(self.grid_index(level), len(self.sides.exact) - 1)]
+
+    def group_counts(self, level: int) -> tuple[int, int]:
+        """Rows and columns of groups."""
+        rows, cols = self.level_size(level)
+        side = self.side(level)
+        return -(-rows // side), -(-cols // side)
+
+    def n_groups(self, level: int) -> int:
+        """Number of groups of a level."""
+        rows, cols = self.group_counts(level)
+        return rows * cols
+
+    @cached_property
+    def n_parts(self) -> int:
+        """Number of parts of all levels: the groups, and one for what the groups of a level share."""
+        return sum(self.n_groups(level) + 1 for level in range(1, self.last_level + 1))
+
+    def window(self, level: int, group: int) -> tuple[slice, slice]:
+        """Rows and columns of the level's grid that a group codes."""
+        row, col = divmod(group, self.group_counts(level)[1])
+        side, (rows, cols) = self.side(level), self.level_size(level)
+        return (
+            slice(row * side, min(rows, (row + 1) * side)),
+            slice(col * side, min(cols, (col + 1) * side)),
+        )
+
+    def groups_meeting(self, level: int, rows: slice, cols: slice) -> Rectangle:
+        """Rows and columns of the groups that share a position with a window of the level's grid.
+
+        The window may reach beyond the grid; an empty one meets no group.
+        """
+        return self._meeting(level, 0, rows.start, rows.stop), self._meeting(level, 1, cols.start, cols.stop)
+
+    def _meeting(self, level: int, axis: int, start: int, stop: int) -> range:
+        start, stop = max(0, start), min(self.level_size(level)[axis], stop)
+        if start >= stop:
+            return range(0)
+        side = self.side(level)
+        return range(start // side, -(-stop // side))
+
+    def numbers(self, level: int, groups: Rectangle) -> list[int]:
+        """The numbers of the groups in a rectangle of them, ascending."""
+        rows, cols = groups
+        width = self.group_counts(level)[1]
+        return [row * width + col for row in rows for col in cols]
+
+    def needed_levels(self, level: int, archival: bool) -> tuple[int, ...]:
+        """The levels of which a group of this level needs groups, not counting what those need."""
+        if level <= LOSSY_LEVELS:
+            return tuple(range(1, level))
+        if level == LOSSY_LEVELS + 1:
+            return ()
+        return (level - 1,) if archival else (level - 1, LOSSY_LEVELS)
+
+    def axis_needs(self, level: int, other: int, axis: int) -> tuple[range, ...]:
+        """For each row (axis 0) or column (1) of groups of a level: those of the other level they need.
+
+        other: one of `needed_levels`. A group needs all groups in the rows and columns found.
+        """
+        return _axis_needs(self, level, other, axis)
+
+    def needs(self, level: int, group: int, archival: bool) -> dict[int, Rectangle]:
+        """Level -> rectangle of the groups that a group needs itself, not counting what those need.
+
+        archival: the exact levels are coded without a lossy picture.
+        """
+        row, col = divmod(group, self.group_counts(level)[1])
+        return {
+            other: (self.axis_needs(level, other, 0)[row], self.axis_needs(level, other, 1)[col])
+            for other in self.needed_levels(level, archival)
+        }
+
+    def closure(self, groups: dict[int, Rectangle], archival: bool) -> dict[int, Rectangle]:
+        """Rectangles of groups with all that they need, and what that needs; levels ascending.
+
+        One rectangle a level is enough: of two groups of one level that need the same third level by
+        different ways, the longer way needs all that the shorter one does.
+        """
+        out = {level: rectangle for level, rectangle in groups.items() if _area(rectangle)}
+        for level in range(self.last_level, 0, -1):
+            if level not in out:
+                continue
+            for other in self.needed_levels(level, archival):
+                rows, cols = (
+                    _hull(self.axis_needs(level, other, axis)[i] for i in (span[0], span[-1]))
+                    for axis, span in enumerate(out[level])
+                )
+                if other in out:
+                    rows, cols = _hull((rows, out[other][0])), _hull((cols, out[other][1]))
+                out[other] = rows, cols
+        return {level: out[level] for level in sorted(out)}
+
+    def region_groups(
+        self, region: tuple[int, int, int, int], last_level: int, archival: bool
+    ) -> dict[int, list[int]]:
+        """Level -> numbers of the groups that the pixels of a region depend on, both ascending.
+
+        region: x, y, width, height in pixels, inside the picture. last_level: the last level that is used.
+        A decode of those groups alone gives the region the pixels of a decode of all groups of levels 1 to
+        `last_level`, also where what is missing above is predicted: that looks no further than a decode with
+        all levels, so it is those groups of these levels that a decode with all levels needs. archival: the
+        file has exact levels only.
+        """
+        x, y, width, height = region
+        start: dict[int, Rectangle] = {}
+        if last_level > LOSSY_LEVELS:
+            pixels = slice(y, y + height), slice(x, x + width)
+            start[self.last_level] = self.groups_meeting(self.last_level, *pixels)
+        if not archival:
+            blocks = (
+                slice(low // BLOCK - PICTURE_REACH, -(-high // BLOCK) + PICTURE_REACH)
+                for low, high in ((y, y + height), (x, x + width))
+            )
+            start[LOSSY_LEVELS] = self.groups_meeting(LOSSY_LEVELS, *blocks)
+        return {
+            level: self.numbers(level, rectangle)
+            for level, rectangle in self.closure(start, archival).items()
+            if level <= last_level
+        }
+
+
+@lru_cache(maxsize=1024)
+def _axis_needs(geometry: Geometry, level: int, other: int, axis: int) -> tuple[range, ...]:
+    side, size = geometry.side(level), geometry.level_size(level)[axis]
+    out = []
+    for start in range(0, size, side):
+        low, high = _reach(geometry, level, other, axis, start, min(size, start + side))
+        out.append(geometry._meeting(other, axis, low, high))
+    return tuple(out)
+
+
+def _reach(geometry: Geometry, level: int, other: int, axis: int, start: int, stop: int) -> tuple[int, int]:
+    """Positions of the other level's grid that start..stop of a level need; may reach beyond the grid."""
+    if level <= LOSSY_LEVELS:
+        return start - PRIOR_REACH, stop + PRIOR_REACH
+    k = geometry.grid_index(level) + 1
+    start, stop = start // 2 - COARSE_REACH, -(-stop // 2) + COARSE_REACH
+    if other > LOSSY_LEVELS:
+        return start, stop
+    start, stop = max(0, start) << k, min(geometry.grids[k][axis], stop) << k
+    stop = min(geometry.grids[0][axis], stop)
+    return start // BLOCK - PICTURE_REACH, -(-stop // BLOCK) + PICTURE_REACH
+
+
+def _hull(ranges: Iterable[range]) -> range:
+    """The shortest range that holds all the given ones, none of them empty."""
+    spans = list(ranges)
+    return range(min(span.start for span in spans), max(span.stop for span in spans))
+
+
+def _area(rectangle: Rectangle) -> int:
+    return len(rectangle[0]) * len(rectangle[1])
