@@ -20,14 +20,13 @@ from vbc.codec.entropy.tensor_coder import device_tables
 from vbc.codec.exact.block import ExactModel
 from vbc.codec.exact.block_device import predict_maps
 from vbc.codec.exact.networks import PHASES
-from vbc.codec.lossy.coding import N_SCALES, LossyModel
-from vbc.codec.lossy.networks import latent_basis
-from vbc.codec.nets.int_nets import IntChain, IntPhase
+from vbc.codec.lossy.model import ANALYSIS, LossyModel
+from vbc.codec.nets.int_nets import IntPhase
 from vbc.codec.train.export_nets import Tensors
 
 DEFAULT_WEIGHTS = "vbc-1.safetensors"
 HASH_BYTES = 8
-ENCODER_ONLY = "analysis."
+ENCODER_ONLY = ANALYSIS
 """Tensors that no decoder needs stay out of the hash: a better analysis leaves old files readable."""
 
 if hasattr(os, "register_at_fork"):
@@ -84,19 +83,7 @@ def place(model: Model, device: torch.device) -> Model:
             phases={p: net.to(device) for p, net in exact.phases.items()},
             maps={p: predict_maps(exact, p, device) for p in exact.phases},
         ),
-        lossy=replace(
-            lossy,
-            context={p: chain.to(device) for p, chain in lossy.context.items()},
-            priors={n: chain.to(device) for n, chain in lossy.priors.items()},
-            neighbours={n: chain.to(device) for n, chain in lossy.neighbours.items()},
-            enhance=lossy.enhance.to(device),
-            step=lossy.step.to(device),
-            log2_step=lossy.log2_step.to(device),
-            first_scale=lossy.first_scale.to(device),
-            basis={n: basis.to(device) for n, basis in lossy.basis.items()},
-            analysis={name: tensor.to(device) for name, tensor in lossy.analysis.items()},
-            cost=lossy.cost.to(device),
-        ),
+        lossy=lossy.to(device),
         cumulative=device_tables(model.tables, device),
     )
     if device.type == "cuda":
@@ -129,26 +116,7 @@ def build_model(tensors: Tensors) -> Model:
             int(tensors["exact.tuning_table"]),
         )
         tables = TableSet(tensors["tables"].numpy())
-        first_table = int(tensors["lossy.first_table"])
-        cost = 16 - np.log2(tables.frequencies[first_table : first_table + 3 * N_SCALES].astype(np.float32))
-        lossy = LossyModel(
-            context={p: IntChain.load(tensors, f"lossy.context.{p}") for p in PHASES},
-            priors={n: IntChain.load(tensors, f"lossy.prior{n}") for n in (2, 3)},
-            neighbours={n: IntChain.load(tensors, f"lossy.neighbours{n}") for n in (2, 3)},
-            enhance=IntChain.load(tensors, "lossy.enhance"),
-            step=tensors["lossy.step"],
-            log2_step=tensors["lossy.log2_step"].int(),
-            first_scale=tensors["lossy.first_scale"].int(),
-            basis={n: tensors[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
-            analysis={
-                name.removeprefix(ENCODER_ONLY): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(ENCODER_ONLY)
-            }
-            | {"basis": latent_basis()},
-            first_table=first_table,
-            cost=torch.from_numpy(cost),
-        )
+        lossy = LossyModel.load(tensors, tables)
     except (KeyError, ValueError) as e:
         raise WeightsError(f"not the weights of this codec: {e}") from e
     return Model(exact, lossy, tables, model_hash(tensors))

@@ -18,7 +18,7 @@ from vbc.codec.exact.networks import PHASES
 from vbc.codec.exact.tuning import MIN_POSITIONS
 from vbc.codec.extra.packed_picture import decode_whole, encode_whole, rgb_tensor
 from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.lossy.networks import LEVEL_START
+from vbc.codec.lossy.latents import LEVEL_START
 from vbc.codec.model import Model
 
 CODED, RAW, TUNED, RAW_GRAY, WHOLE = range(5)

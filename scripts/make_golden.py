@@ -14,10 +14,10 @@ import torch
 
 from vbc.bitstream import container
 from vbc.codec.exact.networks import ExactNet
-from vbc.codec.lossy.networks import LossyNet, Widths
 from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.train.export import export_model, save_model
+from vbc.codec.train.lossy_net import LossyNet, Widths
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))

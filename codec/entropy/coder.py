@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
-from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, TableSet
+from vbc.bitstream.tables import ESCAPE, MAX_TABLES, SYMBOL_MAX, TableSet
 
 Index = NDArray[np.uint16]
 Symbols = NDArray[np.int16]
 ESCAPE_BITS = 16
+NO_TABLE = MAX_TABLES
+"""Marks a position of a step that is not coded."""
 
 
 class Coder(Protocol):

@@ -8,14 +8,11 @@ plus what a small network adds, and gives a scale. All of this file's feature ar
 exact.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vbc.codec.nets.qconv import ACTIVATION_STEP, QConv, QualityBias
-from vbc.kernels.logistic import logistic_bits
+from vbc.codec.train.likelihood import logistic_nll
 
 PHASES = ("D", "H", "V")
 PHASE_OFFSET = {"D": (1, 1), "H": (0, 1), "V": (1, 0)}
@@ -203,23 +200,6 @@ class ExactNet(nn.Module):
         lossy = None if guide is None else guide.float() * ACTIVATION_STEP
         out: Tensor = self.net(phase)(x, level_class, lossy, q)
         return out
-
-
-def logistic_nll(residual: Tensor, log2_scale: Tensor) -> Tensor:
-    """Bits of an integer under a discretised logistic; residual = x - mean. Safe for every scale.
-
-    On CUDA one fused kernel, with its gradients (`kernels.logistic`).
-
-    log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a)),
-    with a, b = (residual +- 1/2) / s.
-    PixelCNN++ (Salimans et al. 2017, arXiv:1701.05517), equation 2, without the edge bins.
-    """
-    if residual.is_cuda:
-        return logistic_bits(residual.float(), log2_scale.float().expand_as(residual))
-    inv = torch.exp2(-log2_scale)
-    a, b = (residual + 0.5) * inv, (residual - 0.5) * inv
-    nats = F.softplus(-a) + F.softplus(b) - torch.log(-torch.expm1(-inv))
-    return nats / math.log(2)
 
 
 def surprise_class(residual: Tensor, log2_scale: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from vbc.codec.exact import grids as exact_levels
 from vbc.codec.exact.networks import ExactNet
 from vbc.codec.files.image_io import write_atomic
 from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.lossy.networks import LEVEL_START, LossyNet
+from vbc.codec.lossy.latents import LEVEL_START
 from vbc.codec.model import Model, build_model
 from vbc.codec.payloads import code_lossy_level, complete, grid
 from vbc.codec.train.export_nets import Tensors, export_exact, export_lossy
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables
+from vbc.codec.train.lossy_net import LossyNet
 
 LAYERED_QUALITIES = (10, 100)
 """Range of qualities that exact levels are trained and tables refit with."""

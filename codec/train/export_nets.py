@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vbc.codec.exact.networks import N_LEVEL_CLASSES, N_SURPRISE, PHASES, ExactNet
-from vbc.codec.lossy.networks import STEP_OCTAVES, Chain, LossyNet, latent_order
+from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
 from vbc.codec.nets.qconv import (
     ACTIVATION_MAX,
     ACTIVATION_STEP,
@@ -18,6 +18,7 @@ from vbc.codec.nets.qconv import (
     QualityBias,
     weight_shift,
 )
+from vbc.codec.train.lossy_net import Chain, LossyNet
 
 ZERO = 64
 """The network's input integer that stands for 0."""
@@ -105,8 +106,6 @@ def export_exact(net: ExactNet) -> Tensors:
 
 def integer_basis(n: int, bits: int = 12) -> Tensor:
     """The separable n x n DCT as integers, int64 [n*n frequencies (raster), n*n samples], times 2^bits."""
-    from vbc.codec.lossy.networks import dct_matrix
-
     d = dct_matrix(n)
     return torch.round(torch.einsum("ui,vj->uvij", d, d).reshape(n * n, n * n) * 2**bits).long()
 

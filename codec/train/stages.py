@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from vbc.codec.exact.networks import ExactNet
-from vbc.codec.lossy.networks import LossyNet
 from vbc.codec.model import build_model
 from vbc.codec.nets.qconv import set_quantise
 from vbc.codec.train.checkpoint import load_checkpoint
@@ -16,6 +15,7 @@ from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exa
 from vbc.codec.train.export import export_model, lossy_pictures, save_model
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
+from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 

@@ -1,0 +1,123 @@
+"""What the encoder alone does, in float: latents from pixels, and symbols from latents.
+
+Nothing here decides what a bit means, so it may change without a new format.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vbc.codec.colour import rgb_to_opponent
+from vbc.codec.lossy.latents import (
+    BLOCK,
+    INITIAL_STEP,
+    LAGRANGE,
+    LATENT_MAX,
+    LATENT_MIN,
+    LATENT_UNIT,
+    N_LATENTS,
+    PLANE_GAIN,
+    STEP_OCTAVES,
+    SYMBOL_LIMIT,
+    TARGET_UNIT,
+    block_transform,
+    clamped_positions,
+    latent_grid,
+    latent_order,
+    level_latents,
+)
+from vbc.codec.lossy.model import LossyModel
+
+BAND_BLOCKS = 16384
+"""Blocks analysed at once: a megapixel, whose activations take 60 MB."""
+RATE_WEIGHT = (1.0, 0.55, 0.55)
+"""Of the encoder's rounding, by level: lambda over the one of training. 0.55 is best on validation tiles;
+level 1 gives a little more, so that the first picture comes early."""
+LETTER_MAX = 127
+"""The largest symbol of a table but for the escape."""
+
+
+def analyse(model: LossyModel, rgb: Tensor, quality: int, band_blocks: int = BAND_BLOCKS) -> Tensor:
+    """What the encoder wants the latents to be, of uint8 RGB [1, 3, H, W].
+
+    Works through bands of about `band_blocks` blocks. Returns int16 [1, 192, h, w], sixteenths, channels last
+    (int16 because float latents of a large picture take 12 bytes a pixel).
+    """
+    height, width = rgb.shape[-2:]
+    n_h, n_w = latent_grid(height, width)
+    out = torch.empty((1, n_h, n_w, N_LATENTS), dtype=torch.int16, device=rgb.device).permute(0, 3, 1, 2)
+    rows = max(1, band_blocks // n_w)
+    w = model.analysis
+    x = pixels_of(clamped_positions(slice(0, n_w), n_w, 1, rgb.device), width)
+    for start in range(0, n_h, rows):
+        stop = min(start + rows, n_h)
+        y = pixels_of(clamped_positions(slice(start, stop), n_h, 1, rgb.device), height)
+        band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
+        z = block_transform(band.contiguous(), w["basis"])
+        f = F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"])
+        f = F.relu_(f + w["condition"][quality].view(1, -1, 1, 1))
+        f = F.relu_(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
+        f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])
+        f = f.mul_(4).add_(z[..., 1:-1, 1:-1])
+        out[..., start:stop, :] = f.mul_(TARGET_UNIT).round_().clamp_(LATENT_MIN, LATENT_MAX)
+    return out
+
+
+def pixels_of(blocks: Tensor, size: int) -> Tensor:
+    """Coordinates of all pixels of these block rows or columns, int64.
+
+    Beyond the picture its last pixel is repeated.
+    """
+    inside = torch.arange(BLOCK, device=blocks.device)
+    return (blocks[:, None] * BLOCK + inside).flatten().clamp_(0, size - 1)
+
+
+def wanted_symbols(
+    model: LossyModel,
+    level: int,
+    quality: int,
+    target: Tensor,
+    mean: Tensor,
+    table: Tensor,
+    coded: Tensor,
+    optimise: bool,
+) -> Tensor:
+    """The symbols of latents of a level: whole steps from the mean to the target, 0 where nothing is coded.
+
+    All tensors are [N, n, C] for the level's C latents. target: int16, sixteenths. mean: int32, eighths.
+    table: int32, number of the table. coded: bool. optimise: round for rate and distortion, not to nearest.
+    Returns int16.
+    """
+    step = model.step[quality, level_latents(level)]
+    exact = (target / TARGET_UNIT - mean / LATENT_UNIT).mul_(256).div_(step)
+    symbols = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(coded)
+    if optimise:
+        symbols = rdo_round(model, level, quality, exact, symbols, table)
+    return symbols.to(torch.int16)
+
+
+def rdo_round(
+    model: LossyModel, level: int, quality: int, exact: Tensor, symbols: Tensor, table: Tensor
+) -> Tensor:
+    """Symbols moved one towards zero where the bits saved are worth the squared error.
+
+    exact, symbols: float [N, n, C], in quantiser steps, as they are and rounded. table: int32, likewise.
+    Returns float [N, n, C].
+    """
+    channels = level_latents(level)
+    where = symbols.flatten().nonzero()[:, 0]
+    s, v = symbols.flatten()[where], exact.flatten()[where]
+    t = table.flatten()[where] - model.first_table
+    nearer = s - torch.sign(s)
+    gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latent_order()[channels]], device=symbols.device)
+    weight = gain * (model.step[quality, channels] / 256.0) ** 2
+    worse = ((v - nearer).square() - (v - s).square()) * weight[where % weight.numel()]
+    saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
+    multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT[level - 1]
+    better = torch.where(worse < multiplier * saved, nearer, s)
+    return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
+
+
+def letter(symbols: Tensor) -> Tensor:
+    """Position of symbols in a table, the outermost for all beyond."""
+    return symbols.clamp(-LETTER_MAX, LETTER_MAX).long() + LETTER_MAX

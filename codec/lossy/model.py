@@ -1,0 +1,84 @@
+"""What the lossy levels take from a weights file: integer networks, quantiser steps, the encoder's network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vbc.bitstream.tables import TableSet
+from vbc.codec.interlace import PHASES
+from vbc.codec.lossy.latents import N_SCALES, latent_basis
+from vbc.codec.nets.int_nets import IntChain
+
+ANALYSIS = "analysis."
+"""How the names of the encoder's own tensors begin."""
+
+
+@dataclass(frozen=True)
+class LossyModel:
+    """The lossy levels' networks and constants, all on one device.
+
+    context: level 1's networks by phase. priors, neighbours: those of levels 2 and 3. enhance: what corrects
+    the picture after the inverse DCT.
+    step: int32 [101, 192], quantiser steps by quality and latent, in 1/256 of a latent unit. log2_step: int32
+    of that shape, in sixteenths of an octave. first_scale: int32 [6], log-scales of level 1's coarsest grid,
+    sixteenths of an octave. first_table: the table of level 1's smallest scale.
+    basis: integer DCTs of 2, 4 and 8 samples a side, float64 [n*n frequencies, n*n samples], times 4096.
+    The encoder's alone: analysis, its network in float32 and "basis", the float DCT; cost, the bits of each
+    symbol under each lossy table, float32 [3 * 48, 256].
+    """
+
+    context: dict[str, IntChain]
+    priors: dict[int, IntChain]
+    neighbours: dict[int, IntChain]
+    enhance: IntChain
+    step: Tensor
+    log2_step: Tensor
+    first_scale: Tensor
+    basis: dict[int, Tensor]
+    analysis: dict[str, Tensor]
+    first_table: int
+    cost: Tensor
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], tables: TableSet) -> Self:
+        """The model in a weights file's tensors.
+
+        Raises KeyError where one is missing, ValueError where one breaks an invariant.
+        """
+        named = dict(tensors)
+        first_table = int(named["lossy.first_table"])
+        frequencies = tables.frequencies[first_table : first_table + 3 * N_SCALES].astype(np.float32)
+        analysis = {k.removeprefix(ANALYSIS): t for k, t in named.items() if k.startswith(ANALYSIS)}
+        return cls(
+            context={p: IntChain.load(named, f"lossy.context.{p}") for p in PHASES},
+            priors={n: IntChain.load(named, f"lossy.prior{n}") for n in (2, 3)},
+            neighbours={n: IntChain.load(named, f"lossy.neighbours{n}") for n in (2, 3)},
+            enhance=IntChain.load(named, "lossy.enhance"),
+            step=named["lossy.step"],
+            log2_step=named["lossy.log2_step"].int(),
+            first_scale=named["lossy.first_scale"].int(),
+            basis={n: named[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
+            analysis=analysis | {"basis": latent_basis()},
+            first_table=first_table,
+            cost=torch.from_numpy(16 - np.log2(frequencies)),
+        )
+
+    def to(self, device: torch.device) -> "LossyModel":
+        """The model on another device."""
+        return replace(
+            self,
+            context={p: chain.to(device) for p, chain in self.context.items()},
+            priors={n: chain.to(device) for n, chain in self.priors.items()},
+            neighbours={n: chain.to(device) for n, chain in self.neighbours.items()},
+            enhance=self.enhance.to(device),
+            step=self.step.to(device),
+            log2_step=self.log2_step.to(device),
+            first_scale=self.first_scale.to(device),
+            basis={n: basis.to(device) for n, basis in self.basis.items()},
+            analysis={name: tensor.to(device) for name, tensor in self.analysis.items()},
+            cost=self.cost.to(device),
+        )

@@ -1,0 +1,134 @@
+"""Pictures from latents, in integers (docs/format.md, "Lossy levels", "Picture").
+
+Samples are int32 in sixteenths of a pixel value. 2x2 of them are a cell, seen as 4 channels of its plane.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vbc.codec.colour import opponent_to_rgb
+from vbc.codec.lossy.coding import Window
+from vbc.codec.lossy.features import INTEGERS, enhance_planes
+from vbc.codec.lossy.latents import BLOCK, clamped_positions, plane_order, positions, take
+from vbc.codec.lossy.model import LossyModel
+from vbc.codec.nets.int_nets import exact_product
+
+SQUARE = 64
+"""Side in blocks of the squares in which a picture is worked out; each may use other levels."""
+SQUARES_AT_ONCE = 4
+"""Squares of one shape that are worked out together: some 15 MB of activations each."""
+CELLS = BLOCK // 2
+"""Cells of 2x2 pixels along a block."""
+
+
+def synthesise(
+    model: LossyModel,
+    latents: Tensor,
+    size: tuple[int, int],
+    levels: NDArray[np.integer],
+    quality: int,
+    squares: Iterable[tuple[int, int]] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The picture uint8 RGB [1, 3, H, W], channels last.
+
+    latents: int16 [1, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
+    levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. squares: the
+    (row, column) of those to work out, by default all. out: a picture to write them into; a new one is black
+    elsewhere.
+    """
+    if out is None:
+        shape = (1, 3, *size)
+        out = torch.zeros(1, dtype=torch.uint8, device=latents.device).expand(shape)
+        out = out.contiguous(memory_format=torch.channels_last)
+    alike: defaultdict[tuple[int, int, int], list[Window]] = defaultdict(list)
+    for row, col in np.ndindex(*levels.shape) if squares is None else squares:
+        rows, cols = (
+            slice(SQUARE * k, min(SQUARE * (k + 1), n))
+            for k, n in zip((row, col), latents.shape[-2:], strict=True)
+        )
+        use = max(int(levels[row, col]) - 1, 0)
+        alike[use, rows.stop - rows.start, cols.stop - cols.start].append((rows, cols))
+    for (use, *_), windows in alike.items():
+        for first in range(0, len(windows), SQUARES_AT_ONCE):
+            batch = windows[first : first + SQUARES_AT_ONCE]
+            pictures = synthesise_windows(model, latents, batch, use, quality)
+            for (rows, cols), rgb in zip(batch, pictures, strict=True):
+                place = out[
+                    0, :, BLOCK * rows.start : BLOCK * rows.stop, BLOCK * cols.start : BLOCK * cols.stop
+                ]
+                place.copy_(rgb[:, : place.shape[1], : place.shape[2]])
+    return out
+
+
+def synthesise_windows(
+    model: LossyModel, latents: Tensor, windows: list[Window], use: int, quality: int
+) -> Tensor:
+    """uint8 RGB [N, 3, 8h, 8w] of rectangles of h x w blocks of the picture.
+
+    use: number of the last level that is there, less one (0 if there is none).
+    """
+    halo = model.enhance.radius + 1
+    cells = torch.cat([window_cells(model, latents, window, halo) for window in windows])
+    correction = model.enhance(enhance_planes(INTEGERS, cells, halo - 1), quality, use)
+    samples = correction.add_(cells[..., halo:-halo, halo:-halo])
+    return to_rgb(F.pixel_shuffle(samples, 2))
+
+
+def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) -> Tensor:
+    """The cells of h x w blocks with `halo` cells around them: int32 [1, 12, 4h + 2 halo, 4w + 2 halo].
+
+    Beyond the picture's border its outermost cells are repeated.
+    """
+    margin = -(-halo // CELLS)
+    places, spans = [], []
+    for part, n_blocks in zip(window, latents.shape[-2:], strict=True):
+        span = slice(max(part.start - margin, 0), min(part.stop + margin, n_blocks))
+        cells = slice(part.start * CELLS, part.stop * CELLS)
+        place = clamped_positions(cells, n_blocks * CELLS, halo, latents.device)
+        places.append(place - span.start * CELLS)
+        spans.append(span)
+    around = inverse_transform(model.basis[BLOCK], latents[..., spans[0], spans[1]])
+    return take(around, places[0], places[1])
+
+
+def inverse_transform(basis: Tensor, latents: Tensor) -> Tensor:
+    """Samples from all latents int16 [1, 192, h, w], as cells: int32 [1, 12, 4h, 4w], channels last.
+
+    Exact in float64: all sums < 2^53.
+    """
+    _, _, h, w = latents.shape
+    by_plane = latents[0].permute(1, 2, 0)[..., positions(plane_order(BLOCK), latents.device)]
+    x = exact_product(by_plane.double().view(h, w, 3, BLOCK * BLOCK), basis)
+    x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, CELLS, 2, CELLS, 2)
+    return x.permute(0, 3, 1, 5, 2, 4, 6).reshape(1, CELLS * h, CELLS * w, 12).permute(0, 3, 1, 2)
+
+
+def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:
+    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up: uint8 RGB [1, 3, .., ..], channels last.
+
+    latents: at least those of levels 1 and 2; of chroma level 1 has the mean alone, so it takes the rest from
+    the means of level 2. size: (H, W) of the whole picture.
+    """
+    n = 2 * level
+    _, _, h, w = latents.shape
+    order = positions(plane_order(n), latents.device)
+    x = latents[0].permute(1, 2, 0)[..., order].double().reshape(h, w, 3, n * n)
+    x = exact_product(x, model.basis[n])
+    shift = 11 + (2 if level == 1 else 1)  # an n-point basis makes samples 8/n times as large
+    x = INTEGERS.shift(x.long(), shift).int().view(h, w, 3, n, n)
+    rgb = to_rgb(x.permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n))
+    side = BLOCK // n
+    rgb = rgb[..., : -(-size[0] // side), : -(-size[1] // side)]
+    return rgb.contiguous(memory_format=torch.channels_last)
+
+
+def to_rgb(samples: Tensor) -> Tensor:
+    """uint8 RGB [N, 3, H, W] from the opponent planes Y, U, V, int32 sixteenths centred on zero."""
+    return INTEGERS.shift(opponent_to_rgb(samples), 4).add_(128).clamp_(0, 255).to(torch.uint8)
