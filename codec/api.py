@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
+from vbc.bitstream.source import FileSource, MemorySource, as_source
 from vbc.codec.files.reading import read_vbc
+from vbc.codec.settings import EncodeSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,18 +25,17 @@ if TYPE_CHECKING:
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
 
+    from vbc.bitstream.source import Source as ByteSource
+    from vbc.codec.decode_plan import Region
+
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
 
-Device = Literal["cpu", "cuda"]
+Device = str
+"""Where networks run and symbols are decoded, decoded tensors are there too: "cpu", "cuda" or "cuda:N"."""
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and how much of it is done, 0..1."""
-DEVICES: tuple[Device, ...] = ("cpu", "cuda")
-"""Where networks run and symbols are decoded; decoded tensors are there too."""
-MAX_EFFORT = 2
-"""0: none, 1 (the default): output layers tuned to the image from samples, 2: tuned from all pixels."""
-LOSSY_LEVELS = container.LOSSY_LEVELS
-METADATA_KINDS = {"icc": container.ICC, "exif": container.EXIF, "xmp": container.XMP}
+METADATA_UNITS = {"icc": container.ICC, "exif": container.EXIF, "xmp": container.XMP}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class FileInfo:
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
     complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes
-    from which on it can be decoded.
+    from which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts. ranges:
+    the bytes that a region needs, (start, end) each, ascending; of all the file where no region is asked for.
     """
 
     width: int
@@ -60,6 +62,9 @@ class FileInfo:
     metadata_bytes: dict[str, int]
     model_hash: str
     tables_hash: str
+    n_packets: int
+    header_bytes: int
+    ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,10 @@ class DecodedPicture:
     exact: bool
 
 
-def check_options(levels: int | None, quality: int, lossless: bool, effort: int) -> int:
-    """The number of lossy levels to store. Raises ValueError where the options do not go together."""
-    n_levels = LOSSY_LEVELS if levels is None else levels
-    if lossless and n_levels not in (0, LOSSY_LEVELS):
-        raise ValueError(
-            f"lossless goes with levels {LOSSY_LEVELS} (layered) or 0 (archival), not {n_levels}"
-        )
-    if not lossless and not 1 <= n_levels <= LOSSY_LEVELS:
-        raise ValueError(f"levels is 1 to {LOSSY_LEVELS}, or 0 together with lossless, not {n_levels}")
-    if not 0 <= quality <= 100:
-        raise ValueError(f"quality is 0 to 100, not {quality}")
-    if not 0 <= effort <= MAX_EFFORT:
-        raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {effort}")
-    return n_levels
-
-
 def encode(
     image: "Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor | Picture",
     *,
-    levels: int = LOSSY_LEVELS,
+    levels: int = 3,
     quality: int = 60,
     lossless: bool = False,
     effort: int = 1,
@@ -104,11 +93,7 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels: lossy levels to store, 1..3, or 0 for an archival file (lossless only).
-    quality: of the lossy levels, 0..100; on photographs that spans about 0.05 to 2.4 bits per pixel.
-    effort: for the exact levels; 0: no tuning, 1: output layers tuned to the image from samples of it,
-    2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics packed in every way.
-    Decoding is the same.
+    levels, quality, lossless, effort: as `EncodeSettings`.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
@@ -121,7 +106,7 @@ def encode(
 
     from vbc.codec import pipeline
 
-    n_levels = check_options(levels, quality, lossless, effort)
+    settings = EncodeSettings(levels, quality, lossless, effort)
     check_device(device)
     picture = as_picture(image)
     rgb, alpha, low = (
@@ -133,10 +118,7 @@ def encode(
     return pipeline.encode_image(
         rgb.permute(2, 0, 1),
         model=load(model, device),
-        levels=n_levels,
-        quality=quality,
-        lossless=lossless,
-        effort=effort,
+        settings=settings,
         metadata=picture.metadata if metadata is None else metadata,
         gray=picture.gray,
         alpha=alpha,
@@ -146,9 +128,10 @@ def encode(
 
 
 def decode(
-    data: bytes,
+    data: "bytes | bytearray | memoryview | ByteSource",
     *,
     levels: int | None = None,
+    region: "Region | None" = None,
     native: bool = False,
     device: Device = "cpu",
     allow_partial: bool = False,
@@ -157,14 +140,16 @@ def decode(
 ) -> "Image.Image":
     """Decode the bytes of a .vbc file to a Pillow image: L, LA, RGB, RGBA or I;16. Inverse of `encode`.
 
-    Its metadata is in `info`. levels: use the first so many levels of the file; None: all. native: at the
-    size of the last lossy level used instead of the full one. allow_partial: accept a file whose end is
-    missing. limits: what is refused before anything is decoded or allocated. Raises FormatError, and
+    Its metadata is in `info`. levels: use the first so many levels of the file; None: all. region: (x, y, width, height)
+    in pixels, a part of the picture, for which only the packets that it needs are read. native: at the
+    size of the last lossy level used instead of the full one. allow_partial: accept a file of which packets are
+    missing or damaged. limits: what is refused before anything is decoded or allocated. Raises FormatError, and
     UnsupportedImage for 16 bits with colour or alpha, which Pillow cannot hold: `decode_image` can.
     """
     decoded = decode_picture(
         data,
         levels=levels,
+        region=region,
         native=native,
         device=device,
         allow_partial=allow_partial,
@@ -175,9 +160,10 @@ def decode(
 
 
 def decode_picture(
-    data: bytes,
+    data: "bytes | bytearray | memoryview | ByteSource",
     *,
     levels: int | None = None,
+    region: "Region | None" = None,
     native: bool = False,
     device: Device = "cpu",
     allow_partial: bool = False,
@@ -187,13 +173,14 @@ def decode_picture(
 ) -> DecodedPicture:
     """As `decode`, but says which levels were used and whether the pixels are the original's."""
     check_device(device)
-    check_decode(data, levels, limits)
+    header = check_decode(data, levels, region, native, limits)
     from vbc.codec import pipeline
 
     decoded = pipeline.decode_image(
         data,
-        model=load(model, device),
+        model=load(model, device, header),
         levels=levels,
+        region=region,
         native=native,
         allow_partial=allow_partial,
         limits=limits,
@@ -205,13 +192,19 @@ def decode_picture(
 
 @overload
 def decode_image(
-    source: "Source", device: Device = "cuda", *, limits: Limits = DEFAULT_LIMITS, model: "Weights" = None
+    source: "Source",
+    device: Device = "cuda",
+    *,
+    region: "Region | None" = None,
+    limits: Limits = DEFAULT_LIMITS,
+    model: "Weights" = None,
 ) -> "Tensor": ...
 @overload
 def decode_image(
     source: "list[Source]",
     device: Device = "cuda",
     *,
+    region: "Region | None" = None,
     limits: Limits = DEFAULT_LIMITS,
     model: "Weights" = None,
 ) -> "list[Tensor]": ...
@@ -219,22 +212,33 @@ def decode_image(
     source: "Source | list[Source]",
     device: Device = "cuda",
     *,
+    region: "Region | None" = None,
     limits: Limits = DEFAULT_LIMITS,
     model: "Weights" = None,
 ) -> "Tensor | list[Tensor]":
     """Decode files given as paths or bytes to tensors [C, H, W] on the device: uint8, uint16 for 16 bits.
 
-    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. Raises
-    FormatError for bad files, OSError for unreadable ones.
+    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. region: (x, y, width,
+    height), a part of the picture; of a path no more is read than it needs. Raises FormatError for bad files, OSError for
+    unreadable ones, ValueError for a region that is not inside the picture.
     """
     if isinstance(source, list):
-        return [decode_image(s, device, limits=limits, model=model) for s in source]
-    data = source if isinstance(source, bytes) else read_vbc(source, limits)
-    check_decode(data, None, limits)
+        return [decode_image(s, device, region=region, limits=limits, model=model) for s in source]
+    if not isinstance(source, bytes):
+        with open(source, "rb") as f:
+            data = FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
+            return _decode_tensor(data, device, region, limits, model)
+    return _decode_tensor(MemorySource(source), device, region, limits, model)
+
+
+def _decode_tensor(
+    source: "ByteSource", device: Device, region: "Region | None", limits: Limits, model: "Weights"
+) -> "Tensor":
     check_device(device)
+    header = check_decode(source, None, region, False, limits)
     from vbc.codec import pipeline
 
-    decoded = pipeline.decode_image(data, model=load(model, device), limits=limits)
+    decoded = pipeline.decode_image(source, model=load(model, device, header), region=region, limits=limits)
     if decoded.alpha is not None or decoded.low is not None:
         import torch
 
@@ -245,19 +249,30 @@ def decode_image(
     return (decoded.rgb[1:2] if decoded.header.channels == 1 else decoded.rgb).to(device)
 
 
-def read_info(data: bytes, n_bytes: int | None = None, *, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
+def read_info(
+    data: bytes,
+    n_bytes: int | None = None,
+    *,
+    levels: int | None = None,
+    region: "Region | None" = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> FileInfo:
     """Read the header.
 
-    data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. Raises
-    FormatError where the header is not valid, or the file longer than the header says.
+    data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. levels, region: as
+    `decode`, for the ranges of bytes that they need. Raises FormatError where the header is not valid, or the file longer
+    than the header says, ValueError for a region that is not inside the picture.
     """
     from vbc.bitstream.errors import Corrupt
+    from vbc.codec.decode_plan import all_packets, make_plan
 
     header = container.unpack_header(data, limits)
     n_bytes = len(data) if n_bytes is None else n_bytes
     if n_bytes > header.file_bytes:
-        raise Corrupt(f"{n_bytes - header.file_bytes} bytes after the last chunk")
-    sizes = {chunk.kind: chunk.length for chunk in header.chunks}
+        raise Corrupt(f"{n_bytes - header.file_bytes} bytes after the last packet")
+    ranges = [(0, header.file_bytes)]
+    if levels is not None or region is not None:
+        ranges = container.byte_ranges(header, all_packets(header, make_plan(header, levels, region)))
     return FileInfo(
         width=header.width,
         height=header.height,
@@ -265,14 +280,21 @@ def read_info(data: bytes, n_bytes: int | None = None, *, limits: Limits = DEFAU
         bit_depth=header.bit_depth,
         alpha=header.has(container.ALPHA),
         quality=header.quality,
-        lossless=bool(header.flags & container.LOSSLESS),
+        lossless=header.lossless,
         n_bytes=n_bytes,
         n_bytes_complete=header.file_bytes,
-        levels=container.available_levels(n_bytes, header),
+        levels=container.complete_levels(header, container.usable(header, n_bytes)),
         level_ends=container.level_ends(header),
-        metadata_bytes={name: sizes[kind] for name, kind in METADATA_KINDS.items() if kind in sizes},
+        metadata_bytes={
+            name: header.packets[i].length
+            for name, unit in METADATA_UNITS.items()
+            if (i := header.find(unit)) is not None
+        },
         model_hash=header.model_hash.hex(),
         tables_hash=header.tables_hash.hex(),
+        n_packets=len(header.packets),
+        header_bytes=header.header_bytes,
+        ranges=tuple(ranges),
     )
 
 
@@ -284,21 +306,22 @@ def verify(
     Raises FormatError at the first fault.
     """
     check_device(device)
-    check_decode(data, None, limits)
+    header = check_decode(data, None, None, False, limits)
     from vbc.codec import pipeline
 
-    pipeline.verify(data, model=load(model, device), limits=limits)
+    pipeline.verify(data, model=load(model, device, header), limits=limits)
 
 
-def read_metadata(data: bytes, header: container.Header) -> "Metadata":
+def read_metadata(data: "bytes | bytearray | memoryview | ByteSource", header: container.Header) -> "Metadata":
     """Metadata of a file; what lies behind the end of a truncated file is left out. Raises Corrupt."""
     from vbc.codec.files.image_io import Metadata
 
-    names = {kind: name for name, kind in METADATA_KINDS.items()}
+    source = as_source(data)
     parts = {}
-    for i, (chunk, end) in enumerate(zip(header.chunks, header.chunk_ends, strict=True)):
-        if chunk.kind in names and end <= len(data):
-            parts[names[chunk.kind]] = bytes(container.read_chunk(data, header, i))
+    for name, unit in METADATA_UNITS.items():
+        i = header.find(unit)
+        if i is not None and header.ends[i] <= source.n_bytes:
+            parts[name] = bytes(container.read_packet(source, header, i))
     return Metadata(**parts)
 
 
@@ -342,25 +365,40 @@ def as_picture(
     return Picture.from_samples(planes, Metadata())
 
 
-def check_decode(data: bytes, levels: int | None, limits: Limits) -> None:
-    """Refuse what can be refused before torch and the weights are loaded.
+def check_decode(
+    data: "bytes | bytearray | memoryview | ByteSource",
+    levels: int | None,
+    region: "Region | None",
+    native: bool,
+    limits: Limits,
+) -> container.Header:
+    """Refuse what can be refused before torch and the weights are loaded; returns the header.
 
-    Raises a FormatError for a bad header or one above the limits, ValueError for levels below 1.
+    Raises a FormatError for a bad header or one above the limits, ValueError for levels below 1, for a region that is not
+    inside the picture, and for one together with `native`.
     """
     if levels is not None and levels < 1:
         raise ValueError(f"levels is 1 or more, not {levels}")
-    container.unpack_header(data, limits)
+    header = container.unpack_header(data, limits)
+    if region is not None:
+        from vbc.codec.decode_plan import check_region
+
+        if native:
+            raise ValueError("a region goes with the full size, not with a level's own")
+        check_region(region, header)
+    return header
 
 
 def check_device(device: Device) -> None:
     """Raise unless the networks can run there.
 
-    ValueError for a device of another kind, `CudaMissing` where torch sees no CUDA device, `TritonMissing`
+    ValueError for a device of another kind, `CudaMissing` where torch sees no such CUDA device, `TritonMissing`
     where triton is not installed (`kernels.dispatch`; both are RuntimeErrors).
     """
-    if device not in DEVICES:
-        raise ValueError(f"the codec runs on {' and '.join(DEVICES)}, not on {device}")
-    if device == "cuda":
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise ValueError(f"the codec runs on cpu, cuda and cuda:N, not on {device}")
+    if kind == "cuda":
         from vbc.kernels.dispatch import HAVE_TRITON, TritonMissing, require_device
 
         require_device(device)
@@ -368,12 +406,17 @@ def check_device(device: Device) -> None:
             raise TritonMissing("on CUDA the codec needs triton: pip install triton")
 
 
-def load(model: "Weights", device: Device = "cpu") -> "Model":
-    """The model on the device; None stands for the shipped weights, a path for others. Loading is cached."""
-    from vbc.codec.model import load_model
+def load(model: "Weights", device: Device = "cpu", header: container.Header | None = None) -> "Model":
+    """The model on the device; loading is cached.
 
+    None stands for the installed weights: those that a file's header names, or the newest; a path for others. Raises
+    ModelMissing where none of the installed ones made the file.
+    """
+    from vbc.codec.model import load_model, mind_forks, model_of
+
+    mind_forks()
     if model is None:
-        loaded = load_model()
+        loaded = load_model() if header is None else model_of(header)
     else:
         loaded = load_model(Path(model)) if isinstance(model, str | PathLike) else model
     return loaded.to(device)

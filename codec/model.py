@@ -1,38 +1,39 @@
 """Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash.
 
-See docs/format.md, "Models".
+See docs/format.md, "Models". Every set of weights that a release has shipped stays installed, so that its files stay
+readable: `weights/index.json` names them all, the newest last.
 """
 
 import functools
 import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from vbc.bitstream.container import Header
+from vbc.bitstream.errors import ModelMissing
 from vbc.bitstream.tables import TableSet
-from vbc.codec.entropy.tensor_coder import device_tables
-from vbc.codec.exact.block import ExactModel
-from vbc.codec.exact.block_device import predict_maps
-from vbc.codec.exact.networks import PHASES
+from vbc.codec.entropy.coder import Reader, Writer
+from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter, device_tables
+from vbc.codec.exact.model import ExactModel
+from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
-from vbc.codec.nets.int_nets import IntPhase
-from vbc.codec.train.export_nets import Tensors
+from vbc.codec.nets.int_nets import IntPhase, Tensors
+from vbc.kernels.predict import PredictMaps
 
-DEFAULT_WEIGHTS = "vbc-1.safetensors"
 HASH_BYTES = 8
-ENCODER_ONLY = ANALYSIS
-"""Tensors that no decoder needs stay out of the hash: a better analysis leaves old files readable."""
+INDEX = "index.json"
+"""Of the weights folder: a list of {"file", "model" (hash), "tables" (hash)}, the newest last."""
 
-if hasattr(os, "register_at_fork"):
-    # A forked child (multiprocessing's default on Linux before Python 3.14) has none of its parent's OpenMP
-    # threads, and would wait for them for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+PID = os.getpid()
 
 
 class WeightsError(ValueError):
@@ -43,8 +44,7 @@ class WeightsError(ValueError):
 class Model:
     """Everything that decides what a bit means, and the encoder's analysis.
 
-    cumulative: the tables for `device.TensorReader` where the model was placed on a device; else None, and
-    symbols are coded by the host.
+    cumulative: the tables on the device where symbols are coded; None where the host codes them.
     """
 
     exact: ExactModel
@@ -65,25 +65,39 @@ class Model:
         device that is not there raises what torch raises (`kernels.dispatch.require_device` explains more).
         """
         device = torch.device(device)
-        same = device.type == self.device.type and device.index in (None, self.device.index)
-        return self if same else place(self, device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        return self if device == self.device else place(self, device)
+
+    def writer(self, n_groups: int) -> Writer | TensorWriter:
+        """An encoder of so many groups, where the model's symbols are coded."""
+        if self.cumulative is None:
+            return Writer(self.tables, n_groups)
+        return TensorWriter(self.tables, n_groups)
+
+    def reader(self, payloads: Sequence[bytes | memoryview], max_symbols: int) -> Reader | TensorReader:
+        """A decoder of groups, likewise. Raises Corrupt."""
+        if self.cumulative is None:
+            return Reader(self.tables, payloads, max_symbols)
+        return TensorReader(self.cumulative, payloads, max_symbols)
+
+    def check(self, header: Header) -> None:
+        """Raises ModelMissing unless a file was made with this model."""
+        for wanted, have in ((header.model_hash, self.hash), (header.tables_hash, self.tables.digest)):
+            if wanted != have:
+                raise ModelMissing(wanted)
 
 
 @functools.lru_cache(maxsize=8)
 def place(model: Model, device: torch.device) -> Model:
-    """The model with networks and tables on a device, where symbols are then coded too (`codec.device`).
+    """The model with networks and tables on a device, where symbols are then coded too.
 
     Any device will do: on the CPU this is the device path in plain torch.
     """
-    exact, lossy = model.exact, model.lossy
     placed = replace(
         model,
-        exact=replace(
-            exact,
-            phases={p: net.to(device) for p, net in exact.phases.items()},
-            maps={p: predict_maps(exact, p, device) for p in exact.phases},
-        ),
-        lossy=lossy.to(device),
+        exact=model.exact.to(device),
+        lossy=model.lossy.to(device),
         cumulative=device_tables(model.tables, device),
     )
     if device.type == "cuda":
@@ -94,11 +108,12 @@ def place(model: Model, device: torch.device) -> Model:
 def model_hash(tensors: Tensors) -> bytes:
     """First 8 bytes of SHA-256 over every decoder tensor but the tables.
 
-    Name, dtype, shape and little-endian bytes of each, by name.
+    Name, dtype, shape and little-endian bytes of each, by name. Tensors that no decoder needs stay out of it: a
+    better analysis leaves old files readable.
     """
     h = hashlib.sha256()
     for name in sorted(tensors):
-        if name == "tables" or name.startswith(ENCODER_ONLY):
+        if name == "tables" or name.startswith(ANALYSIS):
             continue
         t = tensors[name].contiguous()
         h.update(f"{name} {str(t.dtype).removeprefix('torch.')} {list(t.shape)}\n".encode())
@@ -109,13 +124,19 @@ def model_hash(tensors: Tensors) -> bytes:
 def build_model(tensors: Tensors) -> Model:
     """A model from exported tensors. Raises WeightsError where some are missing or break an invariant."""
     try:
+        tables = TableSet(tensors["tables"].numpy())
         exact = ExactModel(
             {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
-            tensors["exact.log2_residual"].numpy(),
-            tensors["exact.table_index"].numpy().astype(np.uint16),
+            {
+                p: PredictMaps(
+                    tensors["exact.log2_residual"],
+                    tensors[f"exact.{p}.surprise"],
+                    tensors["exact.table_index"].to(torch.int16),
+                )
+                for p in PHASES
+            },
             int(tensors["exact.tuning_table"]),
         )
-        tables = TableSet(tensors["tables"].numpy())
         lossy = LossyModel.load(tensors, tables)
     except (KeyError, ValueError) as e:
         raise WeightsError(f"not the weights of this codec: {e}") from e
@@ -124,16 +145,53 @@ def build_model(tensors: Tensors) -> Model:
 
 @functools.lru_cache(maxsize=8)
 def load_model(path: Path | None = None) -> Model:
-    """The model in a safetensors file, by default the shipped one; cached.
+    """The model in a safetensors file, by default the newest one installed; cached.
 
     Raises WeightsError, or OSError where it is missing.
     """
     if path is None:
-        with resources.as_file(resources.files("vbc.codec") / "weights" / DEFAULT_WEIGHTS) as default:
-            return load_model(default)
+        return load_installed(installed()[-1]["file"])
     try:
         tensors = load_file(path)
     except SafetensorError as e:
         raise WeightsError(f"{path}: {e}") from e
     with torch.no_grad():
         return build_model(tensors)
+
+
+def model_of(header: Header) -> Model:
+    """The installed model that a file was made with. Raises ModelMissing where there is none."""
+    wanted = {"model": header.model_hash.hex(), "tables": header.tables_hash.hex()}
+    for entry in installed():
+        if wanted.items() <= entry.items():
+            return load_installed(entry["file"])
+    raise ModelMissing(header.model_hash)
+
+
+def installed() -> list[dict[str, str]]:
+    """The index of the weights folder: file, model hash and tables hash of each set, the newest last."""
+    entries: list[dict[str, str]] = json.loads((weights_folder() / INDEX).read_text("utf-8"))
+    return entries
+
+
+def load_installed(name: str) -> Model:
+    """The model in a file of the weights folder."""
+    with resources.as_file(weights_folder() / name) as path:
+        return load_model(path)
+
+
+def weights_folder() -> Traversable:
+    """Where installed weights are."""
+    return resources.files("vbc.codec") / "weights"
+
+
+def mind_forks() -> None:
+    """Let a forked child use one thread.
+
+    A child of fork (multiprocessing's default on Linux before Python 3.14) has none of its parent's OpenMP threads, and
+    would wait for them for ever.
+    """
+    global PID
+    if os.getpid() != PID:
+        PID = os.getpid()
+        torch.set_num_threads(1)

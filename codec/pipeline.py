@@ -1,38 +1,40 @@
-"""The whole dataflow, both directions: image -> latents -> lanes -> container, and back.
+"""The whole dataflow, both directions: image -> latents and grids -> groups -> lanes -> packets, and back.
 
 See docs/architecture.md.
 """
 
-import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, LOSSY_LEVELS, Header, Limits
-from vbc.bitstream.errors import Corrupt, FormatError, ModelMissing, Truncated
-from vbc.codec.extra.extra_planes import Plane, decode_planes, encode_planes
-from vbc.codec.files.image_io import Metadata
-from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.model import Model
-from vbc.codec.payloads import (
+from vbc.bitstream.errors import Corrupt, FormatError, Truncated
+from vbc.bitstream.source import Buffer, Source, as_source
+from vbc.codec.decode_plan import DecodePlan, Region, make_plan, read_packets
+from vbc.codec.decode_state import DecodeState
+from vbc.codec.encode_levels import (
+    Packets,
     Progress,
-    coarser_lossy,
-    complete,
-    decode_exact,
-    decode_lossy,
     encode_exact,
     encode_lossy,
-    picture_size,
+    encode_lossy_below,
+    lossy_picture,
+    n_bytes,
 )
-
-PIXEL_HASH_BYTES = 16
-
-
-Chunk = tuple[int, int, bytes | None]
-"""Kind, number and payload; None for metadata that is not there."""
+from vbc.codec.extra.carried import (
+    encode_alpha,
+    encode_low,
+    pixel_hash,
+    read_alpha,
+    read_low,
+    same_planes,
+    shrink,
+)
+from vbc.codec.files.image_io import Metadata
+from vbc.codec.model import Model
+from vbc.codec.settings import EncodeSettings
 
 
 class SelfCheckFailed(RuntimeError):
@@ -44,10 +46,10 @@ class SelfCheckFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture and what it was made from.
+    """A picture, or a region of one, and what it was made from.
 
-    rgb: uint8 [3, H, W], of 16-bit samples the upper bytes. levels: the level numbers used. exact: whether
-    the pixels are the encoder's input. alpha: uint8 [H, W], None where the file has none. low: uint8
+    rgb: uint8 [3, H, W], of 16-bit samples the upper bytes. levels: the level numbers used that are complete. exact:
+    whether the pixels are the encoder's input. alpha: uint8 [H, W], None where the file has none. low: uint8
     [C, H, W], the low bytes of 16-bit samples, alpha's last; None in 8-bit files and where levels or the
     low bytes are missing.
     """
@@ -65,17 +67,14 @@ def encode_image(
     rgb: Tensor,
     *,
     model: Model,
-    levels: int = 3,
-    quality: int = 60,
-    lossless: bool = False,
-    effort: int = 1,
+    settings: EncodeSettings = EncodeSettings(),  # noqa: B008 # frozen
     metadata: Metadata | None = None,
     gray: bool = False,
     alpha: Tensor | None = None,
     low: Tensor | None = None,
     progress: Progress | None = None,
 ) -> bytes:
-    """Encode uint8 RGB [3, H, W] with the first `levels` lossy levels and, if lossless, all exact ones.
+    """Encode uint8 RGB [3, H, W].
 
     alpha: uint8 [H, W], always stored exactly. low: uint8 [C, H, W], the low bytes of 16-bit samples, whose
     upper bytes are `rgb` and `alpha`; C is 1 for gray, else 3, and one more with alpha. A lossy file leaves
@@ -83,103 +82,90 @@ def encode_image(
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata: where lossy levels would
     make it larger (on noise), they are of a lower quality, which the header names. It has been decoded and
-    compared.
-
-    Raises ValueError for levels and lossless that do not go together, SelfCheckFailed where the comparison
-    fails.
+    compared. Raises SelfCheckFailed where the comparison fails.
     """
-    if levels not in ((0, LOSSY_LEVELS) if lossless else range(1, LOSSY_LEVELS + 1)):
-        with_or_without = "with" if lossless else "without"
-        raise ValueError(f"{levels} lossy levels {with_or_without} exact levels cannot be coded")
     report = progress or (lambda stage, fraction: None)
     rgb = rgb.to(model.device)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     meta = metadata or Metadata()
-    low = low if lossless else None
-    coded = encode_levels(picture, model, levels, quality, lossless, effort, report)
+    low = low if settings.lossless else None
     channels, n_pixels = 1 if gray else 3, rgb[0].numel()
-    before: list[Chunk] = [(container.ICC, 0, meta.icc)]
-    if alpha is not None:
-        before.append((container.ALPHA, 0, encode_planes([alpha.numpy()], [None], model)))
-    after: list[Chunk] = []
-    if low is not None:
-        after.append((container.LOW, 0, encode_low(low, rgb, alpha, model)))
-    if lossless:
-        after.append((container.PIXEL_HASH, 0, pixel_hash(picture, alpha, low)))
+    before = [(container.ICC, meta.icc), (container.ALPHA, None if alpha is None else encode_alpha(alpha, model))]
+    after: list[tuple[int, bytes | None]] = []
+    if settings.lossless:
+        after.append((container.LOW, None if low is None else encode_low(low, rgb, alpha, model)))
+        after.append((container.PIXEL_HASH, pixel_hash(picture, alpha, low)))
 
-    def pack(quality: int, lossy: list[bytes], exact: list[bytes]) -> bytes:
-        chunks = [
-            *before,
-            *((container.LEVEL, 1 + i, p) for i, p in enumerate(lossy)),
-            (container.EXIF, 0, meta.exif),
-            (container.XMP, 0, meta.xmp),
-            *((container.LEVEL, LOSSY_LEVELS + 1 + i, p) for i, p in enumerate(exact)),
-            *after,
-        ]
+    def pack(levels: "EncodedLevels") -> bytes:
+        described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
+        packets = [*single(before), *levels.lossy, *single(described), *levels.exact, *single(after)]
         return container.write_file(
-            [(kind, number, body) for kind, number, body in chunks if body is not None],
+            packets,
             width=picture.shape[-1],
             height=picture.shape[-2],
             channels=channels,
-            quality=quality,
-            flags=container.LOSSLESS if lossless else 0,
+            quality=levels.quality,
+            flags=settings.lossless * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL,
             model_hash=model.hash,
             tables_hash=model.tables.digest,
             bit_depth=8 if low is None else 16,
         )
 
-    data = pack(*coded)
-    if lossless and levels:
+    levels = encode_levels(picture, model, settings, report)
+    data = pack(levels)
+    if settings.lossless and settings.levels:
         bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
         limit = size_limit(bytes_a_pixel * n_pixels) + sum(meta.n_bytes().values())
         # exact levels grow as the lossy ones shrink, to plain samples at worst
-        for exact_bytes in (sum(map(len, coded[2])), channels * n_pixels + len(coded[2])):
+        for exact_bytes in (n_bytes(levels.exact), channels * n_pixels + len(levels.exact)):
             if len(data) <= limit:
                 break
-            others = len(data) - sum(map(len, coded[1] + coded[2]))
-            room = limit - others - exact_bytes
-            del coded, data
-            coded = encode_levels(picture, model, levels, quality, lossless, effort, report, room)
-            data = pack(*coded)
-    if lossless:
+            others = len(data) - n_bytes(levels.lossy) - n_bytes(levels.exact)
+            levels = encode_levels(picture, model, settings, report, limit - others - exact_bytes)
+            data = pack(levels)
+    if settings.lossless:
         report("check", 0.9)
-        del coded, before, after
+        del levels, before, after
         check_lossless(data, model, rgb, alpha, low)
     report("done", 1.0)
     return data
 
 
-def size_limit(n_bytes: int) -> int:
-    """What a lossless file of so many bytes of samples takes at most, beside its metadata."""
-    return n_bytes + n_bytes // 100 + 1024
+@dataclass(frozen=True)
+class EncodedLevels:
+    """The packets of the levels, and the quality that the lossy ones were coded with."""
+
+    quality: int
+    lossy: Packets
+    exact: Packets
 
 
 def encode_levels(
-    picture: Tensor,
-    model: Model,
-    levels: int,
-    quality: int,
-    lossless: bool,
-    effort: int,
-    report: Progress,
-    room: int | None = None,
-) -> tuple[int, list[bytes], list[bytes]]:
-    """The quality, and the payloads of the lossy and of the exact levels of uint8 [1, 3, H, W].
+    picture: Tensor, model: Model, settings: EncodeSettings, report: Progress, max_lossy_bytes: int | None = None
+) -> EncodedLevels:
+    """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a lower quality."""
+    quality, packets, guide = settings.quality, [], None
+    if settings.levels:
+        report("lossy", 0.0)
+        if max_lossy_bytes is None:
+            packets, latents = encode_lossy(picture, model, settings.levels, quality)
+        else:
+            quality, packets, latents = encode_lossy_below(picture, model, quality, max_lossy_bytes)
+        if settings.lossless:
+            guide = lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
+        del latents  # six bytes a pixel
+    exact = encode_exact(picture, model, guide, quality, settings.effort, report) if settings.lossless else []
+    return EncodedLevels(quality, packets, exact)
 
-    room: the bytes that the lossy levels may take; the quality returned is the highest that fits.
-    """
-    if not levels:
-        return quality, [], encode_exact(picture, model, None, quality, effort, report)
-    report("lossy", 0.0)
-    if room is None:
-        payloads, latents = encode_lossy(picture, model, levels, quality)
-    else:
-        quality, payloads, latents = coarser_lossy(picture, model, quality, room)
-    if not lossless:
-        return quality, payloads, []
-    guide = lossy_levels.synthesise(model.lossy, latents, picture_size(picture), levels, quality)
-    del latents  # six bytes a pixel
-    return quality, payloads, encode_exact(picture, model, guide, quality, effort, report)
+
+def single(units: list[tuple[int, bytes | None]]) -> Packets:
+    """Packets of units that are no levels, those that are there."""
+    return [(unit, 0, payload) for unit, payload in units if payload is not None]
+
+
+def size_limit(n_bytes: int) -> int:
+    """What a lossless file of so many bytes of samples takes at most, beside its metadata."""
+    return n_bytes + n_bytes // 100 + 1024
 
 
 def check_lossless(
@@ -197,159 +183,90 @@ def check_lossless(
 
 @torch.no_grad()
 def decode_image(
-    data: bytes,
+    data: Buffer | Source,
     *,
     model: Model,
     levels: int | None = None,
+    region: Region | None = None,
     native: bool = False,
     allow_partial: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Decode the first `levels` levels that the file has (all by default).
+    """Decode the first `levels` levels that the file has (all by default), all of the picture or a region of it.
 
-    native: levels 1 and 2 at 1/4 and 1/2 of the size. allow_partial: make do with the levels that are
-    complete. Raises a FormatError; Truncated names the complete levels.
+    native: levels 1 and 2 at 1/4 and 1/2 of the size. allow_partial: make do with the packets that are
+    there and sound. Raises a FormatError, RegionError for a region outside the picture.
     """
-    header = container.unpack_header(data, limits)
-    check_model(header, model)
     report = progress or (lambda stage, fraction: None)
-    payloads = read_levels(data, header, levels, allow_partial)
-    numbers = tuple(payloads)
-    size = (header.height, header.width)
-    alpha = read_alpha(data, header, model)
-    lossy_count = sum(n <= LOSSY_LEVELS for n in numbers)
-    picture = None
-    if lossy_count:
-        report("lossy", 0.0)
-        latents = decode_lossy([payloads[n] for n in numbers[:lossy_count]], model, size, header.quality)
-        if native and lossy_count < LOSSY_LEVELS:
-            latents = complete(latents, model, header.quality, level=2)
-            small = lossy_levels.native_picture(model.lossy, latents, size, lossy_count)
-            return Decoded(small[0], header, numbers, False, shrink(alpha, 1 << LOSSY_LEVELS - lossy_count))
-        latents = complete(latents, model, header.quality)
-        picture = lossy_levels.synthesise(model.lossy, latents, size, lossy_count, header.quality)
-        del latents  # six bytes a pixel
-    if len(numbers) > lossy_count:
-        exact = [payloads[n] for n in numbers[lossy_count:]]
-        picture = decode_exact(exact, model, size, picture, header.quality, report)
-    assert picture is not None
-    all_exact = bool(header.flags & container.LOSSLESS) and numbers == tuple(container.level_ends(header))
-    low = None
-    if all_exact and header.bit_depth == 16:
-        low = read_low(data, header, model, picture[0], alpha, allow_partial)
-        all_exact = low is not None
+    source = as_source(data)
+    header = container.unpack_header(source, limits)
+    model.check(header)
+    plan = make_plan(header, levels, region)
+    if levels is None and region is None and not allow_partial:
+        check_complete(source, header)
+    packets = read_packets(source, header, plan, allow_partial)
+    state = DecodeState(model, header)
+    for level in plan.levels:
+        report("lossy" if level <= LOSSY_LEVELS else "exact", done_before(header, level))
+        state = state.advance_parts(level, packets[level])
+    decoded = finish(state, plan, source, region, native, levels, allow_partial)
     report("done", 1.0)
-    return Decoded(picture[0], header, numbers, all_exact, alpha, low)
+    return decoded
 
 
-def verify(data: bytes, *, model: Model, limits: Limits = DEFAULT_LIMITS) -> None:
+def finish(
+    state: DecodeState,
+    plan: DecodePlan,
+    source: Source,
+    region: Region | None = None,
+    native: bool = False,
+    levels: int | None = None,
+    allow_partial: bool = False,
+) -> Decoded:
+    """The picture of what is decoded, with alpha and low bytes. Raises Truncated, Corrupt."""
+    header, model = state.header, state.model
+    complete = tuple(level for level in plan.levels if state.has(level, plan.wanted[level]))
+    last = max(level for level in plan.levels if state.done.get(level))
+    window = None if region is None else window_of(region)
+    alpha = read_alpha(source, header, model, window)
+    rgb = state.picture(last, plan.wanted, native)[0]
+    if native and last < LOSSY_LEVELS:
+        return Decoded(rgb, header, complete, False, shrink(alpha, 1 << LOSSY_LEVELS - last))
+    if window is not None:
+        rgb = rgb[:, *window]
+    exact = header.lossless and plan.levels == container.levels_present(header) == complete
+    low = None
+    if exact and header.bit_depth == 16:
+        low = read_low(source, header, model, rgb, alpha, window, allow_partial)
+        exact = low is not None
+    return Decoded(rgb, header, complete, exact, alpha, low)
+
+
+def done_before(header: Header, level: int) -> float:
+    """About how much of a decode is done before a level, 0..1."""
+    return 0.0 if level <= LOSSY_LEVELS else 0.25 / 4 ** header.geometry.grid_index(level)
+
+
+def window_of(region: Region) -> tuple[slice, slice]:
+    """Rows and columns of a region."""
+    x, y, width, height = region
+    return slice(y, y + height), slice(x, x + width)
+
+
+def check_complete(source: Source, header: Header) -> None:
+    """Raises Truncated unless all bytes of the file are there."""
+    if source.n_bytes < header.file_bytes:
+        levels = container.complete_levels(header, container.usable(header, source.n_bytes))
+        raise Truncated(header.file_bytes, source.n_bytes, levels)
+
+
+def verify(data: Buffer | Source, *, model: Model, limits: Limits = DEFAULT_LIMITS) -> None:
     """Check every CRC, decode every level, compare the pixel hash. Raises a FormatError."""
-    decoded = decode_image(data, model=model, limits=limits)
-    for i, chunk in enumerate(decoded.header.chunks):
-        payload = container.read_chunk(data, decoded.header, i)
-        if chunk.kind == container.PIXEL_HASH and decoded.exact:
+    source = as_source(data)
+    decoded = decode_image(source, model=model, limits=limits)
+    for i, packet in enumerate(decoded.header.packets):
+        payload = container.read_packet(source, decoded.header, i)
+        if packet.unit == container.PIXEL_HASH and decoded.exact:
             if pixel_hash(decoded.rgb[None], decoded.alpha, decoded.low)[: len(payload)] != bytes(payload):
                 raise Corrupt("the pixels differ from their hash")
-
-
-def check_model(header: Header, model: Model) -> None:
-    """Raises ModelMissing unless the file was made with this model."""
-    for wanted, have in ((header.model_hash, model.hash), (header.tables_hash, model.tables.digest)):
-        if wanted != have:
-            raise ModelMissing(wanted)
-
-
-def read_levels(
-    data: bytes, header: Header, levels: int | None, allow_partial: bool
-) -> dict[int, memoryview]:
-    """The checked payloads of the levels to decode, by number. Raises Truncated, Corrupt."""
-    ends = container.level_ends(header)
-    check_numbers(tuple(ends))
-    wanted = list(ends)[:levels]
-    available = container.available_levels(len(data), header)
-    if allow_partial:
-        wanted = [n for n in wanted if n in available]
-    if not wanted:
-        need = min(ends.values(), default=header.file_bytes)
-        if len(data) < need:
-            raise Truncated(need, len(data), available)
-        raise Corrupt("the file has no such level")
-    if levels is None and not allow_partial and len(data) < header.file_bytes:
-        raise Truncated(header.file_bytes, len(data), available)
-    chunks = {c.number: i for i, c in enumerate(header.chunks) if c.kind == container.LEVEL}
-    return {n: container.read_chunk(data, header, chunks[n]) for n in wanted}
-
-
-def check_numbers(levels: tuple[int, ...]) -> None:
-    """Raises Corrupt unless the levels are 1..n, or 4..m, or 1..m: all that any encoder writes."""
-    lossy = [n for n in levels if n <= LOSSY_LEVELS]
-    exact = [n for n in levels if n > LOSSY_LEVELS]
-    whole = not exact or len(lossy) in (0, LOSSY_LEVELS)
-    if not whole or lossy != list(range(1, len(lossy) + 1)) or exact != list(range(4, 4 + len(exact))):
-        raise Corrupt(f"levels {levels} do not go together")
-
-
-# Extra planes
-
-
-def encode_low(low: Tensor, rgb: Tensor, alpha: Tensor | None, model: Model) -> bytes:
-    """Payload of the low bytes, uint8 [C, H, W]."""
-    return encode_planes([p.numpy() for p in low], upper_planes(rgb, len(low), alpha), model)
-
-
-def read_alpha(data: bytes, header: Header, model: Model) -> Tensor | None:
-    """uint8 [H, W], or None where the file has no alpha. Raises Truncated, Corrupt."""
-    for i, chunk in enumerate(header.chunks):
-        if chunk.kind == container.ALPHA:
-            payload = container.read_chunk(data, header, i)
-            (plane,) = decode_planes(payload, (header.height, header.width), [None], model)
-            return torch.from_numpy(plane)
-    return None
-
-
-def read_low(
-    data: bytes, header: Header, model: Model, rgb: Tensor, alpha: Tensor | None, allow_partial: bool
-) -> Tensor | None:
-    """uint8 [C, H, W], or None where they are missing and may be. Raises Truncated, Corrupt."""
-    i = next(i for i, chunk in enumerate(header.chunks) if chunk.kind == container.LOW)
-    if allow_partial and len(data) < header.chunk_ends[i]:
-        return None
-    payload = container.read_chunk(data, header, i)
-    references = upper_planes(rgb, header.channels + (alpha is not None), alpha)
-    planes = decode_planes(payload, (header.height, header.width), references, model)
-    return torch.from_numpy(np.stack(planes))
-
-
-def upper_planes(rgb: Tensor, count: int, alpha: Tensor | None) -> list[Plane]:
-    """The upper bytes that go with `count` planes of low bytes: gray or RGB, then alpha; uint8 [H, W]."""
-    n_colours = count - (alpha is not None)
-    return [p.cpu().numpy() for p in (*rgb[:n_colours], *([] if alpha is None else [alpha]))]
-
-
-def shrink(alpha: Tensor | None, side: int) -> Tensor | None:
-    """Alpha at a level's own size: rounded means of squares of side 2 or 4, the border repeated."""
-    if alpha is None:
-        return None
-    rows, cols = (torch.arange(-(-n // side) * side).clamp_(max=n - 1) for n in alpha.shape)
-    squares = alpha[rows][:, cols].view(len(rows) // side, side, len(cols) // side, side)
-    return ((squares.sum((1, 3)) + side * side // 2) // (side * side)).to(torch.uint8)
-
-
-def same_planes(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both are there and equal, or neither is."""
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other)
-
-
-def pixel_hash(picture: Tensor, alpha: Tensor | None = None, low: Tensor | None = None) -> bytes:
-    """First 16 bytes of SHA-256 over the samples of uint8 [1, 3, H, W], pixel by pixel.
-
-    Alpha and the planes of low bytes follow where they are there.
-    """
-    digest = hashlib.sha256(picture[0].permute(1, 2, 0).contiguous().cpu().numpy().data)
-    for planes in (alpha, low):
-        if planes is not None:
-            digest.update(planes.contiguous().numpy().data)
-    return digest.digest()[:PIXEL_HASH_BYTES]

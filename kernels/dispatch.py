@@ -8,6 +8,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -85,6 +86,11 @@ def require_device(name: str) -> torch.device:
         if (device.index or 0) >= n_devices:
             raise CudaMissing(f"{name!r} was asked for, but torch sees {n_devices} CUDA devices")
     return device
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which launches go to this device; nothing on others than CUDA ones."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def check_tensor(

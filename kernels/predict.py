@@ -1,8 +1,8 @@
-"""From a phase network's output to the table and the rounded mean of one colour channel, in one pass.
+"""From a phase network's output to the table and the rounded mean of each colour channel, in int32.
 
 The entropy parameters of the exact levels (docs/format.md, "Exact levels"): later channels follow the
-residuals of earlier ones through integer coefficients, and how surprising those were moves their scale.
-All arithmetic is in int32. On the CPU the codec does the same in numpy; this is for CUDA.
+residuals of earlier ones through integer coefficients, and how large those were against their scales moves
+the later ones' scales. One predictor serves the host and CUDA, where one kernel a channel does the work.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,19 @@ from vbc.kernels.dispatch import (
     constexpr,
     jit,
     known_answer,
+    on_device,
     tl,
     use_triton,
 )
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -64, 96
-"""Sixteenths of an octave."""
+"""Sixteenths of an octave of a pixel value."""
 COEFFICIENT_MAX = 127
-MISS_MAX = 127
-N_SURPRISE = 9
-N_KEYS = (LOG_SCALE_MAX - LOG_SCALE_MIN + 1) * 16
+ERROR_MAX = 127
+"""Of a prior error: what the untuned prediction missed, in quarters of a pixel value."""
+N_ERROR_CLASSES = 9
+FRACTIONS = 16
+N_KEYS = (LOG_SCALE_MAX - LOG_SCALE_MIN + 1) * FRACTIONS
 """Pairs of a log-scale and a sixteenth of the mean."""
 LOW_CHROMA = -255
 """Smallest value of Co and Cg; Y starts at 0, and all end at 255."""
@@ -39,20 +42,25 @@ BLOCK = 256
 class PredictMaps:
     """A phase's look-up tables.
 
-    log2_residual: int16 [R], sixteenths of an octave of a residual's size. surprise: int16 [2, 9], what the
-    classes add to the scales of Co and Cg. tables: int16 [3, N_KEYS], the table of each channel and key.
+    log2_residual: int16 [R], sixteenths of an octave of a residual's size (sixteenths of a pixel value).
+    surprise: int16 [2, 9], what the error classes of the channels before add to the scales of Co and Cg.
+    tables: int16 [3, N_KEYS], the frequency table of each channel and key.
     """
 
     log2_residual: Tensor
     surprise: Tensor
     tables: Tensor
 
+    def to(self, device: torch.device) -> "PredictMaps":
+        """The same maps on another device."""
+        return PredictMaps(*(x.to(device) for x in (self.log2_residual, self.surprise, self.tables)))
+
 
 @dataclass(frozen=True)
 class Corrections:
     """What output layers tuned to an image add, at P positions.
 
-    linear: int32 [P, 6], to the means (sixteenths) and scales (sixteenths of an octave). moves: int32 [P, 3],
+    linear: int32 [6, P], to the means (sixteenths) and scales (sixteenths of an octave). moves: int32 [3, P],
     256ths of sixteenths to the means, rounding constant included. before: int32 [2, 3, 2], slopes in 256ths
     by which a channel's mean follows the residuals of the channels before it, and its scale their ratios to
     their scales.
@@ -63,105 +71,130 @@ class Corrections:
     before: Tensor
 
 
-def channel_tables(
-    base: Tensor, out: Tensor, tuned: Corrections | None, values: Tensor, channel: int, maps: PredictMaps
-) -> tuple[Tensor, Tensor]:
-    """Table and rounded mean of a channel at every position, once the channels before it are known.
+class ChannelPredictor:
+    """Tables and rounded means of Y, Co, Cg at P positions, each channel once those before it are known.
 
-    base: int16 [P, 3], pixel values. out: int32 [P, 9]: mean offsets (sixteenths), log2 scales (sixteenths of
-    an octave), coefficients (64ths). tuned: corrections, or None. values: int16 [P, 3]; only channels below
-    `channel` (0..2) are looked at. Returns tables int16 [P] and means int16 [P]. Raises ValueError for other
-    shapes, dtypes and devices.
+    base: int16 [3, P], pixel values. out: int32 [9, P]: mean offsets (sixteenths), log2 scales (sixteenths of
+    an octave), coefficients (64ths). tuned: corrections, or None. For each channel call `tables`, then
+    `learn`. Raises ValueError for other shapes, dtypes and devices. Never waits for a device.
     """
-    _check(base, out, tuned, values, channel, maps)
-    if use_triton(out) and _triton_agrees(out.device):
-        return channel_tables_triton(base, out, tuned, values, channel, maps)
-    return channel_tables_reference(base, out, tuned, values, channel, maps)
 
+    def __init__(self, base: Tensor, out: Tensor, tuned: Corrections | None, maps: PredictMaps):
+        _check(base, out, tuned, maps)
+        self._base, self._out, self._tuned, self._maps = base, out, tuned, maps
+        self._values: list[Tensor] = []
+        self._untuned: list[tuple[Tensor, Tensor]] = []
+        """Mean and log2 scale before corrections, of the channels that are known and of the next."""
+        self._residuals: list[Tensor] = []
+        self._ratios: list[Tensor] = []
+        self._classes: list[Tensor] = []
 
-def channel_tables_reference(
-    base: Tensor, out: Tensor, tuned: Corrections | None, values: Tensor, channel: int, maps: PredictMaps
-) -> tuple[Tensor, Tensor]:
-    """The definition, in int32."""
-    mean, scale, residuals, ratios = _predict(base, out, values, channel, maps)
-    if tuned is not None:
-        move, change = tuned.moves[:, channel], torch.full_like(mean, 128)
-        for i, (r, ratio) in enumerate(zip(residuals, ratios, strict=True)):
-            move = move + tuned.before[0, channel, i] * r
-            change = change + tuned.before[1, channel, i] * ratio
-        mean = mean + tuned.linear[:, channel] + (move >> 8)
-        scale = scale + tuned.linear[:, 3 + channel] + (change >> 8)
-    mean = mean.clamp(16 * LOW_CHROMA if channel else 0, 16 * 255)
-    rounded = (mean + 8) >> 4
-    key = ((scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX) - LOG_SCALE_MIN) << 4) + (mean - (rounded << 4) + 8)
-    return maps.tables[channel, key.long()], rounded.to(torch.int16)
+    def learn(self, values: Tensor) -> None:
+        """Take the values of the next channel: int16 [P]. Later channels follow its residual."""
+        self._values.append(values)
 
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Table and rounded mean of the next channel: int16 [P] each."""
+        if use_triton(self._out) and _triton_agrees(self._out.device):
+            return channel_tables_triton(self._base, self._out, self._tuned, self._values, self._maps)
+        return self.tables_reference()
 
-def misses(base: Tensor, out: Tensor, values: Tensor, maps: PredictMaps) -> Tensor:
-    """What the predictions without corrections missed: int8 [P, 3], quarters of a pixel value, -127..127.
+    def tables_reference(self) -> tuple[Tensor, Tensor]:
+        """The definition of `tables`."""
+        mean, scale = self.predict()
+        rounded = (mean + 8) >> 4
+        key = scale.sub_(LOG_SCALE_MIN).mul_(FRACTIONS).add_(mean).add_(8).sub_(rounded << 4)
+        return self._maps.tables[len(self._values)].index_select(0, key), rounded.to(torch.int16)
 
-    Arguments as in `channel_tables`, all three channels known. Tensor operations on every device.
-    """
-    mean, _, residuals, _ = _predict(base, out, values, 2, maps)
-    residuals.append(16 * values[:, 2].int() - mean)
-    return ((torch.stack(residuals, 1) + 2) >> 2).clamp_(-MISS_MAX, MISS_MAX).to(torch.int8)
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Mean (sixteenths of a pixel value) and log2 scale (sixteenths of an octave) of the next channel.
 
+        int32 [P] each, corrections included, limited to their ranges.
+        """
+        self._measure()
+        c = len(self._values)
+        mean, scale = self._untuned[c]
+        if self._tuned is not None:
+            before = self._tuned.before
+            move = self._tuned.moves[c]
+            for i, residual in enumerate(self._residuals):
+                move = move + before[0, c, i] * residual
+            mean = mean + self._tuned.linear[c] + (move >> 8)
+            scale = scale + self._tuned.linear[3 + c]
+            if c:
+                change = torch.full_like(mean, 128)
+                for i, ratio in enumerate(self._ratios):
+                    change += before[1, c, i] * ratio
+                scale += change >> 8
+        return mean.clamp(16 * LOW_CHROMA if c else 0, 16 * 255), scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
 
-def _predict(
-    base: Tensor, out: Tensor, values: Tensor, channel: int, maps: PredictMaps
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Mean and scale of a channel before corrections; of the channels before it residuals and ratios."""
-    residuals: list[Tensor] = []
-    ratios: list[Tensor] = []
-    seen: list[Tensor] = []
-    for c in range(channel + 1):
-        mean = 16 * base[:, c].int() + out[:, c]
-        for i, r in enumerate(residuals):
-            k = out[:, 5 + c + i].clamp(-COEFFICIENT_MAX, COEFFICIENT_MAX)
-            mean = mean + ((k * r + 32) >> 6)
-        scale = out[:, 3 + c].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
+    def seen(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of the channels learnt: residuals (sixteenths) and their ratios to their scales, int32 [P] each."""
+        self._measure()
+        return self._residuals, self._ratios
+
+    def prior_errors(self) -> Tensor:
+        """By how much the predictions without corrections missed: int8 [3, P], quarters of a pixel value."""
+        self._measure()
+        errors = (torch.stack(self._residuals) + 2) >> 2
+        return errors.clamp_(-ERROR_MAX, ERROR_MAX).to(torch.int8)
+
+    def _measure(self) -> None:
+        """Residuals of the channels that are known, and the untuned prediction of the next."""
+        for c in range(len(self._residuals), 3):
+            if len(self._untuned) == c:
+                self._untuned.append(self._predict_untuned(c))
+            if len(self._values) == c:
+                return
+            mean, scale = self._untuned[c]
+            residual = self._values[c].int().mul_(16).sub_(mean)
+            place = residual.abs().clamp_(max=self._maps.log2_residual.numel() - 1)
+            ratio = self._maps.log2_residual.index_select(0, place).int().sub_(scale)
+            self._residuals.append(residual)
+            self._ratios.append(ratio)
+            self._classes.append(((ratio + 8) >> 4).add_(4).clamp_(0, N_ERROR_CLASSES - 1))
+
+    def _predict_untuned(self, c: int) -> tuple[Tensor, Tensor]:
+        mean = self._base[c].int().mul_(16).add_(self._out[c])
+        for i, residual in enumerate(self._residuals):
+            k = self._out[5 + c + i].clamp(-COEFFICIENT_MAX, COEFFICIENT_MAX)
+            mean += k.mul_(residual).add_(32) >> 6
+        scale = self._out[3 + c].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
         if c:
-            worst = seen[0] if c == 1 else torch.maximum(*seen)
-            scale = scale + maps.surprise[c - 1, worst.long()].int()
-        if c == channel:
-            break
-        r = 16 * values[:, c].int() - mean
-        ratio = maps.log2_residual[r.abs().clamp_max(maps.log2_residual.numel() - 1).long()].int() - scale
-        residuals.append(r)
-        ratios.append(ratio)
-        seen.append((((ratio + 8) >> 4) + 4).clamp(0, N_SURPRISE - 1))
-    return mean, scale, residuals, ratios
+            worst = self._classes[0] if c == 1 else torch.maximum(*self._classes)
+            scale += self._maps.surprise[c - 1].index_select(0, worst)
+        return mean, scale
 
 
 def channel_tables_triton(
-    base: Tensor, out: Tensor, tuned: Corrections | None, values: Tensor, channel: int, maps: PredictMaps
+    base: Tensor, out: Tensor, tuned: Corrections | None, values: list[Tensor], maps: PredictMaps
 ) -> tuple[Tensor, Tensor]:
-    """The Triton kernel."""
-    n = out.shape[0]
-    out = out.contiguous()
+    """The Triton kernel: as `ChannelPredictor.tables` with so many channels learnt, all worked out anew."""
+    channel, n = len(values), out.shape[1]
     index = torch.empty(n, dtype=torch.int16, device=out.device)
     rounded = torch.empty_like(index)
+    known = [v.contiguous() for v in values] + [index] * (2 - channel)  # what is not known is not looked at
     if n:
-        _predict_kernel[(ceil_div(n, BLOCK),)](
-            base.contiguous(),
-            out,
-            *(
-                (out, out, out)
-                if tuned is None
-                else (tuned.linear.contiguous(), tuned.moves.contiguous(), tuned.before)
-            ),
-            values.contiguous(),
-            maps.log2_residual.contiguous(),
-            maps.surprise.contiguous(),
-            maps.tables[channel].contiguous(),
-            index,
-            rounded,
-            n,
-            maps.log2_residual.numel(),
-            CHANNEL=channel,
-            TUNED=tuned is not None,
-            SIZE=BLOCK,
-        )
+        corrections = (out, out, out)
+        if tuned is not None:
+            corrections = (tuned.linear.contiguous(), tuned.moves.contiguous(), tuned.before.contiguous())
+        with on_device(out.device):
+            _predict_kernel[(ceil_div(n, BLOCK),)](
+                base.contiguous(),
+                out.contiguous(),
+                *corrections,
+                *known[:2],
+                maps.log2_residual.contiguous(),
+                maps.surprise.contiguous(),
+                maps.tables[channel].contiguous(),
+                index,
+                rounded,
+                n,
+                maps.log2_residual.numel(),
+                CHANNEL=channel,
+                TUNED=tuned is not None,
+                SIZE=BLOCK,
+            )
     return index, rounded
 
 
@@ -172,28 +205,27 @@ def _triton_agrees(device: torch.device) -> bool:
         n = 300
         # a fixed sequence: no generator's state changes
         noise = ((torch.arange(n * 27 + N_KEYS * 3) * 2654435761) >> 7) % 4093
-        part = noise[: n * 27].view(n, 27)
-        base = (part[:, :3] % 511 - 255).short()
-        out = (part[:, 3:12] - 2046).int()
-        out[:, 3:] = out[:, 3:] % 361 - 180
-        values = (part[:, 12:15] % 511 - 255).short()
-        values[::7] = (part[::7, 15:18] * 16 - 32768).short()  # what damaged lanes may give
-        moves, before = (part[:, 21:24] * 97 - 190_000).int(), (part[0, :12] % 255 - 127).int().view(2, 3, 2)
-        tuned = Corrections((part[:, 18:24] % 301 - 150).int(), moves, before)
+        part = noise[: n * 27].view(27, n)
+        base = (part[:3] % 511 - 255).short()
+        out = (part[3:12] - 2046).int()
+        out[3:] = out[3:] % 361 - 180
+        values = (part[12:15] % 511 - 255).short()
+        values[:, ::7] = (part[15:18, ::7] * 16 - 32768).short()  # what damaged lanes may give
+        before = (part[:12, 0] % 255 - 127).int().view(2, 3, 2)
+        tuned = Corrections((part[18:24] % 301 - 150).int(), (part[21:24] * 97 - 190_000).int(), before)
         size = 16 * torch.log2(torch.arange(8192).double() / 16 + 0.25)
-        surprise = (part[:2, 18:27] % 81 - 40).short()
+        surprise = (part[18:27, :2].T % 81 - 40).short().contiguous()
         maps = PredictMaps(size.round().short(), surprise, noise[n * 27 :].view(3, -1).short())
-        there = PredictMaps(*(x.to(device) for x in (maps.log2_residual, maps.surprise, maps.tables)))
-        for channel in (0, 1, 2):
-            for t in (None, tuned):
-                want = channel_tables_reference(base, out, t, values, channel, maps)
-                moved = (
-                    None if t is None else Corrections(*(x.to(device) for x in (t.linear, t.moves, t.before)))
-                )
-                args = (base.to(device), out.to(device), moved, values.to(device), channel, there)
-                for a, b in zip(channel_tables_triton(*args), want, strict=True):
+        for t in (None, tuned):
+            there = None if t is None else Corrections(*(x.to(device) for x in (t.linear, t.moves, t.before)))
+            predictor = ChannelPredictor(base, out, t, maps)
+            for channel in range(3):
+                known = [v.to(device) for v in values[:channel]]
+                args = (base.to(device), out.to(device), there, known, maps.to(device))
+                for a, b in zip(channel_tables_triton(*args), predictor.tables_reference(), strict=True):
                     if not torch.equal(a.cpu(), b):
                         return False
+                predictor.learn(values[channel])
         return True
 
     return known_answer("the Triton channel predictor", (str(device),), check)
@@ -202,24 +234,21 @@ def _triton_agrees(device: torch.device) -> bool:
 # Checks
 
 
-def _check(
-    base: Tensor, out: Tensor, tuned: Corrections | None, values: Tensor, channel: int, maps: PredictMaps
-) -> None:
-    n = out.shape[0]
-    check_tensor("out", out, (torch.int32,), (None, 9))
-    check_tensor("base", base, (torch.int16,), (n, 3))
-    check_tensor("values", values, (torch.int16,), (n, 3))
+def _check(base: Tensor, out: Tensor, tuned: Corrections | None, maps: PredictMaps) -> None:
+    n = out.shape[-1]
+    check_tensor("out", out, (torch.int32,), (9, None))
+    check_tensor("base", base, (torch.int16,), (3, n))
     check_tensor("log2_residual", maps.log2_residual, (torch.int16,), (None,))
-    check_tensor("surprise", maps.surprise, (torch.int16,), (2, N_SURPRISE))
+    check_tensor("surprise", maps.surprise, (torch.int16,), (2, N_ERROR_CLASSES))
     check_tensor("tables", maps.tables, (torch.int16,), (3, N_KEYS))
-    check_same_device(out, base=base, values=values, maps=maps.tables)
+    check_same_device(out, base=base, maps=maps.tables)
     if tuned is not None:
-        check_tensor("linear", tuned.linear, (torch.int32,), (n, 6))
-        check_tensor("moves", tuned.moves, (torch.int32,), (n, 3))
+        check_tensor("linear", tuned.linear, (torch.int32,), (6, n))
+        check_tensor("moves", tuned.moves, (torch.int32,), (3, n))
         check_tensor("before", tuned.before, (torch.int32,), (2, 3, 2))
         check_same_device(out, linear=tuned.linear, moves=tuned.moves, before=tuned.before)
-    if channel not in (0, 1, 2) or not maps.log2_residual.numel():
-        raise ValueError(f"channel must be 0..2 and log2_residual not empty, not {channel}")
+    if not maps.log2_residual.numel():
+        raise ValueError("log2_residual must not be empty")
 
 
 # Triton kernels
@@ -232,7 +261,7 @@ def _ratio(r: Value, scale: Value, log2_residual: Pointer, n_residuals: Value) -
 
 
 @jit
-def _surprise_class(ratio: Value) -> Value:
+def _error_class(ratio: Value) -> Value:
     """A ratio in whole octaves, plus 4, within 0..8."""
     return tl.minimum(tl.maximum(((ratio + 8) >> 4) + 4, 0), 8)
 
@@ -250,7 +279,8 @@ def _predict_kernel(
     linear: Pointer,
     moves: Pointer,
     before: Pointer,
-    values: Pointer,
+    first: Pointer,
+    second: Pointer,
     log2_residual: Pointer,
     surprise: Pointer,
     tables: Pointer,
@@ -264,33 +294,33 @@ def _predict_kernel(
 ) -> None:
     i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = i < n
-    o = out + i * 9
-    b = base + i * 3
-    v = values + i * 3
-    mean = 16 * tl.load(b, mask=inside, other=0).to(tl.int32) + tl.load(o, mask=inside, other=0)
-    scale = tl.minimum(tl.maximum(tl.load(o + 3, mask=inside, other=0), -64), 96)
+    # planes of n positions: base and out by channel, the values of Y (first) and Co (second)
+    m0 = tl.load(base + i, mask=inside, other=0).to(tl.int32)
+    mean = 16 * m0 + tl.load(out + i, mask=inside, other=0)
+    scale = tl.minimum(tl.maximum(tl.load(out + 3 * n + i, mask=inside, other=0), -64), 96)
     if CHANNEL > 0:
-        r_y = 16 * tl.load(v, mask=inside, other=0).to(tl.int32) - mean
+        r_y = 16 * tl.load(first + i, mask=inside, other=0).to(tl.int32) - mean
         ratio_y = _ratio(r_y, scale, log2_residual, n_residuals)
-        seen = _surprise_class(ratio_y)
-        mean = 16 * tl.load(b + 1, mask=inside, other=0).to(tl.int32) + tl.load(o + 1, mask=inside, other=0)
-        mean += _follow(tl.load(o + 6, mask=inside, other=0), r_y)
-        scale = tl.minimum(tl.maximum(tl.load(o + 4, mask=inside, other=0), -64), 96)
+        seen = _error_class(ratio_y)
+        mean = 16 * tl.load(base + n + i, mask=inside, other=0).to(tl.int32)
+        mean += tl.load(out + n + i, mask=inside, other=0)
+        mean += _follow(tl.load(out + 6 * n + i, mask=inside, other=0), r_y)
+        scale = tl.minimum(tl.maximum(tl.load(out + 4 * n + i, mask=inside, other=0), -64), 96)
         scale += tl.load(surprise + seen).to(tl.int32)
         if CHANNEL > 1:
-            r_co = 16 * tl.load(v + 1, mask=inside, other=0).to(tl.int32) - mean
+            r_co = 16 * tl.load(second + i, mask=inside, other=0).to(tl.int32) - mean
             ratio_co = _ratio(r_co, scale, log2_residual, n_residuals)
-            seen = tl.maximum(seen, _surprise_class(ratio_co))
-            mean = 16 * tl.load(b + 2, mask=inside, other=0).to(tl.int32)
-            mean += tl.load(o + 2, mask=inside, other=0)
-            mean += _follow(tl.load(o + 7, mask=inside, other=0), r_y)
-            mean += _follow(tl.load(o + 8, mask=inside, other=0), r_co)
-            scale = tl.minimum(tl.maximum(tl.load(o + 5, mask=inside, other=0), -64), 96)
+            seen = tl.maximum(seen, _error_class(ratio_co))
+            mean = 16 * tl.load(base + 2 * n + i, mask=inside, other=0).to(tl.int32)
+            mean += tl.load(out + 2 * n + i, mask=inside, other=0)
+            mean += _follow(tl.load(out + 7 * n + i, mask=inside, other=0), r_y)
+            mean += _follow(tl.load(out + 8 * n + i, mask=inside, other=0), r_co)
+            scale = tl.minimum(tl.maximum(tl.load(out + 5 * n + i, mask=inside, other=0), -64), 96)
             scale += tl.load(surprise + 9 + seen).to(tl.int32)
     if TUNED:
-        mean += tl.load(linear + i * 6 + CHANNEL, mask=inside, other=0)
-        scale += tl.load(linear + i * 6 + 3 + CHANNEL, mask=inside, other=0)
-        move = tl.load(moves + i * 3 + CHANNEL, mask=inside, other=0)
+        mean += tl.load(linear + CHANNEL * n + i, mask=inside, other=0)
+        scale += tl.load(linear + (3 + CHANNEL) * n + i, mask=inside, other=0)
+        move = tl.load(moves + CHANNEL * n + i, mask=inside, other=0)
         if CHANNEL > 0:
             slopes = before + 2 * CHANNEL
             move += tl.load(slopes) * r_y

@@ -14,10 +14,11 @@ from vbc.bitstream.ans import pack_varints, unpack_varints
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, TOTAL_BITS, TableSet
 from vbc.codec.entropy.coder import ESCAPE_BITS, Coder, Index, Reader, Writer
-from vbc.codec.exact.block import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 from vbc.codec.model import Model
+from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
 Plane = NDArray[np.uint8]
+Window = tuple[slice, slice]
 
 RAW, CONSTANT, DEFLATED, CODED = range(4)
 """First byte of a plane: residuals follow as bytes, as one byte that all of them equal, as a zlib stream, in
@@ -53,9 +54,15 @@ def encode_planes(planes: Sequence[Plane], references: Sequence[Plane | None], m
 
 
 def decode_planes(
-    payload: memoryview, size: tuple[int, int], references: Sequence[Plane | None], model: Model
+    payload: memoryview,
+    size: tuple[int, int],
+    references: Sequence[Plane | None],
+    model: Model,
+    window: Window | None = None,
 ) -> list[Plane]:
-    """As many planes as there are references, each uint8 of the size (height, width).
+    """As many planes as there are references, each uint8 of the size (height, width), or windows of them.
+
+    window: rows and columns; the references are then of that size.
 
     What is allocated is bounded by the size, which the caller has checked. Raises Corrupt.
     """
@@ -64,7 +71,7 @@ def decode_planes(
         raise Corrupt("the lengths of planes do not add up to the payload")
     planes = []
     for length, reference in zip(lengths, references, strict=True):
-        planes.append(_decode_plane(payload[at : at + length], size, reference, model))
+        planes.append(_decode_plane(payload[at : at + length], size, reference, model, window))
         at += length
     return planes
 
@@ -98,7 +105,8 @@ def add_prediction(residual: Plane, predictor: int, reference: Plane | None = No
 def class_tables(model: Model) -> Index:
     """The table of each class from 1 on: those of channel Y without a fraction, by scale; uint16 [41]."""
     scales = np.arange(0, LOG_SCALE_MAX - LOG_SCALE_MIN + 1, 4)
-    index: Index = model.exact.table_index[0][scales * FRACTIONS + FRACTIONS // 2]
+    tables = model.exact.maps["D"].tables[0].cpu().numpy()
+    index: Index = tables[scales * FRACTIONS + FRACTIONS // 2]
     return index
 
 
@@ -129,7 +137,9 @@ def _encode_plane(plane: Plane, reference: Plane | None, model: Model) -> bytes:
     return min(found, key=len)
 
 
-def _decode_plane(body: memoryview, size: tuple[int, int], reference: Plane | None, model: Model) -> Plane:
+def _decode_plane(
+    body: memoryview, size: tuple[int, int], reference: Plane | None, model: Model, window: Window | None
+) -> Plane:
     if len(body) < 2:
         raise Corrupt("a plane of less than two bytes")
     mode, predictor, rest = body[0], body[1], body[2:]
@@ -144,7 +154,11 @@ def _decode_plane(body: memoryview, size: tuple[int, int], reference: Plane | No
         residual = np.frombuffer(bytearray(rest), np.uint8).reshape(size)
     else:
         raise Corrupt(f"a plane of {len(body)} bytes with mode {mode}")
-    return add_prediction(residual, predictor, reference)
+    if window is None:
+        return add_prediction(residual, predictor, reference)
+    if predictor == REFERENCE:  # position by position, so that no more of the reference is needed
+        return add_prediction(residual[window].copy(), predictor, reference)
+    return add_prediction(residual, predictor)[window].copy()
 
 
 def _read_lanes(body: memoryview, size: tuple[int, int], model: Model) -> Plane:

@@ -8,12 +8,12 @@ import lzma
 import zlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vbc.bitstream.errors import Corrupt
 from vbc.codec.extra.extra_planes import GRADIENT, LEFT, NONE, UP, add_prediction, remove_prediction
+from vbc.codec.samples import rgb_tensor
 
 MAX_DISTANCE = 1 << 24
 """Bytes that a repetition may lie back: what a decoder has to remember."""
@@ -26,8 +26,8 @@ photographs are at 0.52 and more; a photograph would take a second a megapixel t
 Pixels = NDArray[np.uint8]
 
 
-def encode_whole(picture: Tensor, depth: int, effort: int) -> bytes | None:
-    """uint8 [1, 3, H, W] packed, or None where a sample shows that it does not pay. Inverse: decode_whole.
+def encode_packed(picture: Tensor, depth: int, effort: int) -> bytes | None:
+    """uint8 [1, 3, H, W] packed, or None where a sample shows that it does not pay. Inverse: decode_packed.
 
     depth: 3, or 1 for a picture whose planes are equal. effort: 2 tries all predictors, less the two that
     promise most.
@@ -52,7 +52,7 @@ def _pack(pixels: Pixels, predictor: int) -> bytes:
     return head + lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data)))
 
 
-def decode_whole(body: memoryview, size: tuple[int, int]) -> Tensor:
+def decode_packed(body: memoryview, size: tuple[int, int]) -> Tensor:
     """uint8 [1, 3, H, W], channels last, of the size (height, width). Raises Corrupt.
 
     What is allocated is bounded by the size, which the caller has checked.
@@ -74,12 +74,6 @@ def decode_whole(body: memoryview, size: tuple[int, int]) -> Tensor:
     if depth == 3:
         pixels[..., ::2] += pixels[..., 1:2]
     return rgb_tensor(pixels)
-
-
-def rgb_tensor(pixels: Pixels) -> Tensor:
-    """uint8 [H, W, 3], or [H, W, 1] for three equal planes, as a channels-last tensor [1, 3, H, W]."""
-    rgb = pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
-    return torch.from_numpy(rgb)[None].permute(0, 3, 1, 2)
 
 
 def _filters(n_bytes: int) -> list[dict[str, int]]:

@@ -7,10 +7,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vbc.codec.exact.networks import N_LEVEL_CLASSES
-from vbc.codec.train.export_nets import ZERO, Tensors
 from vbc.kernels.conv import IntConv
 from vbc.kernels.dispatch import known_answer
+
+
+Tensors = dict[str, Tensor]
+"""The tensors of a weights file, by name."""
+ZERO = 64
+"""The integer that networks see for an input of 0: inputs are -64..63, layers take 0..127."""
+N_LEVEL_CLASSES = 3
+"""Kinds of grids that the exact levels' networks tell apart: the finest, the second, all coarser ones."""
 
 
 def load_conv(tensors: Tensors, name: str, head: bool = False) -> IntConv:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.exact.networks import N_LEVEL_CLASSES, ExactNet, training_bits
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.train.exact_net import ExactNet, training_bits
 from vbc.codec.train.training_loop import Loss
 
 SMALLEST_SIDE = 32

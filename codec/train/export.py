@@ -11,43 +11,31 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.entropy.coder import Counter, Index, Symbols
-from vbc.codec.exact import grids as exact_levels
-from vbc.codec.exact.networks import ExactNet
+from vbc.codec.encode_levels import geometry_of, lossy_picture
+from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
+from vbc.codec.exact.groups import GridStep, GroupBatch
+from vbc.codec.exact.level import code_groups as code_exact_groups
+from vbc.codec.exact.level import put_group
+from vbc.codec.exact.model import Tuning
+from vbc.codec.exact.planes import every
+from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.files.image_io import write_atomic
-from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.lossy.latents import LEVEL_START
+from vbc.codec.interlace import PHASES
+from vbc.codec.lossy.analysis import analyse
+from vbc.codec.lossy.coding import code_groups as code_lossy_groups
+from vbc.codec.lossy.coding import prior_means
+from vbc.codec.lossy.latents import level_latents
+from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
-from vbc.codec.payloads import code_lossy_level, complete, grid
-from vbc.codec.train.export_nets import Tensors, export_exact, export_lossy
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, Tensors
+from vbc.codec.train.exact_net import ExactNet
+from vbc.codec.train.export_nets import export_exact, export_lossy
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables
 from vbc.codec.train.lossy_net import LossyNet
 
 LAYERED_QUALITIES = (10, 100)
 """Range of qualities that exact levels are trained and tables refit with."""
 KNOWN_SIZES = ((1, 1), (23, 40))
-
-
-class Discard:
-    """A coder that keeps nothing: the encoder's traversal without its output."""
-
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
-        """The symbols."""
-        assert symbols is not None
-        return symbols
-
-
-class PseudoRandom:
-    """Symbols from a fixed generator in place of a file, to pin what the decoder makes of them."""
-
-    def __init__(self) -> None:
-        self._rng = np.random.Generator(np.random.PCG64(1))
-
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
-        """Residuals of -3..3, or fewer for the single flag of a tuned phase."""
-        if index.size == 1:
-            return np.ones(1, np.int16)
-        return self._rng.integers(-3, 4, index.size).astype(np.int16)
 
 
 def lossy_pictures(model: Model, tiles: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
@@ -62,20 +50,34 @@ def lossy_pictures(model: Model, tiles: NDArray[np.uint8], seed: int) -> NDArray
             quality = int(rng.integers(LAYERED_QUALITIES[0], LAYERED_QUALITIES[1] + 1))
             x = torch.from_numpy(tile)[None]
             out[i, :3], out[i, 6] = tile, quality
-            out[i, 3:6] = lossy_picture(model, x, quality, Discard())[0].numpy()
+            out[i, 3:6] = code_lossy(model, Discard(), x, quality)[0].numpy()
     return out
 
 
-def lossy_picture(model: Model, x: Tensor, quality: int, coder: Discard | Counter) -> Tensor:
-    """What the three lossy levels make of uint8 [1, 3, H, W]."""
-    size = (x.shape[-2], x.shape[-1])
-    target = lossy_levels.analyse(model.lossy, x, quality)
+def code_lossy(model: Model, coder: Coder, x: Tensor, quality: int) -> Tensor:
+    """Run the lossy levels' encoder over uint8 [1, 3, H, W] in one group; returns their picture."""
+    target = analyse(model.lossy, x, quality)
     latents = None
     for level in (1, 2, 3):
-        part = target[:, LEVEL_START[level - 1] : LEVEL_START[level]]
-        latents = code_lossy_level(model, coder, level, latents, size, quality, part)
+        wanted = target[:, level_latents(level)]
+        latents = add_level(model, coder, level, latents, geometry_of(x).level_size(level), quality, wanted)
     assert latents is not None
-    return lossy_levels.synthesise(model.lossy, latents, size, 3, quality)
+    return lossy_picture(model, latents, (x.shape[-2], x.shape[-1]), quality)
+
+
+def add_level(
+    model: Model,
+    coder: Coder,
+    level: int,
+    below: Tensor | None,
+    size: tuple[int, int],
+    quality: int,
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """Code a lossy level of so many blocks as one group; returns all latents up to it, int16 [1, C, h, w]."""
+    window = slice(0, size[0]), slice(0, size[1])
+    part = code_lossy_groups(model.lossy, coder, level, below, [window], quality, wanted)
+    return part if below is None else torch.cat((below, part), 1)
 
 
 def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
@@ -86,18 +88,26 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
         for i, tile in enumerate(tiles):
             x = torch.from_numpy(tile)[None].contiguous(memory_format=torch.channels_last)
             quality = int(rng.integers(0, 101))
-            lossy = lossy_picture(model, x, quality, counter)
+            lossy = code_lossy(model, counter, x, quality)
             code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality)
     return counter
 
 
-def code_exact(model: Model, coder: Counter, x: Tensor, lossy: Tensor | None, quality: int) -> None:
-    """Run the exact levels' encoder over uint8 [1, 3, H, W]."""
-    sizes = exact_levels.grid_sizes(x.shape[-2], x.shape[-1])
-    for s in range(len(sizes) - 1, 0, -1):
-        guide = None if lossy is None else grid(lossy, s - 1)
-        coarse = rgb_to_ycocg(grid(x, s))
-        exact_levels.code_step(model.exact, coder, coarse, sizes[s - 1], s, grid(x, s - 1), guide, quality)
+def code_exact(model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int) -> None:
+    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned layers."""
+    geometry = geometry_of(x)
+    for k in reversed(range(geometry.top)):
+        step = grid_step(model, rgb_to_ycocg(every(x, k + 1)), None, lossy, k, quality)
+        batch = GroupBatch(step, [(slice(0, geometry.grids[k][0]), slice(0, geometry.grids[k][1]))])
+        code_exact_groups([batch], [coder], lambda *_: None, every(x, k))
+
+
+def grid_step(
+    model: Model, coarse: Tensor, errors: Tensor | None, lossy: Tensor | None, k: int, quality: int
+) -> GridStep:
+    """The step from x_{k+1} to x_k. lossy: the whole lossy picture."""
+    guide = None if lossy is None else every(lossy, k)
+    return GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality)
 
 
 def export_model(exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | None) -> Tensors:
@@ -123,26 +133,40 @@ def known_answers(model: Model) -> dict[str, str]:
         for size in KNOWN_SIZES:
             latents = None
             coder = PseudoRandom()
+            blocks = -(-size[0] // 8), -(-size[1] // 8)
             for level in (1, 2, 3):
-                latents = code_lossy_level(model, coder, level, latents, size, 60, None)
-                full = complete(latents, model, 60)
-                lossy = lossy_levels.synthesise(model.lossy, full, size, level, 60)
+                latents = add_level(model, coder, level, latents, blocks, 60)
+                full = latents
+                for missing in range(level + 1, 4):
+                    window = slice(0, blocks[0]), slice(0, blocks[1])
+                    full = torch.cat((full, prior_means(model.lossy, missing, full, [window], 60)), 1)
+                used = np.full((1, 1), level)
+                lossy = synthesise(model.lossy, full, size, used, 60)
                 out[f"{size} level {level}"] = digest(lossy)
-            kinds = (("archival", None, False), ("tuned", None, True), ("layered", lossy, False))
-            for kind, guide, tuned in kinds:
-                coder = PseudoRandom()
-                sizes = exact_levels.grid_sizes(*size)
-                x, misses = rgb_to_ycocg(grid(lossy, len(sizes) - 1)), None
-                for s in range(len(sizes) - 1, 0, -1):
-                    part = None if guide is None else grid(guide, s - 1)
-                    finer = sizes[s - 1]
-                    coded = exact_levels.code_step(
-                        model.exact, coder, x, finer, s, None, part, 60, tuned, misses=misses
-                    )
-                    x = exact_levels.assemble(x, coded.pixels, finer)
-                    misses = exact_levels.assemble_misses(misses, coded, finer)
-                out[f"{size} {kind}"] = digest(x)
+            for kind, guide, tuned in (("archival", None, False), ("tuned", None, True), ("layered", lossy, False)):
+                out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned))
     return out
+
+
+def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool) -> Tensor:
+    """What pseudo-random symbols make of the base grid of a picture, uint8 [1, 3, H, W]: int16 YCoCg-R."""
+    geometry = geometry_of(picture)
+    coder = PseudoRandom()
+    x, errors = rgb_to_ycocg(every(picture, geometry.top)), None
+    for k in reversed(range(geometry.top)):
+        step = grid_step(model, x, errors, guide, k, 60)
+        tunings: dict[str, Tuning | None] = {}
+        if tuned:
+            tunings = {p: code_tuning(model.exact, coder, p, None, x.device) for p in PHASES}
+        h, w = geometry.grids[k]
+        batch = GroupBatch(step, [(slice(0, h), slice(0, w))])
+        code_exact_groups([batch], [coder], lambda p, *_, t=tunings: t.get(p))  # type: ignore[misc]
+        missed = torch.zeros_like(x, dtype=torch.int8) if errors is None else errors
+        finer, errors = (torch.empty((1, 3, h, w), dtype=dtype) for dtype in (torch.int16, torch.int8))
+        put_group(finer, x, batch.windows[0], batch.pixels, 0)
+        put_group(errors, missed, batch.windows[0], batch.errors, 0)
+        x = finer
+    return x
 
 
 def digest(x: Tensor) -> str:

@@ -7,9 +7,11 @@ into the bias.
 import torch
 from torch import Tensor
 
-from vbc.codec.exact.networks import N_LEVEL_CLASSES, N_SURPRISE, PHASES, ExactNet
+from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
-from vbc.codec.nets.qconv import (
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, ZERO, Tensors
+from vbc.codec.train.exact_net import ExactNet
+from vbc.codec.train.qconv import (
     ACTIVATION_MAX,
     ACTIVATION_STEP,
     Q_MAX,
@@ -19,15 +21,12 @@ from vbc.codec.nets.qconv import (
     weight_shift,
 )
 from vbc.codec.train.lossy_net import Chain, LossyNet
+from vbc.kernels.predict import N_ERROR_CLASSES
 
-ZERO = 64
-"""The network's input integer that stands for 0."""
 ACCUMULATOR_LIMIT = 1 << 24
 STEP_UNIT = 256
 LATENT_UNIT = 8
 LOG_RESIDUALS = 8192
-
-Tensors = dict[str, Tensor]
 
 
 def export_conv(layer: QConv, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,7 +97,7 @@ def export_exact(net: ExactNet) -> Tensors:
         put_conv(out, f"{name}.head", n.head)
         put_conv(out, f"{name}.skip", n.skip, ZERO)
         out[f"{name}.surprise"] = torch.round(n.surprise.detach().cpu() * 16).to(torch.int16)
-        assert out[f"{name}.surprise"].shape == (2, N_SURPRISE)
+        assert out[f"{name}.surprise"].shape == (2, N_ERROR_CLASSES)
     r = torch.arange(LOG_RESIDUALS).double() / 16
     out["exact.log2_residual"] = torch.round(16 * torch.log2(r + 0.25)).to(torch.int16)
     return out

@@ -7,16 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.exact.networks import (
-    HALO,
-    N_LEVEL_CLASSES,
-    PHASES,
-    RADIUS,
-    ExactNet,
-    phase_inputs,
-    step_planes,
-)
-from vbc.codec.nets.qconv import ACTIVATION_STEP
+from vbc.codec.exact.features import HALO, RADIUS, phase_inputs
+from vbc.codec.interlace import PHASES
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.train.exact_net import ExactNet, step_planes
+from vbc.codec.train.qconv import ACTIVATION_STEP
 
 RIDGE = 3e-4
 """Of the mean diagonal: inputs that hardly vary get no weight."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.lossy.latents import INITIAL_STEP, LAGRANGE, STEP_OCTAVES
-from vbc.codec.nets.qconv import Q_MAX
+from vbc.codec.train.qconv import Q_MAX
 from vbc.codec.train.lossy_net import LossyNet
 
 LEVEL_RATE = (2.0, 1.0, 1.0)

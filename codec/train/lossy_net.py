@@ -35,7 +35,7 @@ from vbc.codec.lossy.latents import (
     latent_basis,
     latent_order,
 )
-from vbc.codec.nets.qconv import ACTIVATION_STEP, QConv, QualityBias, round_ste
+from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias, round_ste
 from vbc.codec.train.likelihood import logistic_nll
 
 MEAN_UNIT = 4.0

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vbc.codec.exact.networks import ExactNet
+from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.model import build_model
-from vbc.codec.nets.qconv import set_quantise
+from vbc.codec.train.qconv import set_quantise
 from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exact
 from vbc.codec.train.export import export_model, lossy_pictures, save_model

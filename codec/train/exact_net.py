@@ -1,98 +1,24 @@
-"""The exact levels: interlaced grids, each step from x_s to x_{s-1} in three phases.
+"""The exact levels' networks in float, as they are trained, and the rate that training minimises.
 
 See docs/architecture.md, "Exact levels".
-
-With `A = x_s` at the even rows and even columns of x_{s-1}, the phases are D (odd, odd), H (even, odd),
-V (odd, even). Every phase predicts its pixels from a local base (the mean of the four nearest known pixels)
-plus what a small network adds, and gives a scale. All of this file's feature arithmetic is on int16 and so
-exact.
 """
 
 import torch
 from torch import Tensor, nn
 
-from vbc.codec.nets.qconv import ACTIVATION_STEP, QConv, QualityBias
+from vbc.codec.exact.features import (
+    BASE_PLANES,
+    HALO,
+    LOG_SCALE_RANGE,
+    LOSSY_PLANES,
+    RADIUS,
+    phase_inputs,
+)
+from vbc.codec.interlace import PHASE_OFFSET, PHASES
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
 from vbc.codec.train.likelihood import logistic_nll
-
-PHASES = ("D", "H", "V")
-PHASE_OFFSET = {"D": (1, 1), "H": (0, 1), "V": (1, 0)}
-RADIUS = 3
-"""Receptive field of the phase networks on the coarse grid, in positions to each side."""
-HALO = RADIUS + 1
-"""Known planes are padded by this much: the receptive field and one more for the differences between
-neighbours."""
-BASE_PLANES = {"D": 9, "H": 9, "V": 15}
-LOSSY_PLANES = 12
-N_LEVEL_CLASSES = 3
-"""The networks are shared by all levels, but for a bias per class: finest, second, all coarser ones."""
-N_SURPRISE = 9
-"""Classes of how surprising the colour channels decoded before were, in octaves (see `surprise_class`)."""
-LOG_SCALE_RANGE = (-4.0, 6.0)
-"""Octaves of the logistic scale in pixel values."""
-
-
-def compand(d: Tensor) -> Tensor:
-    """Fold integer differences into -64..63: slope 1 up to 32, slope 1/4 (rounded down) beyond."""
-    near = d.clamp(-32, 32)
-    return (((d - near) >> 2) + near).clamp_(-64, 63)
-
-
-def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
-    """View of x moved so that position (i, j) holds x[i+dy, j+dx]; one position is lost on every side."""
-    h, w = x.shape[-2:]
-    return x[..., 1 + dy : h - 1 + dy, 1 + dx : w - 1 + dx]
-
-
-def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
-    """Mean of the four nearest known pixels, rounded.
-
-    int16 [N, 3, h+2r-2, w+2r-2] from planes padded by r.
-    """
-    if phase == "D":
-        four = _shift(a, 0, 0) + _shift(a, 0, 1) + _shift(a, 1, 0) + _shift(a, 1, 1)
-    elif phase == "H":
-        assert d is not None
-        four = _shift(a, 0, 0) + _shift(a, 0, 1) + _shift(d, -1, 0) + _shift(d, 0, 0)
-    else:
-        assert d is not None
-        four = _shift(a, 0, 0) + _shift(a, 1, 0) + _shift(d, 0, -1) + _shift(d, 0, 0)
-    return (four + 2) >> 2
-
-
-def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tensor | None) -> Tensor:
-    """Network input: companded differences of known neighbours to the base.
-
-    int16 [N, planes, h+2r-2, w+2r-2], -64..63.
-    """
-    if phase == "D":
-        known = [_shift(a, 0, 0), _shift(a, 0, 1), _shift(a, 1, 0)]
-    elif phase == "H":
-        assert d is not None
-        known = [_shift(a, 0, 0), _shift(a, 0, 1), _shift(d, -1, 0)]
-    else:
-        assert d is not None
-        assert h is not None
-        known = [_shift(a, 0, 0), _shift(a, 1, 0), _shift(d, 0, -1), _shift(h, 0, -1), _shift(h, 0, 0)]
-    return compand(torch.cat([k - base for k in known], 1))
-
-
-def layered_base(phase: str, a: Tensor, d: Tensor | None, lossy: dict[str, Tensor]) -> Tensor:
-    """The lossy picture plus its mean error at the four nearest known pixels, int16 as `phase_base`.
-
-    lossy: planes A, D, H, V of the lossy picture, padded as `a` and `d`. On coarse grids, where neighbours
-    say little of a pixel, the lossy picture says nearly all.
-    """
-    error = phase_base(phase, a - lossy["A"], None if d is None else d - lossy["D"])
-    return _shift(lossy[phase], 0, 0) + error
-
-
-def guide_planes(base: Tensor, a: Tensor, lossy: dict[str, Tensor]) -> Tensor:
-    """Network input from a lossy picture: its error on the known grid, its phases against the base.
-
-    base: `layered_base`; a, lossy: padded by one more. Returns int16 [N, 12, h, w] as `base`, -64..63.
-    """
-    parts = [_shift(a - lossy["A"], 0, 0), *(_shift(lossy[p], 0, 0) - base for p in PHASES)]
-    return compand(torch.cat(parts, 1))
+from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias
+from vbc.kernels.predict import N_ERROR_CLASSES
 
 
 class LayeredEnds(nn.Module):
@@ -125,7 +51,7 @@ class PhaseNet(nn.Module):
         self.skip = QConv(planes, 9, 3, head=True, zero=True)
         self.level_bias = nn.Parameter(torch.zeros(N_LEVEL_CLASSES, width))
         self.layered = nn.ModuleList(LayeredEnds(planes, width) for _ in range(N_LEVEL_CLASSES))
-        self.surprise = nn.Parameter(torch.zeros(2, N_SURPRISE))
+        self.surprise = nn.Parameter(torch.zeros(2, N_ERROR_CLASSES))
         with torch.no_grad():
             self.head.weight.mul_(0.3)
             self.head.bias[3:6] = torch.tensor([1.0, 0.5, 0.5])
@@ -202,13 +128,13 @@ class ExactNet(nn.Module):
         return out
 
 
-def surprise_class(residual: Tensor, log2_scale: Tensor) -> Tensor:
-    """How large a decoded residual was against its scale, in octaves.
+def error_class(residual: Tensor, log2_scale: Tensor) -> Tensor:
+    """Class of how large a decoded residual was against its scale, in octaves.
 
     int64 0..8, 4 where |residual| equals the scale.
     """
     ratio = torch.log2(residual.abs() + 0.25) - log2_scale
-    return (torch.round(ratio) + 4).clamp(0, N_SURPRISE - 1).long()
+    return (torch.round(ratio) + 4).clamp(0, N_ERROR_CLASSES - 1).long()
 
 
 def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) -> Tensor:
@@ -222,9 +148,9 @@ def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) 
     k = out[:, 6:9].clamp(-8, 8) / 4
     r_co = r[:, 1] - k[:, 0] * r[:, 0]
     r_cg = r[:, 2] - k[:, 1] * r[:, 0] - k[:, 2] * r_co
-    s_y = surprise_class(r[:, 0].detach(), ls[:, 0].detach())
+    s_y = error_class(r[:, 0].detach(), ls[:, 0].detach())
     ls_co = (ls[:, 1] + lut[0][s_y]).clamp(*LOG_SCALE_RANGE)
-    s_co = surprise_class(r_co.detach(), ls_co.detach())
+    s_co = error_class(r_co.detach(), ls_co.detach())
     ls_cg = (ls[:, 2] + lut[1][torch.maximum(s_y, s_co)]).clamp(*LOG_SCALE_RANGE)
     return logistic_nll(torch.stack((r[:, 0], r_co, r_cg), 1), torch.stack((ls[:, 0], ls_co, ls_cg), 1))
 
@@ -233,17 +159,6 @@ def step_planes(x: Tensor) -> dict[str, Tensor]:
     """Planes A, D, H, V of a grid of even sizes, padded by `HALO`."""
     offsets = {"A": (0, 0), **PHASE_OFFSET}
     return {p: pad_edge(x[..., dy::2, dx::2]) for p, (dy, dx) in offsets.items()}
-
-
-def phase_inputs(
-    phase: str, a: Tensor, d: Tensor | None, h: Tensor | None, lossy: dict[str, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Base, planes and, in a layered file, guide planes of a phase, all without the outermost position."""
-    if lossy is None:
-        base = phase_base(phase, a, d)
-        return base, phase_planes(phase, base, a, d, h), None
-    base = layered_base(phase, a, d, lossy)
-    return base, phase_planes(phase, base, a, d, h), guide_planes(base, a, lossy)
 
 
 def training_bits(

@@ -1,0 +1,95 @@
+"""Which packets a decode reads: chosen by levels and region, checked, and left out where they may be missing."""
+
+from dataclasses import dataclass
+
+from vbc.bitstream import container
+from vbc.bitstream.container import LOSSY_LEVELS, Header
+from vbc.bitstream.errors import Corrupt, Truncated
+from vbc.bitstream.source import Source
+
+Region = tuple[int, int, int, int]
+"""x, y, width, height in pixels, inside the picture."""
+
+
+class RegionError(ValueError):
+    """A region that is not inside the picture."""
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """levels: those to decode, ascending; all that the file has of the first so many. wanted: by level, also those that are
+    not there or not decoded, the groups to work out. whole: whether that is all of the picture.
+    """
+
+    levels: tuple[int, ...]
+    wanted: dict[int, list[int]]
+    whole: bool
+
+
+def make_plan(header: Header, levels: int | None, region: Region | None) -> DecodePlan:
+    """The groups that the first `levels` levels of a file (None: all) need for a region (None: all of the picture).
+
+    Raises Corrupt where the file has no levels, RegionError.
+    """
+    present = container.levels_present(header)[:levels]
+    if not present:
+        raise Corrupt("the file has no levels")
+    geometry = header.geometry
+    last = geometry.last_level if present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    if region is not None:
+        check_region(region, header)
+        return DecodePlan(present, geometry.region_groups(region, last, header.archival), False)
+    first = LOSSY_LEVELS + 1 if header.archival else 1
+    wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
+    return DecodePlan(present, wanted, True)
+
+
+def check_region(region: Region, header: Header) -> None:
+    """Raises RegionError unless the region is inside the picture and not empty."""
+    x, y, width, height = region
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > header.width or y + height > header.height:
+        raise RegionError(
+            f"region {x},{y},{width},{height} is not inside the picture of {header.width} x {header.height}"
+        )
+
+
+def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:
+    """Part -> place in the index of the packets of a level that a plan reads: its groups, and what they share."""
+    parts = (0, *(n + 1 for n in plan.wanted.get(level, ())))
+    found = {part: header.find(level, part) for part in parts}
+    return {part: i for part, i in found.items() if i is not None}
+
+
+def all_packets(header: Header, plan: DecodePlan) -> list[int]:
+    """Places in the index of all packets that a plan reads, with ICC and alpha, which every picture has."""
+    places = [i for level in plan.levels for i in packets_of(header, plan, level).values()]
+    carried = (header.find(unit) for unit in (container.ICC, container.ALPHA))
+    return sorted([*places, *(i for i in carried if i is not None)])
+
+
+def read_packets(
+    source: Source, header: Header, plan: DecodePlan, allow_partial: bool
+) -> dict[int, dict[int, memoryview]]:
+    """Level -> part -> payload of the packets that a plan reads.
+
+    allow_partial: leave out packets that are missing or damaged, and those that need them. Else raises Truncated or
+    Corrupt for the first of them.
+    """
+    places = {level: packets_of(header, plan, level) for level in plan.levels}
+    payloads: dict[int, memoryview] = {}
+    for i in (i for parts in places.values() for i in parts.values()):
+        try:
+            payloads[i] = container.read_packet(source, header, i)
+        except (Truncated, Corrupt):
+            if not allow_partial:
+                raise
+    if allow_partial:
+        chosen = {i for parts in places.values() for i in parts.values()}
+        good = container.usable(header, lambda i: i in payloads or i not in chosen)
+        payloads = {i: payload for i, payload in payloads.items() if good[i]}
+    if not payloads:
+        need = min(header.span(i)[1] for parts in places.values() for i in parts.values())
+        raise Truncated(need, source.n_bytes, ())
+    return {
+        level: {part: payloads[i] for part, i in parts.items() if i in payloads} for level, parts in places.items()
+    }

@@ -1,0 +1,313 @@
+"""What is decoded of a file so far, and the best picture that it gives.
+
+`advance` takes groups of a level in any order that respects what they need, so one state serves whole files, regions,
+files that arrive in pieces and files of which packets are missing.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vbc.bitstream.container import LOSSY_LEVELS, Header
+from vbc.bitstream.errors import Corrupt
+from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.exact.groups import GridStep
+from vbc.codec.exact.level import (
+    PACKED,
+    RAW_DEPTH,
+    decode_groups,
+    fill_groups,
+    put_group,
+    split_packet,
+)
+from vbc.codec.exact.planes import Window, every, in_batches
+from vbc.codec.extra.packed_picture import decode_packed
+from vbc.codec.lossy.coding import code_groups as code_lossy_groups
+from vbc.codec.lossy.coding import prior_means
+from vbc.codec.lossy.latents import LEVEL_START, N_LATENTS, level_latents
+from vbc.codec.lossy.synthesis import native_picture, synthesise
+from vbc.codec.model import Model
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.samples import from_samples
+
+BASE_LEVEL = LOSSY_LEVELS + 1
+"""The coarsest exact grid, which every file with exact levels has."""
+CODED = 0
+"""First byte of a lossy packet: lanes follow."""
+HOST_BLOCKS, DEVICE_BLOCKS = 1 << 14, 1 << 18
+"""Blocks of 8x8 pixels in the lossy groups that are decoded together."""
+
+Square = tuple[int, int]
+
+
+@dataclass
+class Planes:
+    """The memory of a decode; what is not decoded yet holds no meaning.
+
+    latents: int16 [1, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [1, 3, H, W]. final: its
+    squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [1, 3, h, w], but x_0 uint8
+    RGB. errors: prior errors by k, int8 [1, 3, h, w].
+    """
+
+    latents: Tensor | None = None
+    lossy: Tensor | None = None
+    final: set[Square] = field(default_factory=set)
+    grids: dict[int, Tensor] = field(default_factory=dict)
+    errors: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DecodeState:
+    """Groups decoded so far, by level. States of one file share the memory of their planes."""
+
+    model: Model
+    header: Header
+    done: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    packed: bool = False
+    """Whether level 4 held the whole picture."""
+    planes: Planes = field(default_factory=Planes, repr=False)
+
+    # decoding
+
+    def advance(
+        self, level: int, packets: Mapping[int, memoryview], shared: memoryview | None = None
+    ) -> "DecodeState":
+        """Decode groups of a level. packets: theirs by number; shared: what the level's groups share, if anything.
+
+        All that they need must have been decoded. Raises Corrupt.
+        """
+        packed = self.packed
+        if packets:
+            if level <= LOSSY_LEVELS:
+                self._decode_lossy(level, packets)
+            elif level == BASE_LEVEL:
+                packed = self._decode_base(packets[0])
+            elif packed:
+                raise Corrupt("levels behind a packed picture")
+            else:
+                self._decode_exact(level, packets, shared)
+        done = {**self.done, level: self.done.get(level, frozenset()) | packets.keys()}
+        return replace(self, done=done, packed=packed)
+
+    def advance_parts(self, level: int, parts: Mapping[int, memoryview]) -> "DecodeState":
+        """As `advance`, of packets by part: 0 is what the groups share, n + 1 is group n."""
+        return self.advance(level, {part - 1: body for part, body in parts.items() if part}, parts.get(0))
+
+    def has(self, level: int, groups: Iterable[int]) -> bool:
+        """Whether all of these groups of a level are decoded; those of a packed picture are."""
+        return self.done.get(level, frozenset()).issuperset(groups)
+
+    def _decode_lossy(self, level: int, packets: Mapping[int, memoryview]) -> None:
+        latents = self._latents()
+        geometry = self.header.geometry
+        below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
+        numbers = list(packets)
+        windows = [geometry.window(level, n) for n in numbers]
+        for batch in in_batches(windows, self._most_blocks()):
+            bodies = []
+            for i in batch:
+                mode, body = split_packet(packets[numbers[i]])
+                if mode != CODED:
+                    raise Corrupt(f"a group of level {level} has mode {mode}")
+                bodies.append(body)
+            parts = [windows[i] for i in batch]
+            rows, cols = parts[0]
+            n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
+            n_latents = LEVEL_START[level] - LEVEL_START[level - 1]
+            reader = self.model.reader(bodies, n_blocks * n_latents)
+            decoded = code_lossy_groups(self.model.lossy, reader, level, below, parts, self.header.quality)
+            reader.finish()
+            for window, part in zip(parts, decoded, strict=True):
+                latents[0, level_latents(level), *window] = part
+
+    def _decode_base(self, packet: memoryview) -> bool:
+        """Level 4; returns whether it held the whole picture."""
+        mode, body = split_packet(packet)
+        geometry = self.header.geometry
+        if mode == PACKED:
+            self.planes.grids[0] = decode_packed(body, geometry.grids[0]).to(self.model.device)
+            return True
+        if mode not in RAW_DEPTH:
+            raise Corrupt(f"the base grid has mode {mode}")
+        if self.header.lossless and geometry.top and self.header.find(BASE_LEVEL + 1, 1) is None:
+            raise Corrupt("the file says lossless but has only the base grid")
+        base = from_samples(body, *geometry.grids[geometry.top], RAW_DEPTH[mode]).to(self.model.device)
+        self.planes.grids[geometry.top] = base if geometry.top == 0 else rgb_to_ycocg(base)
+        self.planes.errors[geometry.top] = torch.zeros_like(base, dtype=torch.int8)
+        return False
+
+    def _decode_exact(self, level: int, packets: Mapping[int, memoryview], shared: memoryview | None) -> None:
+        geometry = self.header.geometry
+        k = geometry.grid_index(level)
+        lossy = None
+        if not self.header.archival:
+            self._synthesise(self._squares_needed(level, packets))
+            lossy = self.planes.lossy
+        step = self._grid_step(k, lossy)
+        windows = {n: geometry.window(level, n) for n in packets}
+        for numbers, pixels, errors in decode_groups(self.model, step, windows, packets, shared):
+            self._put(k, [windows[n] for n in numbers], pixels, errors)
+
+    def _grid_step(self, k: int, lossy: Tensor | None) -> GridStep:
+        guide = None if lossy is None else every(lossy, k)
+        coarse, errors = self.planes.grids[k + 1], self.planes.errors[k + 1]
+        return GridStep(
+            self.model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), self.header.quality
+        )
+
+    def _put(
+        self, k: int, windows: Sequence[Window], pixels: Mapping[str, Tensor], errors: Mapping[str, Tensor]
+    ) -> None:
+        planes = self.planes
+        grid = self._grid(k)
+        for n, window in enumerate(windows):
+            put_group(grid, planes.grids[k + 1], window, pixels, n)
+            if k:
+                put_group(planes.errors[k], planes.errors[k + 1], window, errors, n)
+
+    def _grid(self, k: int) -> Tensor:
+        """The plane of x_k; made, with that of its errors, where there is none yet."""
+        if k not in self.planes.grids:
+            size = (1, 3, *self.header.geometry.grids[k])
+            device = self.model.device
+            for planes, dtype in (
+                (self.planes.grids, torch.int16 if k else torch.uint8),
+                (self.planes.errors, torch.int8),
+            ):
+                if planes is self.planes.grids or k:
+                    planes[k] = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+        return self.planes.grids[k]
+
+    # the picture
+
+    def picture(self, last_level: int, wanted: Mapping[int, Collection[int]], native: bool = False) -> Tensor:
+        """The best picture of the groups decoded: uint8 RGB [1, 3, H, W].
+
+        last_level: the last level that is used. wanted: by level the groups that are to be worked out, for a whole picture
+        all of the levels of its size; beyond them the picture has no meaning. native: after level 1 or 2 at 1/4 or 1/2 of the
+        size.
+        """
+        if self.packed:
+            return self.planes.grids[0]
+        exact = last_level > LOSSY_LEVELS and BASE_LEVEL in self.done
+        if self.header.archival:
+            self._predict_missing(wanted)
+            return self.planes.grids[0]
+        last = self.header.geometry.last_level
+        if exact and self.has(last, wanted[last]):
+            return self.planes.grids[0]
+        if not exact and native and last_level < LOSSY_LEVELS:
+            self._complete_latents(2, wanted)
+            size = self.header.geometry.grids[0]
+            return native_picture(self.model.lossy, self._latents(), size, last_level)
+        squares = self._squares(wanted[LOSSY_LEVELS])
+        if not squares <= self.planes.final:
+            self._complete_latents(LOSSY_LEVELS, wanted)
+            self._synthesise(squares)
+        assert self.planes.lossy is not None
+        return self._with_known_pixels(self.planes.lossy) if exact else self.planes.lossy
+
+    def _with_known_pixels(self, lossy: Tensor) -> Tensor:
+        """The lossy picture with what is known of the exact one."""
+        out = lossy.clone(memory_format=torch.channels_last)
+        geometry = self.header.geometry
+        for level in range(BASE_LEVEL, geometry.last_level + 1):
+            k = geometry.grid_index(level)
+            for n in self.done.get(level, ()):
+                rows, cols = geometry.window(level, n)
+                known = self.planes.grids[k][..., rows, cols]
+                every(out, k)[..., rows, cols] = known if known.dtype == torch.uint8 else ycocg_to_rgb(known)
+        return out
+
+    def _predict_missing(self, wanted: Mapping[int, Collection[int]]) -> None:
+        """Pixels of the missing groups of an archival file.
+
+        The networks' predictions up to the first level of which nothing is decoded; then means of known neighbours.
+        """
+        geometry = self.header.geometry
+        network = True
+        for level in range(BASE_LEVEL + 1, geometry.last_level + 1):
+            k, done = geometry.grid_index(level), self.done.get(level, frozenset())
+            numbers = [n for n in wanted[level] if n not in done]
+            if numbers:
+                windows = [geometry.window(level, n) for n in numbers]
+                step = self._grid_step(k, None)
+                for places, pixels, errors in fill_groups(step, windows, network):
+                    self._put(k, [windows[i] for i in places], pixels, errors)
+            network = network and bool(done)
+
+    def _complete_latents(self, last: int, wanted: Mapping[int, Collection[int]]) -> None:
+        """Let the priors' means stand for the missing groups of levels 2 to `last`."""
+        latents, geometry = self._latents(), self.header.geometry
+        for level in range(2, last + 1):
+            done = self.done.get(level, frozenset())
+            windows = [geometry.window(level, n) for n in wanted[level] if n not in done]
+            below = latents[:, : LEVEL_START[level - 1]]
+            for batch in in_batches(windows, self._most_blocks()):
+                parts = [windows[i] for i in batch]
+                means = prior_means(self.model.lossy, level, below, parts, self.header.quality)
+                for window, part in zip(parts, means, strict=True):
+                    latents[0, level_latents(level), *window] = part
+
+    def _synthesise(self, squares: Iterable[Square]) -> None:
+        """Work out squares of the lossy picture, but for those that are final."""
+        geometry, planes = self.header.geometry, self.planes
+        rows, cols = geometry.group_counts(LOSSY_LEVELS)
+        if planes.lossy is None:
+            size = (1, 3, *geometry.grids[0])
+            planes.lossy = torch.empty(
+                size, dtype=torch.uint8, device=self.model.device, memory_format=torch.channels_last
+            )
+        changing = sorted(set(squares) - planes.final)
+        if not changing:
+            return
+        synthesise(
+            self.model.lossy,
+            self._latents(),
+            geometry.grids[0],
+            self._levels_used(),
+            self.header.quality,
+            changing,
+            planes.lossy,
+        )
+        whole = np.array([n in self.done.get(LOSSY_LEVELS, ()) for n in range(rows * cols)]).reshape(rows, cols)
+        for row, col in changing:
+            if whole[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2].all():
+                planes.final.add((row, col))
+        if len(planes.final) == rows * cols:
+            planes.latents = None  # six bytes a pixel that nothing looks at any more
+
+    def _levels_used(self) -> np.ndarray:
+        """The last level decoded, 0 to 3, for each square of 64 x 64 blocks: int64 [rows, cols]."""
+        geometry = self.header.geometry
+        rows, cols = geometry.group_counts(LOSSY_LEVELS)
+        side = geometry.side(LOSSY_LEVELS)
+        used = np.zeros((rows, cols), np.int64)
+        for level in range(1, LOSSY_LEVELS + 1):
+            for n in self.done.get(level, ()):
+                window = geometry.window(level, n)
+                used[tuple(slice(part.start // side, -(-part.stop // side)) for part in window)] = level
+        return used
+
+    def _squares(self, groups: Iterable[int]) -> set[Square]:
+        """The squares of 64 x 64 blocks of groups of level 3."""
+        n_cols = self.header.geometry.group_counts(LOSSY_LEVELS)[1]
+        return {divmod(n, n_cols) for n in groups}
+
+    def _squares_needed(self, level: int, groups: Iterable[int]) -> set[Square]:
+        """The squares of the lossy picture that groups of an exact level see."""
+        needed = (self.header.geometry.needs(level, n, archival=False)[LOSSY_LEVELS] for n in groups)
+        return {(row, col) for rows, cols in needed for row in rows for col in cols}
+
+    def _latents(self) -> Tensor:
+        """The plane of latents; those of missing groups of level 1 are 0."""
+        if self.planes.latents is None:
+            size = (1, N_LATENTS, *self.header.geometry.level_size(1))
+            self.planes.latents = torch.zeros(size, dtype=torch.int16, device=self.model.device)
+        return self.planes.latents
+
+    def _most_blocks(self) -> int:
+        return HOST_BLOCKS if self.model.device.type == "cpu" else DEVICE_BLOCKS

@@ -1,0 +1,133 @@
+"""Packets of a picture's levels: the encoder's half of what `decode_state` reads."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vbc.bitstream.container import LOSSY_LEVELS
+from vbc.bitstream.geometry import Geometry
+from vbc.codec.colour import rgb_to_ycocg
+from vbc.codec.decode_state import BASE_LEVEL, CODED, DEVICE_BLOCKS, HOST_BLOCKS
+from vbc.codec.exact.groups import GridStep
+from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
+from vbc.codec.exact.planes import every, in_batches
+from vbc.codec.extra.packed_picture import encode_packed
+from vbc.codec.lossy.analysis import analyse
+from vbc.codec.lossy.coding import code_groups
+from vbc.codec.lossy.latents import LEVEL_START, level_latents
+from vbc.codec.lossy.synthesis import synthesise
+from vbc.codec.model import Model
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.samples import samples
+
+Packets = list[tuple[int, int, bytes]]
+"""Level, part and payload of each packet, in the order of the file."""
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and how much of it is done, 0..1."""
+
+SURELY_PACKED = 1 / 50
+"""A packed picture below this share of its samples is kept without a look at what the networks would give."""
+
+
+def encode_lossy(
+    picture: Tensor, model: Model, levels: int, quality: int, nonzero_levels: int = LOSSY_LEVELS
+) -> tuple[Packets, Tensor]:
+    """Packets of the first lossy levels of uint8 RGB [1, 3, H, W], and the latents as they will be decoded.
+
+    nonzero_levels: levels above it have zeros for latents, which take a few bytes. Latents: int16 [1, C, h, w], eighths.
+    """
+    geometry = geometry_of(picture)
+    target = analyse(model.lossy, picture, quality)
+    target[:, LEVEL_START[nonzero_levels] :] = 0
+    latents = torch.empty_like(target[:, : LEVEL_START[levels]])
+    most = HOST_BLOCKS if picture.device.type == "cpu" else DEVICE_BLOCKS
+    packets: Packets = []
+    for level in range(1, levels + 1):
+        windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
+        below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
+        bodies: dict[int, bytes] = {}
+        for batch in in_batches(windows, most):
+            parts = [windows[i] for i in batch]
+            wanted = torch.stack([target[0, level_latents(level), *window] for window in parts])
+            writer = model.writer(len(batch))
+            decoded = code_groups(model.lossy, writer, level, below, parts, quality, wanted)
+            for window, part in zip(parts, decoded, strict=True):
+                latents[0, level_latents(level), *window] = part
+            bodies.update(zip(batch, writer.finish(), strict=True))
+        packets += [(level, 1 + n, bytes([CODED]) + bodies[n]) for n in range(len(windows))]
+    return packets, latents
+
+
+def encode_lossy_below(picture: Tensor, model: Model, quality: int, max_bytes: int) -> tuple[int, Packets, Tensor]:
+    """The best lossy levels of at most so many bytes, of a quality below the given one: as `encode_lossy`.
+
+    The highest quality that fits is returned first; where none does, levels of zeros, from the last one on. All of them
+    zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
+    """
+    low, high = -1, quality
+    best: tuple[int, Packets, Tensor] | None = None
+    while high - low > 1:
+        middle = (low + high) // 2
+        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, middle)
+        if n_bytes(packets) <= max_bytes:
+            low, best = middle, (middle, packets, latents)
+        else:
+            high = middle
+    if best is not None:
+        return best
+    for nonzero_levels in (2, 1, 0):
+        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, 0, nonzero_levels)
+        if n_bytes(packets) <= max_bytes:
+            break
+    return 0, packets, latents
+
+
+def encode_exact(
+    picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress
+) -> Packets:
+    """Packets of the exact levels of uint8 RGB [1, 3, H, W]; one only where that is smaller.
+
+    lossy: the lossy levels' picture, likewise, in a layered file.
+    """
+    geometry = geometry_of(picture)
+    gray = torch.equal(picture[:, :1].expand_as(picture), picture)
+    raw_mode = RAW_GRAY if gray else RAW
+    depth = RAW_DEPTH[raw_mode]
+    packed = encode_packed(picture, depth, effort)
+    whole: Packets = [] if packed is None else [(BASE_LEVEL, 1, bytes([PACKED]) + packed)]
+    if whole and n_bytes(whole) < SURELY_PACKED * depth * picture[0, 0].numel():
+        return whole
+    base = every(picture, geometry.top)
+    packets: Packets = [(BASE_LEVEL, 1, bytes([raw_mode]) + samples(base[:, :depth]))]
+    errors: Tensor | None = None
+    for level in range(BASE_LEVEL + 1, geometry.last_level + 1):
+        k = geometry.grid_index(level)
+        windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
+        guide = None if lossy is None else every(lossy, k)
+        coarse = rgb_to_ycocg(every(picture, k + 1))
+        step = GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality)
+        shared, groups, errors = encode_level(model, step, windows, every(picture, k), depth, effort, k > 0)
+        if shared is not None:
+            packets.append((level, 0, shared))
+        packets += [(level, 1 + n, group) for n, group in enumerate(groups)]
+        report("exact", 0.5 / 4**k)
+    return min((packets, whole), key=n_bytes) if whole else packets
+
+
+def lossy_picture(model: Model, latents: Tensor, size: tuple[int, int], quality: int) -> Tensor:
+    """The picture of all three lossy levels, uint8 RGB [1, 3, H, W]."""
+    geometry = Geometry(size[1], size[0])
+    levels = torch.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS).numpy()
+    return synthesise(model.lossy, latents, size, levels, quality)
+
+
+def n_bytes(packets: Packets) -> int:
+    """Bytes of all payloads."""
+    return sum(len(payload) for _, _, payload in packets)
+
+
+def geometry_of(picture: Tensor) -> Geometry:
+    """Grids and groups of a picture [1, 3, H, W]."""
+    height, width = picture.shape[-2:]
+    return Geometry(width, height)

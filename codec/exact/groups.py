@@ -1,0 +1,232 @@
+"""Groups of an exact level: from what they see to entropy parameters to symbols (docs/format.md, section 9).
+
+Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the whole picture, and of its own grid
+only its own pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vbc.codec.colour import rgb_to_ycocg
+from vbc.codec.entropy.coder import Coder
+from vbc.codec.exact.features import HALO, RADIUS, phase_base, phase_inputs
+from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
+from vbc.codec.exact.planes import (
+    Window,
+    by_channel,
+    by_position,
+    cut,
+    cut_with_halo,
+    extend,
+    halved,
+    in_windows,
+    lossy_planes,
+    phase_size,
+    phase_view,
+    shape_of,
+    stack,
+)
+from vbc.codec.interlace import PHASES
+from vbc.kernels.predict import ChannelPredictor, Corrections
+
+ERROR_HALO = 1
+
+
+@dataclass(frozen=True)
+class GridStep:
+    """What all groups of an exact level see: the step from x_{k+1} to x_k.
+
+    coarse: x_{k+1}, int16 [1, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy: the lossy
+    picture on x_k, uint8 RGB [1, 3, .., ..], or None in an archival file. level_class, quality: what the networks
+    are conditioned on.
+    """
+
+    model: ExactModel
+    coarse: Tensor
+    errors: Tensor | None
+    lossy: Tensor | None
+    level_class: int
+    quality: int
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Entropy parameters of a phase of N windows before channels are known.
+
+    base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w]. features: the last hidden layer, uint8 [N, width, h, w].
+    """
+
+    base: Tensor
+    out: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What N windows of one shape see of the pixels known so far.
+
+    planes: A, then the phases coded, int16 [N, 3, h+8, w+8]: with the halo of the networks. errors: their prior errors,
+    int8 [N, 3, h+2, w+2].
+    """
+
+    planes: dict[str, Tensor]
+    errors: dict[str, Tensor]
+
+    def part(self, n: int, window: Window) -> "Surroundings":
+        """What a window of the n-th of them sees."""
+        rows, cols = window
+
+        def grown(planes: dict[str, Tensor], halo: int) -> dict[str, Tensor]:
+            inner = slice(rows.start, rows.stop + 2 * halo), slice(cols.start, cols.stop + 2 * halo)
+            return {p: plane[n : n + 1, :, *inner] for p, plane in planes.items()}
+
+        return Surroundings(grown(self.planes, HALO), grown(self.errors, ERROR_HALO))
+
+    @classmethod
+    def join(cls, parts: Sequence["Surroundings"]) -> "Surroundings":
+        """Windows of one shape, one after the other."""
+        planes = {p: stack([part.planes[p] for part in parts]) for p in parts[0].planes}
+        return cls(planes, {p: stack([part.errors[p] for part in parts]) for p in parts[0].errors})
+
+    def parameters(
+        self, step: GridStep, lossy: dict[str, Tensor] | None, phase: str, size: tuple[int, int]
+    ) -> Parameters:
+        """Entropy parameters of a phase of this size, once the phases before it are known.
+
+        lossy: `planes.lossy_planes` of the same windows in a layered file.
+        """
+        inner = (..., slice(size[0] + 2 * HALO), slice(size[1] + 2 * HALO))
+        known = {p: self.planes[p][inner] for p in ("A", *PHASES[: PHASES.index(phase)])}
+        guides = None if lossy is None else {p: plane[inner] for p, plane in lossy.items()}
+        base, planes, guide = phase_inputs(phase, known["A"], known.get("D"), known.get("H"), guides)
+        features, out = step.model.phases[phase](planes, guide, step.level_class, step.quality)
+        return Parameters(base[..., RADIUS:-RADIUS, RADIUS:-RADIUS], out, features)
+
+    def errors_around(self, phase: str, size: tuple[int, int]) -> Tensor:
+        """Sums of the prior errors around the pixels of a phase of this size: int16 [N, 3 K, h, w].
+
+        By group of neighbours (`NEIGHBOURS`), then channel.
+        """
+        h, w = size
+        sums = []
+        for neighbours in NEIGHBOURS[phase]:
+            total = None
+            for plane, dy, dx in neighbours:
+                y, x = ERROR_HALO + dy, ERROR_HALO + dx
+                shifted = self.errors[plane][..., y : y + h, x : x + w]
+                total = shifted.to(torch.int16) if total is None else total.add_(shifted)
+            assert total is not None
+            sums.append(total)
+        return torch.cat(sums, 1)
+
+
+class GroupBatch:
+    """N groups of one shape of an exact level while they are coded, phase by phase.
+
+    windows: theirs on the finer grid; they start at even positions. keep_lossy: keep the lossy picture's planes from one
+    phase to the next (24 bytes a position of the coarser grid). pixels, errors: what was decoded, by phase, int16 and
+    int8 [N, 3, .., ..].
+    """
+
+    def __init__(self, step: GridStep, windows: Sequence[Window], keep_lossy: bool = True):
+        self.step, self.windows = step, windows
+        self.pixels: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
+        self.coarse = [halved(window) for window in windows]
+        self._size = shape_of(self.coarse[0])
+        self._keep_lossy = keep_lossy
+        self._lossy: dict[str, Tensor] | None = None
+        known = cut_with_halo(step.coarse, self.coarse)
+        if step.errors is None:
+            h, w = (n + 2 * ERROR_HALO for n in self._size)
+            missed = torch.zeros((len(windows), 3, h, w), dtype=torch.int8, device=known.device)
+        else:
+            missed = cut_with_halo(step.errors, self.coarse, ERROR_HALO)
+        self.seen = Surroundings({"A": known}, {"A": missed})
+
+    def size(self, phase: str) -> tuple[int, int]:
+        """Rows and columns of a phase of one of the groups."""
+        return phase_size(phase, *shape_of(self.windows[0]))
+
+    def parameters(self, phase: str) -> Parameters:
+        """Entropy parameters of a phase, once the phases before it are seen."""
+        lossy = self._lossy
+        if lossy is None and self.step.lossy is not None:
+            lossy = lossy_planes(self.step.lossy, self.coarse)
+            self._lossy = lossy if self._keep_lossy else None
+        return self.seen.parameters(self.step, lossy, phase, self.size(phase))
+
+    def see(self, phase: str, pixels: Tensor) -> None:
+        """Let later phases see a phase's pixels, int16 [N, 3, h, w]."""
+        self._extend(self.seen.planes, phase, pixels, HALO)
+
+    def _extend(self, planes: dict[str, Tensor], phase: str, new: Tensor, halo: int) -> None:
+        if phase != PHASES[-1]:
+            # in a group of one row or column a phase may be empty: A stands for it among the later ones' inputs
+            own = new if new.numel() else planes["A"][..., halo:-halo, halo:-halo]
+            planes[phase] = extend(own, *self._size, halo)
+
+    def code(
+        self, phase: str, coder: Coder, parameters: Parameters, tuning: Tuning | None, target: Tensor | None
+    ) -> None:
+        """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them seen."""
+        n, _, h, w = parameters.base.shape
+        corrections = None
+        if tuning is not None:
+            linear = by_channel(tuning.layer(parameters.features))
+            moves = error_moves(self.seen.errors_around(phase, (h, w)), tuning.around)
+            corrections = Corrections(linear, moves, tuning.before)
+        base, out = by_channel(parameters.base), by_channel(parameters.out)
+        predictor = ChannelPredictor(base, out, corrections, self.step.model.maps[phase])
+        wanted = None if target is None else by_channel(target)
+        values = torch.empty_like(base) if wanted is None else wanted
+        for c in range(3):
+            index, rounded = predictor.tables()
+            symbols = None if wanted is None else (wanted[c] - rounded).view(n, -1)
+            decoded = coder.code(index.view(n, -1), symbols)
+            if wanted is None:
+                torch.add(rounded, decoded.view(-1), out=values[c])
+            predictor.learn(values[c])
+        if target is None:
+            self._take(phase, in_windows(values, n, h, w))
+        self._take_errors(phase, in_windows(predictor.prior_errors(), n, h, w))
+
+    def interpolate(self, phase: str) -> None:
+        """Let the mean of the four nearest known pixels stand for each pixel of a phase, without prior errors."""
+        base = phase_base(phase, self.seen.planes["A"], self.seen.planes.get("D"))
+        h, w = self.size(phase)
+        self.set_pixels(phase, base[..., RADIUS : RADIUS + h, RADIUS : RADIUS + w])
+
+    def set_pixels(self, phase: str, pixels: Tensor) -> None:
+        """Take a phase's pixels, int16 [N, 3, h, w], as decoded, without prior errors."""
+        self._take(phase, pixels)
+        self._take_errors(phase, torch.zeros_like(pixels, dtype=torch.int8))
+
+    def _take(self, phase: str, pixels: Tensor) -> None:
+        self.pixels[phase] = pixels
+        self.see(phase, pixels)
+
+    def _take_errors(self, phase: str, errors: Tensor) -> None:
+        self.errors[phase] = errors
+        self._extend(self.seen.errors, phase, errors, ERROR_HALO)
+
+
+def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str) -> Tensor:
+    """A phase's pixels of groups, int16 YCoCg-R [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1, 3, H, W]."""
+    return rgb_to_ycocg(phase_view(cut(picture, windows), phase))
+
+
+def error_moves(around: Tensor, slopes: Tensor) -> Tensor:
+    """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel value.
+
+    The rounding constant is in it. around: as `GroupBatch.errors_around`; slopes: as `Tuning.around`.
+    """
+    sums = by_channel(around).view(len(slopes), 3, -1)
+    total = torch.full(sums.shape[1:], 128, dtype=torch.int32, device=around.device)
+    for part, slope in zip(sums, 4 * slopes, strict=True):
+        total += part * slope[:, None]
+    return total
+

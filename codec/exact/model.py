@@ -1,0 +1,51 @@
+"""What the exact levels need of a model, and what tunes it to one image."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vbc.codec.nets.int_nets import IntPhase
+from vbc.kernels.conv import IntConv
+from vbc.kernels.predict import PredictMaps
+
+
+@dataclass(frozen=True)
+class ExactModel:
+    """The phases' networks and look-up tables, by phase, and the table of tuned corrections."""
+
+    phases: dict[str, IntPhase]
+    maps: dict[str, PredictMaps]
+    tuning_table: int
+
+    def to(self, device: torch.device) -> "ExactModel":
+        """The same on another device."""
+        phases = {p: net.to(device) for p, net in self.phases.items()}
+        return replace(self, phases=phases, maps={p: maps.to(device) for p, maps in self.maps.items()})
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tunes the outputs of a phase to one image.
+
+    layer: corrections of three means and three log-scales from the last hidden layer. around: int32 [groups of
+    `NEIGHBOURS`, 3], how a channel's mean follows the prior errors around it. before: int32 [2, 3, 2], how its
+    mean follows the residuals of the channels before, and its log-scale their ratios to their scales. Slopes are
+    in 256ths.
+    """
+
+    layer: IntConv
+    around: Tensor
+    before: Tensor
+
+
+NEIGHBOURS: dict[str, tuple[tuple[tuple[str, int, int], ...], ...]] = {
+    "D": ((("A", 0, 0), ("A", 0, 1), ("A", 1, 0), ("A", 1, 1)),),
+    "H": ((("A", 0, 0), ("A", 0, 1)), (("D", -1, 0), ("D", 0, 0))),
+    "V": (
+        (("A", 0, 0), ("A", 1, 0)),
+        (("D", 0, -1), ("D", 0, 0)),
+        (("H", 0, -1), ("H", 0, 0), ("H", 1, -1), ("H", 1, 0)),
+    ),
+}
+"""Groups of neighbours of a pixel whose prior errors tuned means follow: plane, rows down, columns right."""

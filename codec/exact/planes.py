@@ -1,0 +1,140 @@
+"""Grids, their phases and windows of them: tensors [1 or N, C, h, w], channels last in memory."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from vbc.codec.colour import rgb_to_ycocg
+from vbc.codec.exact.features import HALO
+from vbc.codec.interlace import PHASE_OFFSET, PHASES
+
+Window = tuple[slice, slice]
+"""Rows and columns within a grid."""
+
+
+def phase_size(phase: str, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a phase in a grid, or a group of one, of this size."""
+    dy, dx = PHASE_OFFSET[phase]
+    return (height + 1 - dy) // 2, (width + 1 - dx) // 2
+
+
+def phase_view(fine: Tensor, phase: str) -> Tensor:
+    """The pixels of a phase (or "A") within a grid."""
+    dy, dx = PHASE_OFFSET.get(phase, (0, 0))
+    return fine[..., dy::2, dx::2]
+
+
+def halved(window: Window) -> Window:
+    """The window of the coarser grid that the positions of a window, which starts at even ones, belong to."""
+    rows, cols = (slice(part.start // 2, (part.stop + 1) // 2) for part in window)
+    return rows, cols
+
+
+def moved(window: Window, origin: Window) -> Window:
+    """A window that is counted from the start of another one, counted as that one is."""
+    rows, cols = (slice(o.start + part.start, o.start + part.stop) for part, o in zip(window, origin, strict=True))
+    return rows, cols
+
+
+def shape_of(window: Window) -> tuple[int, int]:
+    """Rows and columns of a window."""
+    rows, cols = window
+    return rows.stop - rows.start, cols.stop - cols.start
+
+
+def cut(plane: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Windows of one shape of a plane [1, C, H, W]: [N, C, h, w], a view where there is one."""
+    return stack([plane[..., rows, cols] for rows, cols in windows])
+
+
+def cut_with_halo(plane: Tensor, windows: Sequence[Window], halo: int = HALO) -> Tensor:
+    """As `cut`, each window grown by `halo`; beyond the plane its last row or column is repeated."""
+    height, width = plane.shape[-2:]
+    parts = []
+    for rows, cols in windows:
+        if rows.start >= halo and cols.start >= halo and rows.stop + halo <= height and cols.stop + halo <= width:
+            grown = (slice(rows.start - halo, rows.stop + halo), slice(cols.start - halo, cols.stop + halo))
+            parts.append(plane[..., *grown])
+        else:
+            y, x = clamped(rows, height, halo, plane.device), clamped(cols, width, halo, plane.device)
+            parts.append(plane[..., y, :][..., x])
+    return stack(parts)
+
+
+def clamped(part: slice, size: int, halo: int, device: torch.device) -> Tensor:
+    """Positions of a range grown by `halo`, limited to 0..size-1: int64."""
+    return torch.arange(part.start - halo, part.stop + halo, device=device).clamp_(0, size - 1)
+
+
+def stack(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [1, C, h, w] along the batch, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
+    """x [N, C, h, w] with its last row and column repeated up to a size, then `halo` positions on all sides."""
+    n, c, h, w = x.shape
+    size = (n, c, height + 2 * halo, width + 2 * halo)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows, cols = slice(halo, halo + h), slice(halo, halo + w)
+    out[..., rows, cols] = x
+    out[..., rows, :halo] = x[..., :1]
+    out[..., rows, halo + w :] = x[..., -1:]
+    out[..., :halo, :] = out[..., halo : halo + 1, :]
+    out[..., halo + h :, :] = out[..., halo + h - 1 : halo + h, :]
+    return out
+
+
+def empty_planes(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Three planes of unset values, [1, 3, h, w], channels last."""
+    size = (1, 3, height, width)
+    return torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+
+
+def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:
+    """Planes A, D, H, V of a lossy picture for windows of the coarser grid, with halo.
+
+    lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 YCoCg-R [N, 3, h+8, w+8] each. A phase that the
+    picture has no pixels of is replaced by A.
+    """
+    planes = {}
+    for p in ("A", *PHASES):
+        view = phase_view(lossy, p)
+        source = view if view.numel() else phase_view(lossy, "A")
+        planes[p] = rgb_to_ycocg(cut_with_halo(source, windows))
+    return planes
+
+
+def every(picture: Tensor, k: int) -> Tensor:
+    """x_k: every 2^k-th row and column of a picture."""
+    return picture[..., :: 1 << k, :: 1 << k]
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """[N, C, h, w] to a contiguous tensor [C, N*h*w]."""
+    return x.transpose(0, 1).contiguous().view(x.shape[1], -1)
+
+
+def by_position(x: Tensor) -> Tensor:
+    """[N, C, h, w] to [N*h*w, C]; a view where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def in_windows(channels: Tensor, n: int, height: int, width: int) -> Tensor:
+    """[C, n*height*width] to [n, C, height, width]. Inverse: by_channel."""
+    return channels.view(len(channels), n, height, width).transpose(0, 1)
+
+
+def in_batches(windows: Iterable[Window], most: int) -> list[list[int]]:
+    """Numbers of windows of one shape, in batches of at most so many positions (but at least one window)."""
+    batches: list[list[int]] = []
+    open_batches: dict[tuple[int, int], list[int]] = {}
+    for i, window in enumerate(windows):
+        shape = shape_of(window)
+        batch = open_batches.get(shape)
+        if batch is None or (len(batch) + 1) * shape[0] * shape[1] > most:
+            batch = open_batches[shape] = []
+            batches.append(batch)
+        batch.append(i)
+    return batches

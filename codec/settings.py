@@ -1,0 +1,36 @@
+"""What an encoder is asked for. Light: imports nothing that codes."""
+
+from dataclasses import dataclass
+
+from vbc.bitstream.container import LOSSY_LEVELS
+
+MAX_EFFORT = 2
+MAX_QUALITY = 100
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """Settings of one file; making them raises ValueError where they do not go together.
+
+    levels: lossy levels to store, 1 to 3, or with lossless 3 (layered) or 0 (archival). quality: of the lossy levels, 0
+    to 100; on photographs that spans about 0.05 to 2.4 bits per pixel. lossless: store the exact levels too. effort: for
+    the exact levels; 0: none, 1: output layers tuned to the image from samples of it, 2: tuned from all pixels (of a
+    phase of a grid at most about 400,000), graphics packed in every way. Decoding is the same.
+    """
+
+    levels: int = LOSSY_LEVELS
+    quality: int = 60
+    lossless: bool = False
+    effort: int = 1
+
+    def __post_init__(self) -> None:
+        if self.lossless and self.levels not in (0, LOSSY_LEVELS):
+            raise ValueError(
+                f"lossless goes with levels {LOSSY_LEVELS} (layered) or 0 (archival), not {self.levels}"
+            )
+        if not self.lossless and not 1 <= self.levels <= LOSSY_LEVELS:
+            raise ValueError(f"levels is 1 to {LOSSY_LEVELS}, or 0 together with lossless, not {self.levels}")
+        if not 0 <= self.quality <= MAX_QUALITY:
+            raise ValueError(f"quality is 0 to {MAX_QUALITY}, not {self.quality}")
+        if not 0 <= self.effort <= MAX_EFFORT:
+            raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {self.effort}")
