@@ -48,6 +48,8 @@ class _Order:
     def runs(self, lane_bits: int) -> list[tuple[int, int, int, int]]:
         """Runs (lane, table, start, end) of one table inside one chunk, in coding order."""
         size = self.order.size
+        if not size:
+            return []
         starts = np.concatenate((self.starts, np.arange(1 << lane_bits, size, 1 << lane_bits)))
         starts.sort()
         starts = starts[np.append(starts[1:] != starts[:-1], True)]
@@ -236,14 +238,18 @@ class LaneDecoder:
             values[where] = self._parts.escapes[place]
         return values
 
-    def finish(self) -> None:
-        """Raises Corrupt unless the steps have used up all symbols, escapes and lanes to the last bit."""
+    def is_finished(self) -> bool:
+        """Whether the steps have used up all symbols, escapes and lanes to the last bit."""
         escapes_left = (self._next_escape != self._escape_ends).any()
         if self._symbols_left or escapes_left or len(self._coders) != len(self._word_ends):
-            raise Corrupt("symbols, escapes or lanes are left over")
+            return False
         # decoding past the end yields symbols without an error; a state that did not come home tells
-        if not all(coder.is_empty() for coder in self._coders):
-            raise Corrupt("a lane does not end in its initial state")
+        return all(coder.is_empty() for coder in self._coders)
+
+    def finish(self) -> None:
+        """Raises Corrupt unless `is_finished`."""
+        if not self.is_finished():
+            raise Corrupt("symbols, escapes, lanes or bits are left over")
 
 
 def _n_chunks(n_symbols: int, lane_bits: int) -> int:
