@@ -1,4 +1,9 @@
-"""Lanes: entropy-coded symbols of one level, in independent rANS streams (docs/format.md, section Lanes)."""
+"""Lanes: the entropy-coded symbols of one packet, in independent rANS streams (docs/format.md, section 5).
+
+A packet codes its symbols in steps. A step's coded positions are sorted by their tables and cut into chunks
+of 2^k; chunk j of every step goes to lane j. What the lanes hold does not depend on what codes them:
+`constriction` one run of a table at a time here, or a thread a lane on a device (kernels/rans.py).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,213 +15,263 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Corrupt
-from .tables import ESCAPE, SYMBOL_MAX, TableSet
+from .tables import ALPHABET, COST_UNIT, ESCAPE, NO_TABLE, SYMBOL_MAX, TableSet
+from .varint import pack_varints, unpack_varints
 
-LANE_SYMBOLS = 8192
-"""Symbols per lane and step: the 4 to 8 bytes of a state are 0.2 % of a chunk at 3 bits a symbol, and a
-step of a million symbols still gives 123 lanes."""
+MIN_LANE_BITS, MAX_LANE_BITS = 8, 20
+"""The lengths 2^k of lanes that a payload may have."""
 
-VARINT_BYTES = 5
-"""Counts stay below 2^32: the largest image allowed has 2^30 subpixels."""
+WRITTEN_LANE_BITS = 10
+"""The shortest lanes that the encoder writes: 1024 symbols a step give a photograph of 4 megapixels
+thousands of lanes, more than a device runs at a time."""
+
+LANE_BYTES = 2560
+"""The encoder's lanes are long enough to have so many bytes on average, or there is only one."""
+
+SAMPLED = 1024
+"""Of a step's symbols in coding order, at least so many, evenly spaced, stand for all where the encoder
+estimates what a packet takes: one percent is near enough for a choice between powers of two."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The coding order of a step.
+
+    order: int64 [n], the coded positions sorted by table. starts, tables: where the run of each table starts
+    in that order, and the table.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    tables: NDArray[np.int16]
+
+    def runs(self, lane_bits: int) -> list[tuple[int, int, int, int]]:
+        """Runs (lane, table, start, end) of one table inside one chunk, in coding order."""
+        size = self.order.size
+        if not size:
+            return []
+        starts = np.concatenate((self.starts, np.arange(1 << lane_bits, size, 1 << lane_bits)))
+        starts.sort()
+        starts = starts[np.append(starts[1:] != starts[:-1], True)]
+        tables = self.tables[np.searchsorted(self.starts, starts, "right") - 1]
+        columns = (starts >> lane_bits, tables, starts, np.append(starts[1:], size))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step to be written.
+
+    letters: uint8 [n] in coding order. escaped, escapes: the places of escapes in that order, their values.
+    """
+
+    order: _Order
+    letters: NDArray[np.uint8]
+    escaped: NDArray[np.int64]
+    escapes: NDArray[np.int16]
 
 
 class LaneEncoder:
-    """Collects the steps of a level, then writes them, last symbol first. Inverse: LaneDecoder."""
+    """Collects the steps of a packet, then writes them, last symbol first. Inverse: LaneDecoder."""
 
     def __init__(self, tables: TableSet) -> None:
         self._tables = tables
-        self._steps: list[tuple[NDArray[np.uint8], list[tuple[int, int, int, int]]]] = []
-        self._escapes: list[NDArray[np.int16]] = []
-        self._n_symbols = 0
-        self._n_lanes = 0
+        self._steps: list[_Step] = []
+        self._cost = 0
 
-    def put(self, index: NDArray[np.uint16], symbol: NDArray[Any]) -> None:
-        """Add one step. index: uint16 [n], the table of each symbol. symbol: integer [n], -32768..32767.
+    def put(self, index: NDArray[np.int16], symbol: NDArray[np.int16]) -> None:
+        """Add one step. index: int16 [n], the table of each position, or NO_TABLE. symbol: int16 [n].
 
         Raises ValueError for other shapes, types and ranges.
         """
-        symbol16 = _as_int16(symbol)
-        if symbol16.shape != index.shape:
-            raise ValueError(f"{symbol16.shape} symbols for {index.shape} indices")
-        order, runs = _sort_step(index, self._tables)
+        if symbol.dtype != np.int16 or symbol.shape != index.shape:
+            raise ValueError(f"symbols must be int16 {index.shape}, not {symbol.dtype} {symbol.shape}")
+        order, ordered = _sort_step(index, self._tables)
         # wraps around above 32640, to values that are still above 254
-        shifted = symbol16.take(order).view(np.uint16) + np.uint16(SYMBOL_MAX)
-        if shifted.size and shifted.max() >= ESCAPE:
-            escaped = shifted >= ESCAPE
-            self._escapes.append((shifted[escaped] - np.uint16(SYMBOL_MAX)).view(np.int16))
-            shifted[escaped] = ESCAPE
-        self._steps.append((shifted.astype(np.uint8), runs))
-        self._n_symbols += index.size
-        self._n_lanes = max(self._n_lanes, _n_chunks(index.size))
+        shifted = symbol.take(order.order).view(np.uint16) + np.uint16(SYMBOL_MAX)
+        escaped = np.flatnonzero(shifted >= ESCAPE)
+        escapes = (shifted[escaped] - np.uint16(SYMBOL_MAX)).view(np.int16)
+        shifted[escaped] = ESCAPE
+        self._cost += self._estimate(ordered, shifted)
+        self._steps.append(_Step(order, shifted.astype(np.uint8), escaped, escapes))
+
+    def _estimate(self, ordered: NDArray[np.int16], letters: NDArray[np.uint16]) -> int:
+        """About how many 1/2048 bits a step takes. ordered, letters: table and letter, in coding order."""
+        if not letters.size:
+            return 0
+        stride = slice(0, None, max(1, letters.size // SAMPLED))
+        costs = self._tables.costs.take(ordered[stride].astype(np.int32) * ALPHABET + letters[stride])
+        return int(costs.sum(dtype=np.int64)) * letters.size // costs.size
 
     def finish(self) -> bytes:
         """The payload of all steps put so far."""
-        coders = [constriction.stream.stack.AnsCoder() for _ in range(self._n_lanes)]
-        for alphabet, runs in reversed(self._steps):
-            symbols = alphabet.astype(np.int32)
-            for lane, table, start, end in reversed(runs):
-                coders[lane].encode_reverse(symbols[start:end], self._tables.model(table))
+        lane_bits, n_lanes = self._lanes()
+        coders = [constriction.stream.stack.AnsCoder() for _ in range(n_lanes)]
+        model = self._tables.model
+        for step in reversed(self._steps):
+            letters = step.letters.astype(np.int32)
+            for lane, table, start, end in reversed(step.order.runs(lane_bits)):
+                coders[lane].encode_reverse(letters[start:end], model(table))
         words = [coder.get_compressed().astype("<u4") for coder in coders]
-        escapes = np.concatenate([np.empty(0, np.int16), *self._escapes]).astype("<i2")
-        counts = [self._n_symbols, escapes.size, self._n_lanes, *(lane.size for lane in words)]
-        return b"".join([pack_varints(counts), escapes.tobytes(), *(lane.tobytes() for lane in words)])
+        lanes = np.concatenate([np.empty(0, np.int64), *(step.escaped >> lane_bits for step in self._steps)])
+        escapes = np.concatenate([np.empty(0, np.int16), *(step.escapes for step in self._steps)])
+        escapes = escapes[np.argsort(lanes, kind="stable")].astype("<i2")
+        counts = [sum(step.letters.size for step in self._steps), n_lanes, escapes.size]
+        if escapes.size:
+            counts += np.bincount(lanes, minlength=n_lanes).tolist()
+        counts += [lane.size for lane in words]
+        head = bytes([lane_bits]) + pack_varints(counts)
+        return b"".join([head, escapes.tobytes(), *(lane.tobytes() for lane in words)])
+
+    def _lanes(self) -> tuple[int, int]:
+        """The shortest lanes worth their cost: k and how many there are."""
+        longest = max((step.letters.size for step in self._steps), default=0)
+        n_bytes = self._cost // (8 * COST_UNIT)
+        for lane_bits in range(WRITTEN_LANE_BITS, MAX_LANE_BITS + 1):
+            n_lanes = _n_chunks(longest, lane_bits)
+            if n_lanes <= 1 or n_bytes >= n_lanes * LANE_BYTES:
+                break
+        return lane_bits, n_lanes
 
 
 @dataclass(frozen=True)
 class LanePayload:
-    """The parts of a lane payload. escapes: int16. words: uint32, of all lanes. n_words: of each lane."""
+    """The parts of a lane payload.
 
+    lane_bits: k. n_symbols: of all steps. escapes: int16, words: uint32, those of lane 0 first. n_escapes,
+    n_words: int64 [lanes], how many of them each lane has.
+    """
+
+    lane_bits: int
     n_symbols: int
     escapes: NDArray[np.int16]
+    n_escapes: NDArray[np.int64]
     words: NDArray[np.uint32]
-    n_words: list[int]
+    n_words: NDArray[np.int64]
 
 
-def unpack_lanes(payload: bytes | memoryview) -> LanePayload:
+def unpack_lanes(payload: bytes | memoryview, max_symbols: int) -> LanePayload:
     """Check the layout of a payload; what this allocates is bounded by the payload's length alone.
 
-    Raises Corrupt.
+    max_symbols: the most that the packet can have. Raises Corrupt.
     """
     data = memoryview(payload)
-    (n_symbols, n_escapes, n_lanes), at = unpack_varints(data, 3)
-    if n_escapes > n_symbols or n_lanes > _n_chunks(n_symbols) or (n_symbols and not n_lanes):
+    if not data or not MIN_LANE_BITS <= data[0] <= MAX_LANE_BITS:
+        raise Corrupt("a payload without a length of its lanes")
+    lane_bits = data[0]
+    (n_symbols, n_lanes, n_escapes), at = unpack_varints(data, 3, 1)
+    if n_symbols > max_symbols:
+        raise Corrupt(f"{n_symbols} symbols where there can be {max_symbols}")
+    if n_escapes > n_symbols or n_lanes > _n_chunks(n_symbols, lane_bits) or (n_symbols and not n_lanes):
         raise Corrupt("lane counts contradict each other")
-    # every length takes a byte, so a wrong n_lanes ends here within the payload
-    n_words, n_bytes = unpack_varints(data[at:], n_lanes)
-    at += n_bytes
-    if at + 2 * n_escapes + 4 * sum(n_words) != len(data):
+    # every count takes a byte, so a wrong n_lanes ends here within the payload
+    lane_escapes, at = unpack_varints(data, n_lanes, at) if n_escapes else ([0] * n_lanes, at)
+    lane_words, at = unpack_varints(data, n_lanes, at)
+    if sum(lane_escapes) != n_escapes or at + 2 * n_escapes + 4 * sum(lane_words) != len(data):
         raise Corrupt("lane lengths do not add up to the payload")
     escapes = np.frombuffer(data, "<i2", n_escapes, at).astype(np.int16)
     if (np.abs(escapes.astype(np.int32)) <= SYMBOL_MAX).any():
         raise Corrupt("an escape holds a value that needs none")
-    words = np.frombuffer(data, "<u4", sum(n_words), at + 2 * n_escapes).astype(np.uint32)
-    last = np.cumsum(n_words, dtype=np.int64)[np.array(n_words, np.int64) > 0] - 1
+    words = np.frombuffer(data, "<u4", sum(lane_words), at + 2 * n_escapes).astype(np.uint32)
+    n_words = np.array(lane_words, np.int64)
+    last = np.cumsum(n_words)[n_words > 0] - 1
     if (words[last] == 0).any():
         raise Corrupt("a lane ends with a zero word")
-    return LanePayload(n_symbols, escapes, words, n_words)
+    return LanePayload(lane_bits, n_symbols, escapes, np.array(lane_escapes, np.int64), words, n_words)
 
 
 class LaneDecoder:
     """Reads what LaneEncoder wrote, step by step. The only error a payload can cause is Corrupt."""
 
-    def __init__(self, tables: TableSet, payload: bytes | memoryview) -> None:
+    def __init__(self, tables: TableSet, payload: bytes | memoryview, max_symbols: int) -> None:
         """Checks the layout of the payload; see `unpack_lanes`."""
-        parts = unpack_lanes(payload)
-        n_symbols, self._escapes = parts.n_symbols, parts.escapes
-        lanes = np.split(parts.words, np.cumsum(parts.n_words)[:-1]) if parts.n_words else []
-        with _coder_faults():
-            self._coders = [constriction.stream.stack.AnsCoder(lane) for lane in lanes]
         self._tables = tables
-        self._symbols_left = n_symbols
-        self._escapes_used = 0
-        self._lanes_used = 0
+        self._parts = parts = unpack_lanes(payload, max_symbols)
+        self._word_ends = np.cumsum(parts.n_words).tolist()
+        self._escape_ends = np.cumsum(parts.n_escapes)
+        self._next_escape = self._escape_ends - parts.n_escapes
+        self._symbols_left = parts.n_symbols
+        self._coders: list[Any] = []
+        """Of the lanes that a step has needed: what a payload claims beyond them costs nothing."""
 
-    def get(self, index: NDArray[np.uint16]) -> NDArray[np.int16]:
-        """The symbols of the next step. index: uint16 [n], as given to the encoder. Returns int16 [n].
+    def get(self, index: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The symbols of the next step. index: int16 [n], as given to the encoder.
 
-        Raises Corrupt where the payload has no such step, ValueError for an index of another shape or range.
+        Returns int16 [n], 0 for NO_TABLE. Raises Corrupt where the payload has no such step, ValueError for
+        an index of another shape or range.
         """
-        order, runs = _sort_step(index, self._tables)
-        self._symbols_left -= index.size
-        self._lanes_used = max(self._lanes_used, _n_chunks(index.size))
-        if self._symbols_left < 0 or self._lanes_used > len(self._coders):
-            raise Corrupt("a step needs more symbols or lanes than there are")
-        symbols = np.empty(index.size, np.int16)
+        order, _ = _sort_step(index, self._tables)
+        size = order.order.size
+        self._symbols_left -= size
+        self._open(_n_chunks(size, self._parts.lane_bits))
+        letters = np.empty(size, np.int16)
         coders, model = self._coders, self._tables.model
         with _coder_faults():
-            for lane, table, start, end in runs:
-                symbols[start:end] = coders[lane].decode(model(table), end - start)
-        if symbols.size and symbols.max() == ESCAPE:
-            self._fill_escapes(symbols)
-        else:
-            symbols -= SYMBOL_MAX
-        out = np.empty_like(symbols)
-        out[order] = symbols
+            for lane, table, start, end in order.runs(self._parts.lane_bits):
+                letters[start:end] = coders[lane].decode(model(table), end - start)
+        out = np.zeros(index.size, np.int16)
+        out[order.order] = self._values(letters)
         return out
 
-    def _fill_escapes(self, symbols: NDArray[np.int16]) -> None:
-        where = np.flatnonzero(symbols == ESCAPE)
-        values = self._escapes[self._escapes_used : self._escapes_used + where.size]
-        self._escapes_used += where.size
-        if values.size < where.size:
-            raise Corrupt("more escapes than values for them")
-        symbols -= SYMBOL_MAX
-        symbols[where] = values
+    def _open(self, n_lanes: int) -> None:
+        """Open the first lanes, as many as a step needs."""
+        if self._symbols_left < 0 or n_lanes > len(self._word_ends):
+            raise Corrupt("a step needs more symbols or lanes than there are")
+        with _coder_faults():
+            for lane in range(len(self._coders), n_lanes):
+                start = self._word_ends[lane - 1] if lane else 0
+                words = self._parts.words[start : self._word_ends[lane]]
+                self._coders.append(constriction.stream.stack.AnsCoder(words))
+
+    def _values(self, letters: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The values of a step's letters in coding order; escapes are taken from their lanes' lists."""
+        values = letters - np.int16(SYMBOL_MAX)
+        where = np.flatnonzero(letters == ESCAPE)
+        if where.size:
+            lanes = where >> self._parts.lane_bits
+            counts = np.bincount(lanes, minlength=self._escape_ends.size)
+            nth = np.arange(where.size) - (np.cumsum(counts) - counts)[lanes]
+            place = self._next_escape[lanes] + nth
+            self._next_escape = self._next_escape + counts
+            if (self._next_escape > self._escape_ends).any():
+                raise Corrupt("more escapes than values for them")
+            values[where] = self._parts.escapes[place]
+        return values
+
+    def is_finished(self) -> bool:
+        """Whether the steps have used up all symbols, escapes and lanes to the last bit."""
+        escapes_left = (self._next_escape != self._escape_ends).any()
+        if self._symbols_left or escapes_left or len(self._coders) != len(self._word_ends):
+            return False
+        # decoding past the end yields symbols without an error; a state that did not come home tells
+        return all(coder.is_empty() for coder in self._coders)
 
     def finish(self) -> None:
-        """Raises Corrupt unless the steps have used up all symbols, escapes and lanes to the last bit."""
-        escapes_left = self._escapes.size - self._escapes_used
-        if self._symbols_left or escapes_left or self._lanes_used != len(self._coders):
-            raise Corrupt("symbols, escapes or lanes are left over")
-        # decoding past the end yields symbols without an error; a state that did not come home tells
-        if not all(coder.is_empty() for coder in self._coders):
-            raise Corrupt("a lane does not end in its initial state")
+        """Raises Corrupt unless `is_finished`."""
+        if not self.is_finished():
+            raise Corrupt("symbols, escapes, lanes or bits are left over")
 
 
-def pack_varints(values: list[int]) -> bytes:
-    """Unsigned LEB128, one number after the other; each in 0..2^32-1. Inverse: unpack_varints."""
-    out = bytearray()
-    for value in values:
-        if not 0 <= value < 1 << 32:
-            raise ValueError(f"{value} is outside 0..2^32-1")
-        while value >= 0x80:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        out.append(value)
-    return bytes(out)
+def _n_chunks(n_symbols: int, lane_bits: int) -> int:
+    return -(-n_symbols >> lane_bits)
 
 
-def unpack_varints(data: memoryview, count: int) -> tuple[list[int], int]:
-    """Read `count` numbers; returns them and the bytes taken. Raises Corrupt unless in shortest form."""
-    values: list[int] = []
-    at = 0
-    for _ in range(count):
-        value = 0
-        for shift in range(0, 7 * VARINT_BYTES, 7):
-            if at >= len(data):
-                raise Corrupt("a number runs past the end")
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-        if (byte == 0 and shift) or byte >= 0x80 or value >> 32:
-            raise Corrupt("a number is not in its shortest form or above 2^32-1")
-        values.append(value)
-    return values, at
-
-
-def _n_chunks(n_symbols: int) -> int:
-    return -(-n_symbols // LANE_SYMBOLS)
-
-
-def _sort_step(
-    index: NDArray[np.uint16], tables: TableSet
-) -> tuple[NDArray[np.int64], list[tuple[int, int, int, int]]]:
-    """The coding order of a step and its runs (lane, table, start, end): one table, inside one chunk."""
-    if index.ndim != 1 or index.dtype != np.uint16:
-        raise ValueError(f"indices must be uint16 [n], not {index.dtype} {index.shape}")
+def _sort_step(index: NDArray[np.int16], tables: TableSet) -> tuple[_Order, NDArray[np.int16]]:
+    """The coding order of a step, and the table of each position in that order."""
+    if index.ndim != 1 or index.dtype != np.int16:
+        raise ValueError(f"indices must be int16 [n], not {index.dtype} {index.shape}")
     order = np.argsort(index, kind="stable")
     ordered = index.take(order)
-    if not ordered.size:
-        return order, []
-    if ordered[-1] >= len(tables):
-        raise ValueError(f"table {ordered[-1]} of {len(tables)}")
+    # nothing is coded behind the largest table: NO_TABLE is above all
+    n_coded = int(np.searchsorted(ordered, NO_TABLE))
+    if (index.size and ordered[0] < 0) or (n_coded and ordered[n_coded - 1] >= len(tables)):
+        raise ValueError(f"a table outside 0..{len(tables) - 1}")
+    if n_coded < index.size and ordered[-1] > NO_TABLE:
+        raise ValueError(f"table {ordered[-1]}")
+    order, ordered = order[:n_coded], ordered[:n_coded]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = np.union1d(starts, np.arange(0, ordered.size, LANE_SYMBOLS))
-    ends = np.append(starts[1:], ordered.size)
-    runs = (starts // LANE_SYMBOLS, ordered[starts], starts, ends)
-    return order, list(zip(*(column.tolist() for column in runs), strict=True))
-
-
-def _as_int16(symbol: NDArray[Any]) -> NDArray[np.int16]:
-    if symbol.dtype == np.int16:
-        return symbol
-    if symbol.dtype.kind not in "iu":
-        raise ValueError(f"symbols must be integers, not {symbol.dtype}")
-    if symbol.size and (symbol.min() < -32768 or symbol.max() > 32767):
-        raise ValueError("a symbol lies outside -32768..32767")
-    return symbol.astype(np.int16)
+    starts = np.concatenate([np.zeros(min(1, n_coded), np.int64), starts])
+    return _Order(order, starts, ordered[starts]), ordered
 
 
 @contextmanager

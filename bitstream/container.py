@@ -239,7 +239,8 @@ def header_end(start: Buffer, limits: Limits = DEFAULT_LIMITS) -> int:
     Looks at no more than those. Raises a FormatError unless they are known, covered by their CRC and within
     the limits; Truncated where there are fewer.
     """
-    return FIXED_BYTES + _unpack_fields(start, limits)[-1] + CRC.size
+    index_bytes: int = _unpack_fields(start, limits)[-1]
+    return FIXED_BYTES + index_bytes + CRC.size
 
 
 def unpack_header(data: Buffer | Source, limits: Limits = DEFAULT_LIMITS) -> Header:

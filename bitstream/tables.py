@@ -23,6 +23,12 @@ SYMBOL_MAX = 127
 MAX_TABLES = 1024
 """About 40 scales x 8 fractional means x 3 shapes; 1 MiB of integers in the weights."""
 
+NO_TABLE = MAX_TABLES
+"""Stands in place of a table where nothing is coded."""
+
+COST_UNIT = 2048
+"""Code lengths are counted in integers, 1/2048 bit each: 16 bits still fit a uint16."""
+
 DIGEST_BYTES = 8
 """Enough against accident; weights are not chosen by an adversary."""
 
@@ -32,12 +38,14 @@ class TableSet:
 
     frequencies: integers [T, 256], 1 <= T <= 1024, every entry >= 1, every row summing to 2^16; kept as
     read-only uint32.
+    costs: uint16 [T * 256], the ideal code length of each entry in 1/2048 bit, for encoders to choose by.
     digest: the first 8 bytes of SHA-256 over the little-endian uint32 entries, row after row.
     Raises ValueError where the frequencies are not such a set.
     """
 
-    __slots__ = ("_models", "digest", "frequencies")
+    __slots__ = ("_models", "costs", "digest", "frequencies")
     _models: list[Any]
+    costs: NDArray[np.uint16]
     digest: bytes
     frequencies: NDArray[np.uint32]
 
@@ -52,7 +60,9 @@ class TableSet:
             raise ValueError(f"a table does not sum to {1 << TOTAL_BITS}")
         stored = frequencies.astype("<u4")
         stored.setflags(write=False)
+        costs = np.rint((TOTAL_BITS - np.log2(stored.astype(np.float64))) * COST_UNIT).astype(np.uint16)
         object.__setattr__(self, "frequencies", stored)
+        object.__setattr__(self, "costs", costs.reshape(-1))
         object.__setattr__(self, "digest", hashlib.sha256(stored.tobytes()).digest()[:DIGEST_BYTES])
         object.__setattr__(self, "_models", [None] * len(stored))
 

@@ -1,88 +1,164 @@
 """One traversal serves encoder, decoder and measurement.
 
-The levels call `code`, and the coder writes, reads or counts. `index` is a uint16 array of table indices,
-`symbols` an int array of the same size, or None in a decoder. `code` returns the symbols.
+The levels call `code` once a step, for a batch of N groups that go through the same steps. The coder writes,
+reads or counts, and the levels go on with what it returns. Here are the coders of the host, and those that
+take tensors anywhere; `tensor_coder` has the twins of Writer and Reader for models on a device.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
-from vbc.bitstream.tables import ESCAPE, MAX_TABLES, SYMBOL_MAX, TableSet
+from vbc.bitstream.tables import ALPHABET, ESCAPE, NO_TABLE, SYMBOL_MAX, TOTAL_BITS, TableSet
 
-Index = NDArray[np.uint16]
-Symbols = NDArray[np.int16]
 ESCAPE_BITS = 16
-NO_TABLE = MAX_TABLES
-"""Marks a position of a step that is not coded."""
+"""What an escape costs beside its symbol."""
 
 
 class Coder(Protocol):
-    """What a level needs of an entropy coder: one step of symbols under tables."""
+    """What a level needs of an entropy coder: one step of symbols under tables, for N groups."""
 
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
-        """Code one step. Both arrays are flat and of one size."""
+    def code(self, index: Tensor, symbols: Tensor | None) -> Tensor:
+        """Code one step.
+
+        index: int16 [N, n], the table of each position of each group, or NO_TABLE where nothing is coded.
+        symbols: int16 [N, n]; a decoder ignores them and may be given None. Returns int16 [N, n], 0 where
+        nothing is coded.
+        """
 
 
 class Writer:
-    """Encodes into lanes, on a thread of its own: sorting one step goes on while the next is predicted."""
+    """Encodes each group into a lane payload of its own.
 
-    def __init__(self, tables: TableSet):
-        self._lanes = LaneEncoder(tables)
+    A thread of its own sorts a step while the next one is predicted; the tensors given must stay as they are
+    until `finish`. They are on the host.
+    """
+
+    def __init__(self, tables: TableSet, n_groups: int):
+        self._groups = [LaneEncoder(tables) for _ in range(n_groups)]
         self._worker = ThreadPoolExecutor(1)
         self._steps: list[Future[None]] = []
 
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
+    def code(self, index: Tensor, symbols: Tensor | None) -> Tensor:
         """Append a step."""
         assert symbols is not None
-        self._steps.append(self._worker.submit(self._lanes.put, index, symbols))
-        return symbols
+        self._steps.append(self._worker.submit(self._put, index.numpy(), symbols.numpy()))
+        return only_coded(index, symbols)
 
-    def finish(self) -> bytes:
-        """The lanes' bytes."""
+    def _put(self, index: NDArray[np.int16], symbols: NDArray[np.int16]) -> None:
+        for lanes, row, values in zip(self._groups, index, symbols, strict=True):
+            lanes.put(row, values)
+
+    def finish(self) -> list[bytes]:
+        """The lane payload of each group. Raises ValueError for steps of another shape, type or range."""
         with self._worker:
             for step in self._steps:
                 step.result()
-        return self._lanes.finish()
+        return [lanes.finish() for lanes in self._groups]
 
 
 class Reader:
-    """Decodes from lanes; the symbols given are ignored."""
+    """Decodes each group from its lane payload.
 
-    def __init__(self, tables: TableSet, payload: bytes | memoryview):
-        self._lanes = LaneDecoder(tables, payload)
+    max_symbols: the most that a group can have, over all steps. Raises Corrupt for a payload of another
+    layout.
+    """
 
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
+    def __init__(self, tables: TableSet, payloads: Sequence[bytes | memoryview], max_symbols: int):
+        self._groups = [LaneDecoder(tables, payload, max_symbols) for payload in payloads]
+
+    def code(self, index: Tensor, symbols: Tensor | None = None) -> Tensor:
         """Take a step. Raises Corrupt where the lanes end too soon."""
-        return self._lanes.get(index)
+        out = torch.empty(index.shape, dtype=torch.int16)
+        for lanes, row, values in zip(self._groups, index.numpy(), out.numpy(), strict=True):
+            values[:] = lanes.get(row)
+        return out
+
+    def verdict(self) -> Tensor:
+        """Bool [N]: whether all symbols, escapes and lanes of a group are used to the last bit."""
+        return torch.tensor([lanes.is_finished() for lanes in self._groups])
 
     def finish(self) -> None:
-        """Raises Corrupt unless every lane is used up."""
-        self._lanes.finish()
+        """Raises Corrupt unless `verdict` is true for all groups."""
+        for lanes in self._groups:
+            lanes.finish()
 
 
 class Counter:
-    """Counts how often each symbol meets each table, to refit tables and to estimate sizes."""
+    """Counts how often each symbol meets each table, to refit tables and to estimate sizes.
+
+    counts: int64 [T, 256].
+    """
 
     def __init__(self, n_tables: int):
-        self.counts = np.zeros((n_tables, 256), np.int64)
+        self.counts = np.zeros((n_tables, ALPHABET), np.int64)
 
-    def code(self, index: Index, symbols: Symbols | None) -> Symbols:
+    def code(self, index: Tensor, symbols: Tensor | None) -> Tensor:
         """Count a step."""
         assert symbols is not None
-        letter = symbols.astype(np.int64) + SYMBOL_MAX
+        coded = index != NO_TABLE
+        letter = symbols[coded].long() + SYMBOL_MAX
         letter[(letter < 0) | (letter >= ESCAPE)] = ESCAPE
-        key = index.astype(np.int64) * 256 + letter
-        self.counts += np.bincount(key, minlength=self.counts.size).reshape(self.counts.shape)
-        return symbols
+        key = index[coded].long() * ALPHABET + letter
+        counts = torch.bincount(key, minlength=self.counts.size)
+        self.counts += counts.cpu().numpy().reshape(self.counts.shape)
+        return only_coded(index, symbols)
 
     def bits(self, frequencies: NDArray[np.uint32]) -> float:
         """Ideal code length of all that was counted, in bits.
 
         Under tables of total 2^16, escapes with their raw bits.
         """
-        cost = 16 - np.log2(frequencies.astype(np.float64))
+        cost = TOTAL_BITS - np.log2(frequencies.astype(np.float64))
         return float((self.counts * cost).sum() + ESCAPE_BITS * self.counts[:, ESCAPE].sum())
+
+
+class Means:
+    """Stands in for a decoder where groups are missing: every residual is zero."""
+
+    def code(self, index: Tensor, symbols: Tensor | None = None) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(index)
+
+
+class Discard:
+    """Keeps nothing: the encoder's traversal without its output."""
+
+    def code(self, index: Tensor, symbols: Tensor | None) -> Tensor:
+        """The symbols."""
+        assert symbols is not None
+        return only_coded(index, symbols)
+
+
+class PseudoRandom:
+    """Symbols from a fixed function in place of a file, to pin what the decoder makes of them.
+
+    Every group gets the same ones, so that the number of groups in a batch makes no difference.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def code(self, index: Tensor, symbols: Tensor | None = None) -> Tensor:
+        """Residuals of -3..3, by step and position; 1 for a lone position, the flag of a tuned phase."""
+        self._step += 1
+        n = index.shape[1]
+        if n == 1:
+            values = torch.ones(1, dtype=torch.int64, device=index.device)
+        else:
+            values = torch.arange(n, device=index.device) + (self._step << 24)
+            for _ in range(2):
+                values = ((values >> 16) ^ values) * 0x45D9F3B & 0xFFFFFFFF
+            values = (values >> 8) % 7 - 3
+        return only_coded(index, values.to(torch.int16).expand(index.shape))
+
+
+def only_coded(index: Tensor, symbols: Tensor) -> Tensor:
+    """The symbols, 0 where nothing is coded: what a decoder would have."""
+    return symbols.masked_fill(index == NO_TABLE, 0)

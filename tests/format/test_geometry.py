@@ -1,0 +1,222 @@
+"""Geometry: levels and groups of awkward sizes; what groups need, against looking at position by position."""
+
+import random
+import subprocess
+import sys
+import time
+from itertools import product
+
+import pytest
+
+from vbc.bitstream.geometry import Geometry, Rectangle, Sides
+
+TINY = Sides(lossy=(4, 2, 2), exact=(6, 4, 2))
+SIZES = [(1, 1), (1, 9), (9, 1), (8, 8), (17, 23), (100, 31), (1, 300), (257, 129), (150, 211)]
+Needs = dict[int, set[tuple[int, int]]]
+"""Level -> (row, column) of the groups."""
+
+
+def by_hand(geometry: Geometry, level: int, row: int, col: int, archival: bool) -> Needs:
+    """docs/format.md section 4 for one group: each position it sees, and the group that has it."""
+
+    def seen(first: int, last: int, size: int) -> set[int]:
+        return {min(max(p, 0), size - 1) for p in range(first, last + 1)}
+
+    out: Needs = {}
+    axes: dict[int, list[set[int]]] = {}
+    for axis, i in enumerate((row, col)):
+        mine = [p for p in range(geometry.level_size(level)[axis]) if p // geometry.side(level) == i]
+        if level <= 3:
+            for other in range(1, level):
+                size = geometry.level_size(other)[axis]
+                axes.setdefault(other, []).append(seen(mine[0] - 8, mine[-1] + 8, size))
+        elif level > 4:
+            finer = geometry.top - (level - 4)
+            size = geometry.grids[finer + 1][axis]
+            coarse = seen(mine[0] // 2 - 4, mine[-1] // 2 + 4, size)
+            axes.setdefault(level - 1, []).append(coarse)
+            if not archival:
+                pixels = {
+                    x
+                    for c in coarse
+                    for x in range(c << finer + 1, c + 1 << finer + 1)
+                    if x < geometry.grids[0][axis]
+                }
+                blocks = {x // 8 for x in pixels}
+                size = geometry.level_size(3)[axis]
+                axes.setdefault(3, []).append(seen(min(blocks) - 2, max(blocks) + 2, size))
+    for other, (rows, cols) in axes.items():
+        side = geometry.side(other)
+        out[other] = set(product({p // side for p in rows}, {p // side for p in cols}))
+    return out
+
+
+def closure_by_hand(geometry: Geometry, start: Needs, archival: bool) -> Needs:
+    """Group after group, until nothing new is needed."""
+    out: Needs = {}
+    todo = [(level, group) for level, groups in start.items() for group in groups]
+    while todo:
+        level, group = todo.pop()
+        if group in out.setdefault(level, set()):
+            continue
+        out[level].add(group)
+        needs = by_hand(geometry, level, *group, archival)
+        todo += [(other, g) for other, groups in needs.items() for g in groups]
+    return out
+
+
+def pairs(rectangle: Rectangle) -> set[tuple[int, int]]:
+    return set(product(*rectangle))
+
+
+def test_grids_and_levels() -> None:
+    one = Geometry(1, 1)
+    assert (one.grids, one.top, one.last_level, one.n_parts) == (((1, 1),), 0, 4, 8)
+    eight = Geometry(8, 7)
+    assert (eight.grids, eight.last_level) == (((7, 8),), 4)
+    nine = Geometry(9, 3)
+    assert nine.grids == ((3, 9), (2, 5))
+    assert (nine.last_level, nine.grid_index(4), nine.grid_index(5)) == (5, 1, 0)
+    kodak = Geometry(768, 512)
+    assert kodak.grids[-1] == (4, 6)
+    assert kodak.last_level == 4 + 7
+    assert [kodak.level_size(n) for n in (1, 3, 4, 5, 11)] == [
+        (64, 96),
+        (64, 96),
+        (4, 6),
+        (8, 12),
+        (512, 768),
+    ]
+    assert [kodak.side(n) for n in range(1, 12)] == [256, 64, 64, 8, 128, 128, 128, 128, 128, 256, 512]
+    assert [kodak.group_counts(n) for n in (1, 2, 4, 9, 10, 11)] == [
+        (1, 1),
+        (1, 2),
+        (1, 1),
+        (1, 2),
+        (1, 2),
+        (1, 2),
+    ]
+    thin = Geometry(65_535, 1)
+    assert (thin.last_level, thin.n_groups(1), thin.n_groups(thin.last_level)) == (4 + 13, 32, 128)
+    assert thin.n_parts == sum(thin.n_groups(n) + 1 for n in range(1, 18))
+
+
+@pytest.mark.parametrize("sides", [TINY, Sides()])
+@pytest.mark.parametrize("size", [*SIZES, (65_535, 1), (2, 65_535), (1500, 1201)])
+def test_windows_tile_each_level(size: tuple[int, int], sides: Sides) -> None:
+    geometry = Geometry(*size, sides=sides)
+    for level in range(1, geometry.last_level + 1):
+        rows, cols = geometry.level_size(level)
+        side, counts = geometry.side(level), geometry.group_counts(level)
+        assert level != 4 or counts == (1, 1)
+        area = 0
+        for group in (0, geometry.n_groups(level) - 1) if size[0] > 1000 else range(geometry.n_groups(level)):
+            window = geometry.window(level, group)
+            assert window[0].start % side == window[1].start % side == 0
+            assert 0 <= window[0].start < window[0].stop <= rows
+            assert 0 <= window[1].start < window[1].stop <= cols
+            area += (window[0].stop - window[0].start) * (window[1].stop - window[1].start)
+            met = geometry.groups_meeting(level, *window)
+            assert geometry.numbers(level, met) == [group]
+        if size[0] <= 1000:
+            assert area == rows * cols
+        assert geometry.numbers(
+            level, geometry.groups_meeting(level, slice(-5, rows + 9), slice(0, cols))
+        ) == list(range(counts[0] * counts[1]))
+        for nothing in (slice(3, 3), slice(-9, 0), slice(rows, rows + 4), slice(5, 2)):
+            assert geometry.numbers(level, geometry.groups_meeting(level, nothing, slice(0, cols))) == []
+
+
+@pytest.mark.parametrize("archival", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_needs(size: tuple[int, int], archival: bool) -> None:
+    geometry = Geometry(*size, sides=TINY)
+    for level in range(1, geometry.last_level + 1):
+        groups = list(enumerate(product(*map(range, geometry.group_counts(level)))))
+        for group, place in groups if len(groups) < 30 else random.Random(level).sample(groups, 30):
+            found = geometry.needs(level, group, archival)
+            assert {other: pairs(r) for other, r in found.items()} == by_hand(
+                geometry, level, *place, archival
+            )
+
+
+@pytest.mark.parametrize("archival", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_closure(size: tuple[int, int], archival: bool) -> None:
+    """A rectangle a level is no more than what is needed group by group."""
+    geometry = Geometry(*size, sides=TINY)
+    rng = random.Random(sum(size))
+    for level in range(1, geometry.last_level + 1):
+        first = [rng.randrange(n) for n in geometry.group_counts(level)]
+        last = [rng.randrange(i, n) for i, n in zip(first, geometry.group_counts(level), strict=True)]
+        rows, cols = (range(i, j + 1) for i, j in zip(first, last, strict=True))
+        start = {level: (rows, cols)}
+        found = geometry.closure(start, archival)
+        assert list(found) == sorted(found)
+        wanted = closure_by_hand(geometry, {level: pairs((rows, cols))}, archival)
+        assert {n: pairs(r) for n, r in found.items()} == wanted
+
+
+@pytest.mark.parametrize("archival", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_regions(size: tuple[int, int], archival: bool) -> None:
+    geometry = Geometry(*size, sides=TINY)
+    width, height = size
+    rng = random.Random(width)
+    for _ in range(4):
+        x, y = rng.randrange(width), rng.randrange(height)
+        region = (x, y, rng.randint(1, width - x), rng.randint(1, height - y))
+        blocks = [
+            {
+                p
+                for p in range(first // 8 - 2, (first + n - 1) // 8 + 3)
+                if 0 <= p < geometry.level_size(3)[axis]
+            }
+            for axis, first, n in ((0, y, region[3]), (1, x, region[2]))
+        ]
+        squares = {(r // 2, c // 2) for r in blocks[0] for c in blocks[1]}
+        last = geometry.last_level
+        side = geometry.side(last)
+        pixels = {(r // side, c // side) for r in range(y, y + region[3]) for c in range(x, x + region[2])}
+        for level in range(1, last + 1):
+            start: Needs = {} if archival else {3: squares}
+            if level > 3:
+                start[last] = pixels
+            wanted = closure_by_hand(geometry, start, archival)
+            found = geometry.region_groups(region, level, archival)
+            assert list(found) == sorted(n for n in wanted if n <= level)
+            for n, groups in found.items():
+                assert groups == sorted(r * geometry.group_counts(n)[1] + c for r, c in wanted[n])
+
+
+def test_whole_picture_is_a_region() -> None:
+    geometry = Geometry(1500, 1201)
+    for archival in (False, True):
+        found = geometry.region_groups((0, 0, 1500, 1201), geometry.last_level, archival)
+        assert found == {
+            n: list(range(geometry.n_groups(n))) for n in range(4 if archival else 1, geometry.last_level + 1)
+        }
+
+
+def test_large_pictures_are_quick() -> None:
+    """Measured: 0.3 ms for a group of each level of a fresh 8192 x 8192."""
+    start = time.perf_counter()
+    geometry = Geometry(8191, 8192)
+    for level in range(1, geometry.last_level + 1):
+        geometry.closure({level: (range(0, 1), range(0, 1))}, archival=False)
+    assert geometry.n_parts == 1399
+    assert time.perf_counter() - start < 0.1
+
+
+def test_sides_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Geometry(100, 100).n_parts
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    assert Geometry(100, 100).n_parts == Geometry(100, 100, sides=TINY).n_parts > before
+
+
+def test_light_to_import() -> None:
+    code = (
+        "import sys, vbc.bitstream.geometry, vbc.bitstream.container, vbc.codec.files.reading;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
