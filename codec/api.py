@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from vbc.bitstream.source import Source as ByteSource
+    from vbc.codec.decode_plan import Region
     from vbc.codec.files.image_io import Metadata, Picture
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
-
-    from vbc.bitstream.source import Source as ByteSource
-    from vbc.codec.decode_plan import Region
 
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
@@ -43,9 +42,10 @@ class FileInfo:
     """What the header of a file says. Sizes and offsets are in bytes.
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
-    complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes
-    from which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts. ranges:
-    the bytes that a region needs, (start, end) each, ascending; of all the file where no region is asked for.
+    complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes from
+    which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts.
+    ranges: the bytes that a region needs, (start, end) each, ascending; of all the file where no region is
+    asked for.
     """
 
     width: int
@@ -140,11 +140,12 @@ def decode(
 ) -> "Image.Image":
     """Decode the bytes of a .vbc file to a Pillow image: L, LA, RGB, RGBA or I;16. Inverse of `encode`.
 
-    Its metadata is in `info`. levels: use the first so many levels of the file; None: all. region: (x, y, width, height)
-    in pixels, a part of the picture, for which only the packets that it needs are read. native: at the
-    size of the last lossy level used instead of the full one. allow_partial: accept a file of which packets are
-    missing or damaged. limits: what is refused before anything is decoded or allocated. Raises FormatError, and
-    UnsupportedImage for 16 bits with colour or alpha, which Pillow cannot hold: `decode_image` can.
+    Its metadata is in `info`. levels: use the first so many levels of the file; None: all. region: (x, y,
+    width, height) in pixels, a part of the picture, for which only the packets that it needs are read.
+    native: at the size of the last lossy level used instead of the full one. allow_partial: accept a file of
+    which packets are missing or damaged. limits: what is refused before anything is decoded or allocated.
+    Raises FormatError, and UnsupportedImage for 16 bits with colour or alpha, which Pillow cannot hold:
+    `decode_image` can.
     """
     decoded = decode_picture(
         data,
@@ -218,9 +219,9 @@ def decode_image(
 ) -> "Tensor | list[Tensor]":
     """Decode files given as paths or bytes to tensors [C, H, W] on the device: uint8, uint16 for 16 bits.
 
-    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. region: (x, y, width,
-    height), a part of the picture; of a path no more is read than it needs. Raises FormatError for bad files, OSError for
-    unreadable ones, ValueError for a region that is not inside the picture.
+    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. region:
+    (x, y, width, height), a part of the picture; of a path no more is read than it needs. Raises FormatError
+    for bad files, OSError for unreadable ones, ValueError for a region that is not inside the picture.
     """
     if isinstance(source, list):
         return [decode_image(s, device, region=region, limits=limits, model=model) for s in source]
@@ -259,9 +260,9 @@ def read_info(
 ) -> FileInfo:
     """Read the header.
 
-    data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. levels, region: as
-    `decode`, for the ranges of bytes that they need. Raises FormatError where the header is not valid, or the file longer
-    than the header says, ValueError for a region that is not inside the picture.
+    data: the file or its first bytes; n_bytes: size of the file where `data` is only the first bytes. levels,
+    region: as `decode`, for the ranges of bytes that they need. Raises FormatError where the header is not
+    valid, or the file longer than the header says, ValueError for a region that is not inside the picture.
     """
     from vbc.bitstream.errors import Corrupt
     from vbc.codec.decode_plan import all_packets, make_plan
@@ -312,7 +313,9 @@ def verify(
     pipeline.verify(data, model=load(model, device, header), limits=limits)
 
 
-def read_metadata(data: "bytes | bytearray | memoryview | ByteSource", header: container.Header) -> "Metadata":
+def read_metadata(
+    data: "bytes | bytearray | memoryview | ByteSource", header: container.Header
+) -> "Metadata":
     """Metadata of a file; what lies behind the end of a truncated file is left out. Raises Corrupt."""
     from vbc.codec.files.image_io import Metadata
 
@@ -374,8 +377,8 @@ def check_decode(
 ) -> container.Header:
     """Refuse what can be refused before torch and the weights are loaded; returns the header.
 
-    Raises a FormatError for a bad header or one above the limits, ValueError for levels below 1, for a region that is not
-    inside the picture, and for one together with `native`.
+    Raises a FormatError for a bad header or one above the limits, ValueError for levels below 1, for a region
+    that is not inside the picture, and for one together with `native`.
     """
     if levels is not None and levels < 1:
         raise ValueError(f"levels is 1 or more, not {levels}")
@@ -392,8 +395,8 @@ def check_decode(
 def check_device(device: Device) -> None:
     """Raise unless the networks can run there.
 
-    ValueError for a device of another kind, `CudaMissing` where torch sees no such CUDA device, `TritonMissing`
-    where triton is not installed (`kernels.dispatch`; both are RuntimeErrors).
+    ValueError for a device of another kind, `CudaMissing` where torch sees no such CUDA device,
+    `TritonMissing` where triton is not installed (`kernels.dispatch`; both are RuntimeErrors).
     """
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
@@ -409,8 +412,8 @@ def check_device(device: Device) -> None:
 def load(model: "Weights", device: Device = "cpu", header: container.Header | None = None) -> "Model":
     """The model on the device; loading is cached.
 
-    None stands for the installed weights: those that a file's header names, or the newest; a path for others. Raises
-    ModelMissing where none of the installed ones made the file.
+    None stands for the installed weights: those that a file's header names, or the newest; a path for others.
+    Raises ModelMissing where none of the installed ones made the file.
     """
     from vbc.codec.model import load_model, mind_forks, model_of
 

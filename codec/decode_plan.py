@@ -1,4 +1,5 @@
-"""Which packets a decode reads: chosen by levels and region, checked, and left out where they may be missing."""
+"""Which packets a decode reads: chosen by levels and region, checked, and left out where they may be
+missing."""
 
 from dataclasses import dataclass
 
@@ -17,8 +18,9 @@ class RegionError(ValueError):
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """levels: those to decode, ascending; all that the file has of the first so many. wanted: by level, also those that are
-    not there or not decoded, the groups to work out. whole: whether that is all of the picture.
+    """levels: those to decode, ascending; all that the file has of the first so many. wanted: by level, also
+    those that are not there or not decoded, the groups to work out. whole: whether that is all of the
+    picture.
     """
 
     levels: tuple[int, ...]
@@ -27,7 +29,8 @@ class DecodePlan:
 
 
 def make_plan(header: Header, levels: int | None, region: Region | None) -> DecodePlan:
-    """The groups that the first `levels` levels of a file (None: all) need for a region (None: all of the picture).
+    """The groups that the first `levels` levels of a file (None: all) need for a region (None: all of the
+    picture).
 
     Raises Corrupt where the file has no levels, RegionError.
     """
@@ -54,7 +57,8 @@ def check_region(region: Region, header: Header) -> None:
 
 
 def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:
-    """Part -> place in the index of the packets of a level that a plan reads: its groups, and what they share."""
+    """Part -> place in the index of the packets of a level that a plan reads: its groups, and what they
+    share."""
     parts = (0, *(n + 1 for n in plan.wanted.get(level, ())))
     found = {part: header.find(level, part) for part in parts}
     return {part: i for part, i in found.items() if i is not None}
@@ -72,8 +76,8 @@ def read_packets(
 ) -> dict[int, dict[int, memoryview]]:
     """Level -> part -> payload of the packets that a plan reads.
 
-    allow_partial: leave out packets that are missing or damaged, and those that need them. Else raises Truncated or
-    Corrupt for the first of them.
+    allow_partial: leave out packets that are missing or damaged, and those that need them. Else raises
+    Truncated or Corrupt for the first of them.
     """
     places = {level: packets_of(header, plan, level) for level in plan.levels}
     payloads: dict[int, memoryview] = {}
@@ -91,5 +95,6 @@ def read_packets(
         need = min(header.span(i)[1] for parts in places.values() for i in parts.values())
         raise Truncated(need, source.n_bytes, ())
     return {
-        level: {part: payloads[i] for part, i in parts.items() if i in payloads} for level, parts in places.items()
+        level: {part: payloads[i] for part, i in parts.items() if i in payloads}
+        for level, parts in places.items()
     }

@@ -1,7 +1,7 @@
 """What is decoded of a file so far, and the best picture that it gives.
 
-`advance` takes groups of a level in any order that respects what they need, so one state serves whole files, regions,
-files that arrive in pieces and files of which packets are missing.
+`advance` takes groups of a level in any order that respects what they need, so one state serves whole files,
+regions, files that arrive in pieces and files of which packets are missing.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -47,9 +47,9 @@ Square = tuple[int, int]
 class Planes:
     """The memory of a decode; what is not decoded yet holds no meaning.
 
-    latents: int16 [1, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [1, 3, H, W]. final: its
-    squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [1, 3, h, w], but x_0 uint8
-    RGB. errors: prior errors by k, int8 [1, 3, h, w].
+    latents: int16 [1, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [1, 3, H,
+    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [1,
+    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [1, 3, h, w].
     """
 
     latents: Tensor | None = None
@@ -75,7 +75,8 @@ class DecodeState:
     def advance(
         self, level: int, packets: Mapping[int, memoryview], shared: memoryview | None = None
     ) -> "DecodeState":
-        """Decode groups of a level. packets: theirs by number; shared: what the level's groups share, if anything.
+        """Decode groups of a level. packets: theirs by number; shared: what the level's groups share, if
+        anything.
 
         All that they need must have been decoded. Raises Corrupt.
         """
@@ -178,7 +179,9 @@ class DecodeState:
                 (self.planes.errors, torch.int8),
             ):
                 if planes is self.planes.grids or k:
-                    planes[k] = torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
+                    planes[k] = torch.empty(
+                        size, dtype=dtype, device=device, memory_format=torch.channels_last
+                    )
         return self.planes.grids[k]
 
     # the picture
@@ -186,9 +189,9 @@ class DecodeState:
     def picture(self, last_level: int, wanted: Mapping[int, Collection[int]], native: bool = False) -> Tensor:
         """The best picture of the groups decoded: uint8 RGB [1, 3, H, W].
 
-        last_level: the last level that is used. wanted: by level the groups that are to be worked out, for a whole picture
-        all of the levels of its size; beyond them the picture has no meaning. native: after level 1 or 2 at 1/4 or 1/2 of the
-        size.
+        last_level: the last level that is used. wanted: by level the groups that are to be worked out, for a
+        whole picture all of the levels of its size; beyond them the picture has no meaning. native: after
+        level 1 or 2 at 1/4 or 1/2 of the size.
         """
         if self.packed:
             return self.planes.grids[0]
@@ -225,7 +228,8 @@ class DecodeState:
     def _predict_missing(self, wanted: Mapping[int, Collection[int]]) -> None:
         """Pixels of the missing groups of an archival file.
 
-        The networks' predictions up to the first level of which nothing is decoded; then means of known neighbours.
+        The networks' predictions up to the first level of which nothing is decoded; then means of known
+        neighbours.
         """
         geometry = self.header.geometry
         network = True
@@ -273,7 +277,9 @@ class DecodeState:
             changing,
             planes.lossy,
         )
-        whole = np.array([n in self.done.get(LOSSY_LEVELS, ()) for n in range(rows * cols)]).reshape(rows, cols)
+        whole = np.array([n in self.done.get(LOSSY_LEVELS, ()) for n in range(rows * cols)]).reshape(
+            rows, cols
+        )
         for row, col in changing:
             if whole[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2].all():
                 planes.final.add((row, col))

@@ -35,7 +35,8 @@ def encode_lossy(
 ) -> tuple[Packets, Tensor]:
     """Packets of the first lossy levels of uint8 RGB [1, 3, H, W], and the latents as they will be decoded.
 
-    nonzero_levels: levels above it have zeros for latents, which take a few bytes. Latents: int16 [1, C, h, w], eighths.
+    nonzero_levels: levels above it have zeros for latents, which take a few bytes. Latents: int16 [1, C, h,
+    w], eighths.
     """
     geometry = geometry_of(picture)
     target = analyse(model.lossy, picture, quality)
@@ -59,11 +60,13 @@ def encode_lossy(
     return packets, latents
 
 
-def encode_lossy_below(picture: Tensor, model: Model, quality: int, max_bytes: int) -> tuple[int, Packets, Tensor]:
+def encode_lossy_below(
+    picture: Tensor, model: Model, quality: int, max_bytes: int
+) -> tuple[int, Packets, Tensor]:
     """The best lossy levels of at most so many bytes, of a quality below the given one: as `encode_lossy`.
 
-    The highest quality that fits is returned first; where none does, levels of zeros, from the last one on. All of them
-    zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
+    The highest quality that fits is returned first; where none does, levels of zeros, from the last one on.
+    All of them zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
     """
     low, high = -1, quality
     best: tuple[int, Packets, Tensor] | None = None

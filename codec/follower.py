@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Follower:
     """Runs calls one after the other on a thread of its own while the caller goes on, or at once.
 
-    A context manager. An exception in a call is raised where its result is asked for, by one of the next calls, or at
-    the end.
+    A context manager. An exception in a call is raised where its result is asked for, by one of the next
+    calls, or at the end.
     """
 
     def __init__(self, threaded: bool):

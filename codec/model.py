@@ -1,7 +1,7 @@
 """Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash.
 
-See docs/format.md, "Models". Every set of weights that a release has shipped stays installed, so that its files stay
-readable: `weights/index.json` names them all, the newest last.
+See docs/format.md, "Models". Every set of weights that a release has shipped stays installed, so that its
+files stay readable: `weights/index.json` names them all, the newest last.
 """
 
 import functools
@@ -108,8 +108,8 @@ def place(model: Model, device: torch.device) -> Model:
 def model_hash(tensors: Tensors) -> bytes:
     """First 8 bytes of SHA-256 over every decoder tensor but the tables.
 
-    Name, dtype, shape and little-endian bytes of each, by name. Tensors that no decoder needs stay out of it: a
-    better analysis leaves old files readable.
+    Name, dtype, shape and little-endian bytes of each, by name. Tensors that no decoder needs stay out of it:
+    a better analysis leaves old files readable.
     """
     h = hashlib.sha256()
     for name in sorted(tensors):
@@ -188,8 +188,8 @@ def weights_folder() -> Traversable:
 def mind_forks() -> None:
     """Let a forked child use one thread.
 
-    A child of fork (multiprocessing's default on Linux before Python 3.14) has none of its parent's OpenMP threads, and
-    would wait for them for ever.
+    A child of fork (multiprocessing's default on Linux before Python 3.14) has none of its parent's OpenMP
+    threads, and would wait for them for ever.
     """
     global PID
     if os.getpid() != PID:

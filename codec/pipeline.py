@@ -48,10 +48,10 @@ class SelfCheckFailed(RuntimeError):
 class Decoded:
     """A picture, or a region of one, and what it was made from.
 
-    rgb: uint8 [3, H, W], of 16-bit samples the upper bytes. levels: the level numbers used that are complete. exact:
-    whether the pixels are the encoder's input. alpha: uint8 [H, W], None where the file has none. low: uint8
-    [C, H, W], the low bytes of 16-bit samples, alpha's last; None in 8-bit files and where levels or the
-    low bytes are missing.
+    rgb: uint8 [3, H, W], of 16-bit samples the upper bytes. levels: the level numbers used that are complete.
+    exact: whether the pixels are the encoder's input. alpha: uint8 [H, W], None where the file has none. low:
+    uint8 [C, H, W], the low bytes of 16-bit samples, alpha's last; None in 8-bit files and where levels or
+    the low bytes are missing.
     """
 
     rgb: Tensor
@@ -90,7 +90,10 @@ def encode_image(
     meta = metadata or Metadata()
     low = low if settings.lossless else None
     channels, n_pixels = 1 if gray else 3, rgb[0].numel()
-    before = [(container.ICC, meta.icc), (container.ALPHA, None if alpha is None else encode_alpha(alpha, model))]
+    before = [
+        (container.ICC, meta.icc),
+        (container.ALPHA, None if alpha is None else encode_alpha(alpha, model)),
+    ]
     after: list[tuple[int, bytes | None]] = []
     if settings.lossless:
         after.append((container.LOW, None if low is None else encode_low(low, rgb, alpha, model)))
@@ -141,9 +144,14 @@ class EncodedLevels:
 
 
 def encode_levels(
-    picture: Tensor, model: Model, settings: EncodeSettings, report: Progress, max_lossy_bytes: int | None = None
+    picture: Tensor,
+    model: Model,
+    settings: EncodeSettings,
+    report: Progress,
+    max_lossy_bytes: int | None = None,
 ) -> EncodedLevels:
-    """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a lower quality."""
+    """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
+    lower quality."""
     quality, packets, guide = settings.quality, [], None
     if settings.levels:
         report("lossy", 0.0)
@@ -193,7 +201,8 @@ def decode_image(
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Decode the first `levels` levels that the file has (all by default), all of the picture or a region of it.
+    """Decode the first `levels` levels that the file has (all by default), all of the picture or a region of
+    it.
 
     native: levels 1 and 2 at 1/4 and 1/2 of the size. allow_partial: make do with the packets that are
     there and sound. Raises a FormatError, RegionError for a region outside the picture.

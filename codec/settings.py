@@ -12,10 +12,11 @@ MAX_QUALITY = 100
 class EncodeSettings:
     """Settings of one file; making them raises ValueError where they do not go together.
 
-    levels: lossy levels to store, 1 to 3, or with lossless 3 (layered) or 0 (archival). quality: of the lossy levels, 0
-    to 100; on photographs that spans about 0.05 to 2.4 bits per pixel. lossless: store the exact levels too. effort: for
-    the exact levels; 0: none, 1: output layers tuned to the image from samples of it, 2: tuned from all pixels (of a
-    phase of a grid at most about 400,000), graphics packed in every way. Decoding is the same.
+    levels: lossy levels to store, 1 to 3, or with lossless 3 (layered) or 0 (archival). quality: of the lossy
+    levels, 0 to 100; on photographs that spans about 0.05 to 2.4 bits per pixel. lossless: store the exact
+    levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the image from samples of it,
+    2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics packed in every way.
+    Decoding is the same.
     """
 
     levels: int = LOSSY_LEVELS

@@ -1,8 +1,9 @@
 """The exact levels' network inputs, in int16 and so exact: differences of known neighbours to a local base.
 
-A grid step goes from x_{k+1} to x_k. With A = x_{k+1} at the even rows and even columns of x_k, the phases are D
-(odd, odd), H (even, odd), V (odd, even). Every phase predicts its pixels from the mean of the four nearest known
-pixels (the base) plus what a small network adds, and gives a scale. See docs/architecture.md, "Exact levels".
+A grid step goes from x_{k+1} to x_k. With A = x_{k+1} at the even rows and even columns of x_k, the phases
+are D (odd, odd), H (even, odd), V (odd, even). Every phase predicts its pixels from the mean of the four
+nearest known pixels (the base) plus what a small network adds, and gives a scale. See docs/architecture.md,
+"Exact levels".
 """
 
 import torch
@@ -81,5 +82,3 @@ def phase_inputs(
         return base, phase_planes(phase, base, a, d, h), None
     base = layered_base(phase, a, d, lossy)
     return base, phase_planes(phase, base, a, d, h), guide_planes(base, a, lossy)
-
-

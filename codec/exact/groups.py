@@ -1,7 +1,7 @@
 """Groups of an exact level: from what they see to entropy parameters to symbols (docs/format.md, section 9).
 
-Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the whole picture, and of its own grid
-only its own pixels.
+Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the whole picture, and of its own
+grid only its own pixels.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
 from vbc.codec.exact.planes import (
     Window,
     by_channel,
-    by_position,
     cut,
     cut_with_halo,
     extend,
@@ -39,9 +38,9 @@ ERROR_HALO = 1
 class GridStep:
     """What all groups of an exact level see: the step from x_{k+1} to x_k.
 
-    coarse: x_{k+1}, int16 [1, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy: the lossy
-    picture on x_k, uint8 RGB [1, 3, .., ..], or None in an archival file. level_class, quality: what the networks
-    are conditioned on.
+    coarse: x_{k+1}, int16 [1, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy:
+    the lossy picture on x_k, uint8 RGB [1, 3, .., ..], or None in an archival file. level_class, quality:
+    what the networks are conditioned on.
     """
 
     model: ExactModel
@@ -56,7 +55,8 @@ class GridStep:
 class Parameters:
     """Entropy parameters of a phase of N windows before channels are known.
 
-    base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w]. features: the last hidden layer, uint8 [N, width, h, w].
+    base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w]. features: the last hidden layer, uint8 [N, width, h,
+    w].
     """
 
     base: Tensor
@@ -68,8 +68,8 @@ class Parameters:
 class Surroundings:
     """What N windows of one shape see of the pixels known so far.
 
-    planes: A, then the phases coded, int16 [N, 3, h+8, w+8]: with the halo of the networks. errors: their prior errors,
-    int8 [N, 3, h+2, w+2].
+    planes: A, then the phases coded, int16 [N, 3, h+8, w+8]: with the halo of the networks. errors: their
+    prior errors, int8 [N, 3, h+2, w+2].
     """
 
     planes: dict[str, Tensor]
@@ -126,9 +126,9 @@ class Surroundings:
 class GroupBatch:
     """N groups of one shape of an exact level while they are coded, phase by phase.
 
-    windows: theirs on the finer grid; they start at even positions. keep_lossy: keep the lossy picture's planes from one
-    phase to the next (24 bytes a position of the coarser grid). pixels, errors: what was decoded, by phase, int16 and
-    int8 [N, 3, .., ..].
+    windows: theirs on the finer grid; they start at even positions. keep_lossy: keep the lossy picture's
+    planes from one phase to the next (24 bytes a position of the coarser grid). pixels, errors: what was
+    decoded, by phase, int16 and int8 [N, 3, .., ..].
     """
 
     def __init__(self, step: GridStep, windows: Sequence[Window], keep_lossy: bool = True):
@@ -165,14 +165,15 @@ class GroupBatch:
 
     def _extend(self, planes: dict[str, Tensor], phase: str, new: Tensor, halo: int) -> None:
         if phase != PHASES[-1]:
-            # in a group of one row or column a phase may be empty: A stands for it among the later ones' inputs
+            # a group of one row or column has empty phases: A stands for them among later ones' inputs
             own = new if new.numel() else planes["A"][..., halo:-halo, halo:-halo]
             planes[phase] = extend(own, *self._size, halo)
 
     def code(
         self, phase: str, coder: Coder, parameters: Parameters, tuning: Tuning | None, target: Tensor | None
     ) -> None:
-        """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them seen."""
+        """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them
+        seen."""
         n, _, h, w = parameters.base.shape
         corrections = None
         if tuning is not None:
@@ -195,7 +196,8 @@ class GroupBatch:
         self._take_errors(phase, in_windows(predictor.prior_errors(), n, h, w))
 
     def interpolate(self, phase: str) -> None:
-        """Let the mean of the four nearest known pixels stand for each pixel of a phase, without prior errors."""
+        """Let the mean of the four nearest known pixels stand for each pixel of a phase, without prior
+        errors."""
         base = phase_base(phase, self.seen.planes["A"], self.seen.planes.get("D"))
         h, w = self.size(phase)
         self.set_pixels(phase, base[..., RADIUS : RADIUS + h, RADIUS : RADIUS + w])
@@ -215,12 +217,14 @@ class GroupBatch:
 
 
 def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str) -> Tensor:
-    """A phase's pixels of groups, int16 YCoCg-R [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1, 3, H, W]."""
+    """A phase's pixels of groups, int16 YCoCg-R [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1,
+    3, H, W]."""
     return rgb_to_ycocg(phase_view(cut(picture, windows), phase))
 
 
 def error_moves(around: Tensor, slopes: Tensor) -> Tensor:
-    """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel value.
+    """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel
+    value.
 
     The rounding constant is in it. around: as `GroupBatch.errors_around`; slopes: as `Tuning.around`.
     """
@@ -229,4 +233,3 @@ def error_moves(around: Tensor, slopes: Tensor) -> Tensor:
     for part, slope in zip(sums, 4 * slopes, strict=True):
         total += part * slope[:, None]
     return total
-

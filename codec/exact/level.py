@@ -20,8 +20,9 @@ from vbc.codec.model import Model
 from vbc.codec.samples import from_samples, samples
 
 CODED, RAW, TUNED, RAW_GRAY, PACKED = range(5)
-"""First byte of a packet: lanes follow; or plain samples; or lanes of networks with the corrections of the level's
-shared packet; or plain samples of a picture whose planes are equal; or (level 4) the whole picture, packed."""
+"""First byte of a packet: lanes follow; or plain samples; or lanes of networks with the corrections of the
+level's shared packet; or plain samples of a picture whose planes are equal; or (level 4) the whole picture,
+packed."""
 RAW_DEPTH = {RAW: 3, RAW_GRAY: 1}
 """Bytes that one pixel takes where it is stored plain, by mode."""
 
@@ -30,12 +31,13 @@ HOST_BATCH = 1 << 18
 DEVICE_BATCH = 1 << 24
 """The same on a GPU: what fills it, at some 100 bytes a position."""
 CHUNK = 8
-"""Batches that a decoder has in flight on the CPU: two keep networks and entropy decoding busy, more cost memory."""
+"""Batches that a decoder has in flight on the CPU: two keep networks and entropy decoding busy, more cost
+memory."""
 FOLLOW_POSITIONS = 60_000
 """From so many positions on, symbols are coded on a thread of their own while the networks go on."""
 KEEP_POSITIONS = 1 << 20
-"""Levels of at most so many positions keep their entropy parameters while corrections are fitted to samples of them:
-100 bytes each. Larger ones run the networks once more on sampled windows."""
+"""Levels of at most so many positions keep their entropy parameters while corrections are fitted to samples
+of them: 100 bytes each. Larger ones run the networks once more on sampled windows."""
 
 TuningOf = Callable[[str, list[Tensor] | None, list[Parameters] | None], Tuning | None]
 """From a phase, its pixels and its entropy parameters (by batch; None where not at hand) to what tunes it."""
@@ -51,8 +53,8 @@ def code_groups(
 ) -> None:
     """Code the pixels of groups, phase by phase; each batch of groups by its own coder.
 
-    picture: the grid to be coded, uint8 RGB [1, 3, h, w], in an encoder. keep: hold the entropy parameters of a
-    whole phase for `tuning_of`. finished: called with a batch's number once its last phase is coded.
+    picture: the grid to be coded, uint8 RGB [1, 3, h, w], in an encoder. keep: hold the entropy parameters of
+    a whole phase for `tuning_of`. finished: called with a batch's number once its last phase is coded.
     """
     n_positions = sum(len(b.windows) * h * w for b in batches for h, w in [shape_of(b.windows[0])])
     host = batches[0].step.coarse.device.type == "cpu"
@@ -85,7 +87,9 @@ def _code(
     batch.code(phase, coder, parameters, tuning.result(), target)
 
 
-def make_batches(step: GridStep, windows: Sequence[Window], keep_lossy: bool = True) -> list[tuple[list[int], GroupBatch]]:
+def make_batches(
+    step: GridStep, windows: Sequence[Window], keep_lossy: bool = True
+) -> list[tuple[list[int], GroupBatch]]:
     """Batches of groups that go through the networks together, with the numbers of their windows."""
     most = HOST_BATCH if step.coarse.device.type == "cpu" else DEVICE_BATCH
     return [
@@ -108,9 +112,9 @@ def encode_level(
 ) -> tuple[bytes | None, list[bytes], Tensor | None]:
     """Packets of a level: what its groups share (None for nothing), the groups', and the new prior errors.
 
-    windows: of all groups. picture: the grid x_k, uint8 RGB [1, 3, h, w]. depth: bytes of a plain pixel, 1 where the
-    picture's planes are equal. effort: 0 for no corrections, else how carefully they are found. want_errors: whether the
-    prior errors are wanted, int8 [1, 3, h, w]; else None.
+    windows: of all groups. picture: the grid x_k, uint8 RGB [1, 3, h, w]. depth: bytes of a plain pixel, 1
+    where the picture's planes are equal. effort: 0 for no corrections, else how carefully they are found.
+    want_errors: whether the prior errors are wanted, int8 [1, 3, h, w]; else None.
     """
     numbered = make_batches(step, windows, keep_lossy=len(windows) <= CHUNK)
     batches = [batch for _, batch in numbered]
@@ -147,7 +151,9 @@ def encode_level(
         known = torch.zeros_like(step.coarse, dtype=torch.int8) if step.errors is None else step.errors
         for numbers, batch in numbered:
             for n, i in enumerate(numbers):
-                put_group(errors, known, windows[i], zeros_like(batch.errors) if i in plain else batch.errors, n)
+                put_group(
+                    errors, known, windows[i], zeros_like(batch.errors) if i in plain else batch.errors, n
+                )
     packets = [plain.get(i, packet) for i, packet in enumerate(packets)]
     return (mode + shared.finish()[0] if any(fitted) else None), packets, errors
 
@@ -156,12 +162,17 @@ def encode_level(
 
 
 def decode_groups(
-    model: Model, step: GridStep, windows: Mapping[int, Window], packets: Mapping[int, memoryview], shared: memoryview | None
+    model: Model,
+    step: GridStep,
+    windows: Mapping[int, Window],
+    packets: Mapping[int, memoryview],
+    shared: memoryview | None,
 ) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
-    """Decode groups of a level: yields group numbers with their pixels and prior errors by phase, [N, 3, .., ..].
+    """Decode groups of a level: yields group numbers with their pixels and prior errors by phase, [N, 3, ..,
+    ..].
 
-    windows, packets: by number of the group. shared: the packet that the level's groups share, where there is one.
-    Raises Corrupt.
+    windows, packets: by number of the group. shared: the packet that the level's groups share, where there is
+    one. Raises Corrupt.
     """
     bodies: dict[int, dict[int, memoryview]] = {}
     for number, packet in packets.items():
@@ -211,7 +222,8 @@ def fill_groups(
 ) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
     """What stands for missing groups of an archival file: yields as `decode_groups`, by place in `windows`.
 
-    network: the networks' predictions; else the mean of the four nearest known pixels, which costs next to nothing.
+    network: the networks' predictions; else the mean of the four nearest known pixels, which costs next to
+    nothing.
     """
     for numbers, batch in make_batches(step, windows):
         for phase in PHASES:
@@ -229,9 +241,11 @@ def zeros_like(phases: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def put_group(plane: Tensor, coarse: Tensor, window: Window, phases: Mapping[str, Tensor], n: int) -> None:
-    """Write a group into the plane of its grid: its positions of the coarser grid, and the n-th of each phase.
+    """Write a group into the plane of its grid: its positions of the coarser grid, and the n-th of each
+    phase.
 
-    plane: [1, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are converted.
+    plane: [1, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are
+    converted.
     """
     part = plane[..., *window]
     for p, new in {"A": coarse[..., *halved(window)], **{p: x[n : n + 1] for p, x in phases.items()}}.items():

@@ -28,10 +28,10 @@ class ExactModel:
 class Tuning:
     """What tunes the outputs of a phase to one image.
 
-    layer: corrections of three means and three log-scales from the last hidden layer. around: int32 [groups of
-    `NEIGHBOURS`, 3], how a channel's mean follows the prior errors around it. before: int32 [2, 3, 2], how its
-    mean follows the residuals of the channels before, and its log-scale their ratios to their scales. Slopes are
-    in 256ths.
+    layer: corrections of three means and three log-scales from the last hidden layer. around: int32 [groups
+    of `NEIGHBOURS`, 3], how a channel's mean follows the prior errors around it. before: int32 [2, 3, 2], how
+    its mean follows the residuals of the channels before, and its log-scale their ratios to their scales.
+    Slopes are in 256ths.
     """
 
     layer: IntConv

@@ -33,7 +33,9 @@ def halved(window: Window) -> Window:
 
 def moved(window: Window, origin: Window) -> Window:
     """A window that is counted from the start of another one, counted as that one is."""
-    rows, cols = (slice(o.start + part.start, o.start + part.stop) for part, o in zip(window, origin, strict=True))
+    rows, cols = (
+        slice(o.start + part.start, o.start + part.stop) for part, o in zip(window, origin, strict=True)
+    )
     return rows, cols
 
 
@@ -53,7 +55,12 @@ def cut_with_halo(plane: Tensor, windows: Sequence[Window], halo: int = HALO) ->
     height, width = plane.shape[-2:]
     parts = []
     for rows, cols in windows:
-        if rows.start >= halo and cols.start >= halo and rows.stop + halo <= height and cols.stop + halo <= width:
+        if (
+            rows.start >= halo
+            and cols.start >= halo
+            and rows.stop + halo <= height
+            and cols.stop + halo <= width
+        ):
             grown = (slice(rows.start - halo, rows.stop + halo), slice(cols.start - halo, cols.stop + halo))
             parts.append(plane[..., *grown])
         else:
@@ -73,7 +80,8 @@ def stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
-    """x [N, C, h, w] with its last row and column repeated up to a size, then `halo` positions on all sides."""
+    """x [N, C, h, w] with its last row and column repeated up to a size, then `halo` positions on all
+    sides."""
     n, c, h, w = x.shape
     size = (n, c, height + 2 * halo, width + 2 * halo)
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -95,8 +103,8 @@ def empty_planes(height: int, width: int, dtype: torch.dtype, device: torch.devi
 def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:
     """Planes A, D, H, V of a lossy picture for windows of the coarser grid, with halo.
 
-    lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 YCoCg-R [N, 3, h+8, w+8] each. A phase that the
-    picture has no pixels of is replaced by A.
+    lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 YCoCg-R [N, 3, h+8, w+8] each. A phase that
+    the picture has no pixels of is replaced by A.
     """
     planes = {}
     for p in ("A", *PHASES):

@@ -28,8 +28,9 @@ def code_tuning(
 ) -> Tuning | None:
     """Code whether a phase is tuned, then its corrections; None where the host knows that there are none.
 
-    wanted: in an encoder the corrections as `fit_tuning` gives them, or None for none; ignored by a decoder. On
-    another device than the CPU the corrections of an untuned phase are zeros, as the host does not wait to see.
+    wanted: in an encoder the corrections as `fit_tuning` gives them, or None for none; ignored by a decoder.
+    On another device than the CPU the corrections of an untuned phase are zeros, as the host does not wait to
+    see.
     """
     width, n_around = model.phases[phase].width, len(NEIGHBOURS[phase])
     n, places = OUTPUTS * (width + 1), slope_places(n_around, device)
@@ -58,12 +59,14 @@ def tuning_symbols_at_most(model: ExactModel) -> int:
 
 @functools.cache
 def slope_places(n_around: int, device: torch.device) -> Tensor:
-    """Places of the slopes that there are among [2, 3, n_around + 2]: int64, kept: bringing them there waits."""
+    """Places of the slopes that there are among [2, 3, n_around + 2]: int64, kept: bringing them there
+    waits."""
     return used_slopes(n_around).flatten().nonzero()[:, 0].to(device)
 
 
 def tuning_symbols(wanted: Tensor, width: int) -> Tensor:
-    """The corrections as they are coded, int16 [n]: of the last hidden layer, then the slopes that there are."""
+    """The corrections as they are coded, int16 [n]: of the last hidden layer, then the slopes that there
+    are."""
     layer, slopes = wanted[..., : width + 1], wanted[..., width + 1 :]
     return torch.cat((layer.flatten(), slopes[used_slopes(slopes.shape[-1] - 2)])).to(torch.int16)
 

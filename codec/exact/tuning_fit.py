@@ -1,7 +1,7 @@
 """Finding the corrections that tune output layers to one image: the encoder's choice, in float, on the CPU.
 
-The correction of means and log-scales is linear in the last hidden layer, so the best one is a small convex problem
-a channel: a few Newton steps on sampled positions, no gradient descent through the network.
+The correction of means and log-scales is linear in the last hidden layer, so the best one is a small convex
+problem a channel: a few Newton steps on sampled positions, no gradient descent through the network.
 """
 
 import math
@@ -48,8 +48,8 @@ SMALLEST_PROBABILITY = 1e-6
 class Samples:
     """Sampled positions of a phase, on the CPU.
 
-    base: int16 [3, n]; out: int32 [9, n]; features: uint8 [n, width], as `groups.Parameters`. around: int16 [3 K, n],
-    as `Surroundings.errors_around`. pixels: what is to be coded, int16 [3, n].
+    base: int16 [3, n]; out: int32 [9, n]; features: uint8 [n, width], as `groups.Parameters`. around: int16
+    [3 K, n], as `Surroundings.errors_around`. pixels: what is to be coded, int16 [3, n].
     """
 
     base: Tensor
@@ -69,9 +69,10 @@ def fit_tuning(
 ) -> Tensor | None:
     """Corrections of a phase of all groups of a level, or None where they would not pay for themselves.
 
-    batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: their entropy parameters
-    where they are at hand; else the networks are run on sampled windows. effort: 1 or 2, how many positions to look
-    at. Returns int64 [2 (mean, log-scale), 3 channels, width + 1 features + groups of `NEIGHBOURS` + 2 channels before].
+    batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: their entropy
+    parameters where they are at hand; else the networks are run on sampled windows. effort: 1 or 2, how many
+    positions to look at. Returns int64 [2 (mean, log-scale), 3 channels, width + 1 features + groups of
+    `NEIGHBOURS` + 2 channels before].
     """
     n_positions = sum(x.numel() // 3 for x in targets)
     if n_positions < MIN_POSITIONS:
@@ -91,7 +92,11 @@ def fit_tuning(
 
 
 def look_at_positions(
-    phase: str, batches: Sequence[GroupBatch], targets: Sequence[Tensor], known: Sequence[Parameters], at: Tensor
+    phase: str,
+    batches: Sequence[GroupBatch],
+    targets: Sequence[Tensor],
+    known: Sequence[Parameters],
+    at: Tensor,
 ) -> Samples:
     """Samples at single positions, int64 in order; they count through the batches one after the other."""
     parts = []
@@ -140,8 +145,8 @@ def look_at_windows(
 def fit_channels(x: Tensor, followed: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor, float]:
     """Corrections [2 (mean, log-scale), 3 channels, P + E] that shorten the code, and by how many nats.
 
-    x: features [N, P] times the corrections' unit, the same for all six; followed: [2, 3, E, N], features that each
-    of the six has of its own; residual in pixel values, log_scale in octaves: [3, N]; all float32.
+    x: features [N, P] times the corrections' unit, the same for all six; followed: [2, 3, E, N], features
+    that each of the six has of its own; residual in pixel values, log_scale in octaves: [3, N]; all float32.
 
     Newton's method with the logistic's Fisher information at the start (scoring, one factorisation), channel
     by channel with step halving.
@@ -212,8 +217,8 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
 def statistics(model: ExactModel, phase: str, samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features, followed values, residuals and log2 scales of the three channels at sampled positions.
 
-    Features float [n, width + 1]; what a channel's mean and log-scale follow, in units of their slopes, [2, 3, E, n];
-    residuals (pixel values) and scales (octaves) [3, n].
+    Features float [n, width + 1]; what a channel's mean and log-scale follow, in units of their slopes, [2,
+    3, E, n]; residuals (pixel values) and scales (octaves) [3, n].
     """
     predictor = ChannelPredictor(samples.base, samples.out, None, model.maps[phase].to(torch.device("cpu")))
     residuals, scales = [], []
@@ -237,8 +242,9 @@ def statistics(model: ExactModel, phase: str, samples: Samples) -> tuple[Tensor,
 def logistic_cost(residual: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Nats [C] of residuals [C, N] under a discretised logistic, and minus each one's derivatives.
 
-    The derivatives by mean and by log2 scale are [2, C, N]. One pair of sigmoids gives all three. Probabilities are
-    taken as at least `SMALLEST_PROBABILITY` and derivatives as at most `SCORE_MAX`, so that no outlier rules.
+    The derivatives by mean and by log2 scale are [2, C, N]. One pair of sigmoids gives all three.
+    Probabilities are taken as at least `SMALLEST_PROBABILITY` and derivatives as at most `SCORE_MAX`, so that
+    no outlier rules.
     """
     inv = torch.exp2(-log2_scale)
     a, b = (residual + 0.5) * inv, (residual - 0.5) * inv
@@ -247,6 +253,3 @@ def logistic_cost(residual: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]
     by_mean = (up + down - 1) * inv
     by_scale = -math.log(2) * (a * (1 - up) - b * down + inv / torch.expm1(inv.clamp_max(60)))
     return nats, torch.stack((by_mean, by_scale)).clamp_(-SCORE_MAX, SCORE_MAX)
-
-
-assert ACTIVATION_MAX * WEIGHT_MAX * 64 < 1 << 24, "a tuned layer of up to 64 features is always exact"

@@ -1,4 +1,5 @@
-"""Alpha, low bytes and the pixel hash of a picture: what packets beside the levels carry (docs/format.md, section 10)."""
+"""Alpha, low bytes and the pixel hash of a picture: what packets beside the levels carry (docs/format.md,
+section 10)."""
 
 import hashlib
 

@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from vbc.bitstream.ans import pack_varints, unpack_varints
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, TOTAL_BITS, TableSet
-from vbc.codec.entropy.coder import ESCAPE_BITS, Coder, Index, Reader, Writer
+from vbc.codec.entropy.coder import ESCAPE_BITS, Coder, Reader, Writer
 from vbc.codec.model import Model
 from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
@@ -39,6 +40,7 @@ SAMPLE_STRIPS = 16
 SAMPLE_BYTES = 1 << 18
 """What is deflated on trial before all of a large plane is: lanes are several times as fast."""
 
+Index = NDArray[np.int16]
 Classes = NDArray[np.uint8]
 """uint8 [ceil(H / 32), ceil(W / 32)]: 0 silent (all residuals zero), k > 0 the k-th of `class_tables`."""
 
@@ -123,10 +125,10 @@ def _encode_plane(plane: Plane, reference: Plane | None, model: Model) -> bytes:
     best = choices[int(np.argmin(bits))]
     residual = remove_prediction(plane, best, reference)
     classes, _ = _choose_classes(residual, cost)
-    writer = Writer(model.tables)
+    writer = Writer(model.tables, 1)
     _code(writer, plane.shape, classes, tables, residual)
     packed = zlib.compress(classes.tobytes(), 9)
-    coded = bytes([CODED, best]) + pack_varints([len(packed)]) + packed + writer.finish()
+    coded = bytes([CODED, best]) + pack_varints([len(packed)]) + packed + writer.finish()[0]
     found = [coded, bytes([RAW, NONE]) + plane.tobytes()]
     for predictor in {NONE, best}:  # without a predictor: samples of few bits, shifted up
         data = residual if predictor == best else plane
@@ -172,7 +174,7 @@ def _read_lanes(body: memoryview, size: tuple[int, int], model: Model) -> Plane:
     classes = np.frombuffer(packed, np.uint8).reshape(shape)
     if classes.max() > tables.size:
         raise Corrupt(f"a block of class {classes.max()}, the last one is {tables.size}")
-    reader = Reader(model.tables, body[at + length :])
+    reader = Reader(model.tables, [body[at + length :]], size[0] * size[1])
     residual = _code(reader, size, classes, tables, None)
     reader.finish()
     return residual
@@ -192,7 +194,8 @@ def _code(
             continue
         index = tables[squares[coded] - 1]
         want = None if residual is None else residual[rows, cols][coded].view(np.int8).astype(np.int16)
-        symbols = coder.code(index, want)
+        wanted = None if want is None else torch.from_numpy(want)[None]
+        symbols = coder.code(torch.from_numpy(index)[None], wanted)[0].numpy()
         if symbols.min() < -128 or symbols.max() > SYMBOL_MAX:
             raise Corrupt("a residual of a plane has more than 8 bits")
         part[coded] = symbols.astype(np.int8).view(np.uint8)

@@ -10,7 +10,6 @@ from torch import Tensor
 from vbc.kernels.conv import IntConv
 from vbc.kernels.dispatch import known_answer
 
-
 Tensors = dict[str, Tensor]
 """The tensors of a weights file, by name."""
 ZERO = 64

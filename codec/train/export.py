@@ -94,7 +94,8 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
 
 
 def code_exact(model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int) -> None:
-    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned layers."""
+    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned
+    layers."""
     geometry = geometry_of(x)
     for k in reversed(range(geometry.top)):
         step = grid_step(model, rgb_to_ycocg(every(x, k + 1)), None, lossy, k, quality)
@@ -143,7 +144,11 @@ def known_answers(model: Model) -> dict[str, str]:
                 used = np.full((1, 1), level)
                 lossy = synthesise(model.lossy, full, size, used, 60)
                 out[f"{size} level {level}"] = digest(lossy)
-            for kind, guide, tuned in (("archival", None, False), ("tuned", None, True), ("layered", lossy, False)):
+            for kind, guide, tuned in (
+                ("archival", None, False),
+                ("tuned", None, True),
+                ("layered", lossy, False),
+            ):
                 out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned))
     return out
 

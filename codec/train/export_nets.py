@@ -11,6 +11,7 @@ from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, ZERO, Tensors
 from vbc.codec.train.exact_net import ExactNet
+from vbc.codec.train.lossy_net import Chain, LossyNet
 from vbc.codec.train.qconv import (
     ACTIVATION_MAX,
     ACTIVATION_STEP,
@@ -20,7 +21,6 @@ from vbc.codec.train.qconv import (
     QualityBias,
     weight_shift,
 )
-from vbc.codec.train.lossy_net import Chain, LossyNet
 from vbc.kernels.predict import N_ERROR_CLASSES
 
 ACCUMULATOR_LIMIT = 1 << 24

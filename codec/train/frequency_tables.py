@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
 from vbc.codec.entropy.coder import Counter
-from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 from vbc.codec.lossy.latents import N_SCALES, SCALE_MIN
 from vbc.codec.nets.int_nets import Tensors
+from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
 PRIOR_COUNTS = 200.0
 """Weight of the logistic beside the counts: tables that are met seldom stay near it."""

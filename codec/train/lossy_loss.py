@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.lossy.latents import INITIAL_STEP, LAGRANGE, STEP_OCTAVES
-from vbc.codec.train.qconv import Q_MAX
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.qconv import Q_MAX
 
 LEVEL_RATE = (2.0, 1.0, 1.0)
 """Weight of each level's bits: level 1 shall come early in the file (2 % of a layered one at the default

@@ -35,8 +35,8 @@ from vbc.codec.lossy.latents import (
     latent_basis,
     latent_order,
 )
-from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias, round_ste
 from vbc.codec.train.likelihood import logistic_nll
+from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias, round_ste
 
 MEAN_UNIT = 4.0
 """A head's output of 1 is a mean of 4 latent units and a log-scale of 1 octave."""

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.model import build_model
-from vbc.codec.train.qconv import set_quantise
 from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exact
+from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, lossy_pictures, save_model
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.qconv import set_quantise
 from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 
