@@ -102,11 +102,24 @@ def encode(
     SelfCheckFailed where it differs.
     Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
     """
+    settings = EncodeSettings(levels, quality, lossless, effort)
+    return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
+
+
+def encode_with(
+    settings: EncodeSettings,
+    image: "Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor | Picture",
+    *,
+    metadata: "Metadata | None" = None,
+    device: Device = "cpu",
+    model: "Weights" = None,
+    progress: Progress | None = None,
+) -> bytes:
+    """As `encode`, with settings that were checked before."""
     import torch
 
     from vbc.codec import pipeline
 
-    settings = EncodeSettings(levels, quality, lossless, effort)
     check_device(device)
     picture = as_picture(image)
     rgb, alpha, low = (

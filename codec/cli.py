@@ -21,9 +21,12 @@ import typer
 
 import vbc.codec
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec import api
 from vbc.codec import jobs as batch
+from vbc.codec.decode_plan import Region
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
+from vbc.codec.settings import MAX_EFFORT, EncodeSettings
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -34,11 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class DeviceName(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class KeepMetadata(StrEnum):
@@ -89,12 +87,20 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         min=0,
-        max=api.MAX_EFFORT,
+        max=MAX_EFFORT,
         help="Of the exact levels. 0: none, 1: output layers tuned to the image from samples, "
         "2: tuned from all pixels; slower and smaller, decoded alike.",
     ),
 ]
-DeviceOption = Annotated[DeviceName, typer.Option("--device", help="Where the networks run.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda|cuda:N", help="Where the networks run.")
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--region", metavar="X,Y,W,H", help="A part of the picture, in pixels; reads only what it needs."
+    ),
+]
 Model = Annotated[
     Path | None,
     typer.Option("--model", exists=True, dir_okay=False, help="Weights [default: the shipped ones]."),
@@ -149,7 +155,7 @@ def encode(
         KeepMetadata,
         typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
     ] = KeepMetadata.all,
-    device: DeviceOption = DeviceName.cpu,
+    device: DeviceOption = "cpu",
     model: Model = None,
     jobs: Jobs = 1,
     threads: Threads = None,
@@ -160,13 +166,12 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    n_levels = checked_levels(levels, quality, lossless, effort)
+    settings = checked_settings(levels, quality, lossless, effort)
     check_device(device)
-    keep = metadata is KeepMetadata.all
-    options = EncodeOptions(n_levels, quality, lossless, effort, keep, device.value, model)
+    options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
     work = partial(batch.encode_file, options=options)
-    code(work, todo, jobs, threads, "encoding", as_json, quiet, resume=not overwrite)
+    code(work, todo, jobs, threads, "encoding", as_json, quiet, resume=not overwrite, takes_progress=True)
 
 
 @app.command()
@@ -176,18 +181,19 @@ def decode(
     levels: Annotated[
         int | None, typer.Option("--levels", min=1, help="Use the first N levels of the file [default: all].")
     ] = None,
+    region: RegionOption = None,
     native: Annotated[
         bool, typer.Option("--native", help="At the size of the last lossy level used.")
     ] = False,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Accept a truncated file; use its complete levels.")
+        bool, typer.Option("--allow-partial", help="Accept missing and damaged packets; show what there is.")
     ] = False,
     kind: Annotated[
         ImageKind, typer.Option("--format", help="Kind of image where the name of OUT does not say it.")
     ] = ImageKind.png,
     max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
     max_memory: MaxMemory = None,
-    device: DeviceOption = DeviceName.cpu,
+    device: DeviceOption = "cpu",
     model: Model = None,
     jobs: Jobs = 1,
     threads: Threads = None,
@@ -200,20 +206,31 @@ def decode(
 
     check_device(device)
     limits = limits_of(max_pixels, max_memory)
-    options = DecodeOptions(levels, native, allow_partial, f".{kind.value}", device.value, model, limits)
+    part = checked_region(region)
+    if part is not None and native:
+        fail_usage("--region goes with the full size, not with --native")
+    options = DecodeOptions(levels, part, native, allow_partial, f".{kind.value}", device, model, limits)
     todo = plan_jobs(inputs, output, (batch.ENDING,), options.suffix)
     for job in todo:
         suffix = "" if job.target == batch.STANDARD else Path(job.target).suffix.lower()
         if suffix and suffix not in OUTPUT_FORMATS:
             fail_usage(f"cannot write {suffix}; known endings: {' '.join(OUTPUT_FORMATS)}")
     work = partial(batch.decode_file, options=options)
-    code(work, todo, jobs, threads, "decoding", as_json, quiet, resume=not overwrite)
+    code(work, todo, jobs, threads, "decoding", as_json, quiet, resume=not overwrite, takes_progress=True)
 
 
 @app.command()
-def info(inputs: In, as_json: Json = False) -> None:
-    """Show what the headers of .vbc files say."""
-    code(batch.info_file, [Job(i, "") for i in inputs], as_json=as_json, show=show_info)
+def info(
+    inputs: In,
+    levels: Annotated[
+        int | None, typer.Option("--levels", min=1, help="Name the bytes that the first N levels need.")
+    ] = None,
+    region: RegionOption = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the headers of .vbc files say, and with --region which bytes a part of the picture needs."""
+    work = partial(batch.info_file, levels=levels, region=checked_region(region))
+    code(work, [Job(i, "") for i in inputs], as_json=as_json, show=show_info)
 
 
 @app.command()
@@ -221,7 +238,7 @@ def verify(
     inputs: In,
     max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
     max_memory: MaxMemory = None,
-    device: DeviceOption = DeviceName.cpu,
+    device: DeviceOption = "cpu",
     model: Model = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -229,7 +246,7 @@ def verify(
     """Check .vbc files completely: checksums, all levels, and the hash of the pixels."""
     check_device(device)
     limits = limits_of(max_pixels, max_memory)
-    work = partial(batch.verify_file, device=device.value, model=model, limits=limits)
+    work = partial(batch.verify_file, device=device, model=model, limits=limits)
     code(work, [Job(i, "") for i in inputs], title="verifying", as_json=as_json, quiet=quiet)
 
 
@@ -242,7 +259,7 @@ def train(
     ],
     stage: Annotated[Stage, typer.Option("--stage", help="Which part to train.")] = Stage.all,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each stage.")] = 10_000,
-    device: DeviceOption = DeviceName.cpu,
+    device: DeviceOption = "cpu",
     threads: Threads = None,
 ) -> None:
     """Train the networks; one line of JSON for every report."""
@@ -250,13 +267,13 @@ def train(
 
     from vbc.codec.train.stages import train as run_training
 
-    if device is DeviceName.cuda and not torch.cuda.is_available():
+    if device != "cpu" and not torch.cuda.is_available():
         fail_usage("no CUDA device is available to this torch; use --device cpu")
     if threads is not None:
         torch.set_num_threads(threads)
     emit = partial(print, flush=True)
     with exit_on_error():
-        run_training(data, valid, out, stage=stage.value, steps=steps, device=device.value, emit=emit)
+        run_training(data, valid, out, stage=stage.value, steps=steps, device=device, emit=emit)
 
 
 @app.command("eval")
@@ -270,7 +287,7 @@ def evaluate(
     ] = None,
     lossless: Lossless = False,
     effort: Effort = 1,
-    device: DeviceOption = DeviceName.cpu,
+    device: DeviceOption = "cpu",
     model: Model = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -279,7 +296,7 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities = quality or [60]
-    n_levels = checked_levels(levels, qualities[0], lossless, effort)
+    settings = checked_settings(levels, qualities[0], lossless, effort)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:
@@ -288,7 +305,7 @@ def evaluate(
     if not as_json:
         print_line(EVAL_HEAD)
     for q in qualities:
-        options = EncodeOptions(n_levels, q, lossless, effort, False, device.value, model)
+        options = EncodeOptions(replace(settings, quality=q), False, device, model)
         reports: list[Report] = []
         for job, result in batch.run(partial(batch.evaluate_file, options=options), todo, 1, threads):
             if isinstance(result, Failure):
@@ -342,7 +359,7 @@ def say_output_error(error: OSError) -> int:
 
 
 def code(
-    work: batch.Work,
+    work: Callable[..., Report],
     jobs: list[Job],
     processes: int = 1,
     threads: int | None = None,
@@ -351,11 +368,12 @@ def code(
     quiet: bool = False,
     show: Callable[[Report], str] | None = None,
     resume: bool = False,
+    takes_progress: bool = False,
 ) -> NoReturn:
     """Do the jobs, say how each went, and exit.
 
     title: of the progress bar. show: what goes to standard output for a job done. resume: leave out jobs of
-    a folder whose output is there.
+    a folder whose output is there. takes_progress: the work can say how far a single job is.
     """
     data_on_stdout = any(job.target == batch.STANDARD for job in jobs)
     failures: list[Failure] = []
@@ -363,11 +381,7 @@ def code(
     if resume and any(job.into_folder for job in jobs):
         jobs = leave_out_finished(jobs, as_json, quiet)
     with exit_on_error(), progress_bar(title if not (quiet or as_json) else None) as advance:
-        if (
-            len(jobs) == 1
-            and isinstance(work, partial)
-            and work.func in (batch.encode_file, batch.decode_file)
-        ):
+        if len(jobs) == 1 and takes_progress:
             work = partial(work, progress=advance)
         for done, (job, result) in enumerate(batch.run(work, jobs, processes, threads), 1):
             if isinstance(result, Failure):
@@ -420,18 +434,31 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
     return replace(DEFAULT_LIMITS, max_pixels=max_pixels, max_memory=memory)
 
 
-def checked_levels(levels: int | None, quality: int, lossless: bool, effort: int) -> int:
-    """The number of lossy levels; a usage error where the options do not go together."""
+def checked_settings(levels: int | None, quality: int, lossless: bool, effort: int) -> EncodeSettings:
+    """The encoder's settings; a usage error where the options do not go together."""
     try:
-        return api.check_options(levels, quality, lossless, effort)
+        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort)
     except ValueError as e:
         fail_usage(str(e))
 
 
-def check_device(device: DeviceName) -> None:
+def checked_region(region: str | None) -> Region | None:
+    """X,Y,W,H as numbers; a usage error for anything else."""
+    if region is None:
+        return None
+    parts = region.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        fail_usage(f"--region is X,Y,W,H in pixels, not {region}")
+    x, y, width, height = map(int, parts)
+    if not (width and height):
+        fail_usage(f"--region {region} is empty")
+    return x, y, width, height
+
+
+def check_device(device: str) -> None:
     """A usage error where the networks cannot run there."""
     try:
-        api.check_device(device.value)
+        api.check_device(device)
     except (ValueError, RuntimeError) as e:
         fail_usage(str(e))
 
@@ -512,12 +539,15 @@ def show_info(report: Report) -> str:
         f"{report['input']}: {report['width']}x{report['height']} {planes}, "
         f"{report['bit_depth']} bits a sample, {kind}, quality {report['quality']}",
         f"  {report['n_bytes']} of {report['n_bytes_complete']} bytes, "
-        f"model {report['model_hash']}, tables {report['tables_hash']}",
+        f"{report['n_packets']} packets, model {report['model_hash']}, tables {report['tables_hash']}",
     ]
     for level, end in report["level_ends"].items():
-        kind = "lossy" if level <= api.LOSSY_LEVELS else "exact"
+        kind = "lossy" if level <= LOSSY_LEVELS else "exact"
         state = "" if level in report["levels"] else "  (missing)"
         lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
+    if tuple(report["ranges"]) != ((0, report["n_bytes_complete"]),):
+        needed = sum(end - start for start, end in report["ranges"])
+        lines.append(f"  {needed} bytes are needed: " + " ".join(f"{a}-{b - 1}" for a, b in report["ranges"]))
     lines += [f"  {name.upper()} {n_bytes} bytes" for name, n_bytes in report["metadata_bytes"].items()]
     return "\n".join(lines)
 

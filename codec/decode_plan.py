@@ -4,8 +4,9 @@ missing."""
 from dataclasses import dataclass
 
 from vbc.bitstream import container
-from vbc.bitstream.container import LOSSY_LEVELS, Header
+from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.bitstream.source import Source
 
 Region = tuple[int, int, int, int]

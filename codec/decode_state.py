@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.container import LOSSY_LEVELS, Header
+from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import (

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vbc.bitstream.container import LOSSY_LEVELS
-from vbc.bitstream.geometry import Geometry
+from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
 from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.decode_state import BASE_LEVEL, CODED, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.exact.groups import GridStep

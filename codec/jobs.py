@@ -22,8 +22,11 @@ from typing import IO, Any
 
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, UnsupportedVersion
+from vbc.bitstream.source import FileSource
 from vbc.codec import api
-from vbc.codec.files.reading import read_image, read_vbc
+from vbc.codec.decode_plan import Region, RegionError
+from vbc.codec.files.reading import read_header, read_image, read_vbc
+from vbc.codec.settings import EncodeSettings
 
 OK, SOME_FAILED, USAGE, CORRUPT, UNSUPPORTED, LIMIT = range(6)
 """Exit codes."""
@@ -60,12 +63,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """Arguments of `api.encode`; `keep_metadata` is what `--metadata` says."""
+    """Arguments of `api.encode_with`; `keep_metadata` is what `--metadata` says."""
 
-    levels: int
-    quality: int
-    lossless: bool
-    effort: int
+    settings: EncodeSettings
     keep_metadata: bool
     device: api.Device
     model: Path | None
@@ -76,6 +76,7 @@ class DecodeOptions:
     """Arguments of `api.decode`; `suffix` is the kind of image where the target's name does not say it."""
 
     levels: int | None
+    region: Region | None
     native: bool
     allow_partial: bool
     suffix: str
@@ -96,12 +97,9 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     started = time.perf_counter()
     with open_input(job.source) as f:
         picture = image_io.read_picture(read_image(f))
-    data = api.encode(
+    data = api.encode_with(
+        options.settings,
         picture,
-        levels=options.levels,
-        quality=options.quality,
-        lossless=options.lossless,
-        effort=options.effort,
         metadata=None if options.keep_metadata else image_io.Metadata(),
         device=options.device,
         model=options.model,
@@ -129,17 +127,19 @@ def decode_file(job: Job, options: DecodeOptions, progress: api.Progress | None 
     api.load(options.model, options.device)  # not what the time is to tell
     started = time.perf_counter()
     with open_input(job.source) as f:
-        data = read_vbc(f, options.limits)
-    decoded = api.decode_picture(
-        data,
-        levels=options.levels,
-        native=options.native,
-        allow_partial=options.allow_partial,
-        limits=options.limits,
-        device=options.device,
-        model=options.model,
-        progress=progress,
-    )
+        # of a region no more is read than it needs
+        at_hand = options.region is not None and f.seekable()
+        decoded = api.decode_picture(
+            FileSource(f) if at_hand else read_vbc(f, options.limits),
+            levels=options.levels,
+            region=options.region,
+            native=options.native,
+            allow_partial=options.allow_partial,
+            limits=options.limits,
+            device=options.device,
+            model=options.model,
+            progress=progress,
+        )
     suffix = options.suffix if job.target == STANDARD else Path(job.target).suffix or options.suffix
     write_output(job.target, image_io.write_picture(decoded.picture, suffix, decoded.exact))
     height, width = decoded.picture.rgb.shape[:2]
@@ -167,12 +167,9 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
     with open_input(job.source) as f:
         picture = image_io.read_picture(read_image(f))
     started = time.perf_counter()
-    data = api.encode(
+    data = api.encode_with(
+        options.settings,
         picture,
-        levels=options.levels,
-        quality=options.quality,
-        lossless=options.lossless,
-        effort=options.effort,
         metadata=image_io.Metadata(),
         device=options.device,
         model=options.model,
@@ -184,7 +181,7 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
     n_pixels = picture.rgb.shape[0] * picture.rgb.shape[1]
     return {
         "input": job.source,
-        "quality": options.quality,
+        "quality": options.settings.quality,
         "n_pixels": n_pixels,
         "n_bytes": len(data),
         "rate_bpp": 8 * len(data) / n_pixels,
@@ -225,18 +222,17 @@ def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits
     return {"input": job.source, "n_bytes": len(data), "levels": list(api.read_info(data).levels), "ok": True}
 
 
-def info_file(job: Job) -> Report:
-    """What the header of a file says; of a file no more than the header is read."""
+def info_file(job: Job, levels: int | None = None, region: Region | None = None) -> Report:
+    """What the header of a file says; of a file no more than the header and its index are read.
+
+    levels, region: as `api.decode`; `ranges` then names the bytes that they need.
+    """
     from dataclasses import asdict
 
-    from vbc.bitstream.container import MAX_HEADER
-
     with open_input(job.source) as f:
-        if job.source == STANDARD:
-            return {"input": job.source, **asdict(api.read_info(read_vbc(f)))}
-        head = f.read(MAX_HEADER)
-        n_bytes = os.fstat(f.fileno()).st_size if len(head) == MAX_HEADER else len(head)
-    return {"input": job.source, **asdict(api.read_info(head, n_bytes))}
+        head = read_header(f) if f.seekable() else read_vbc(f)
+        n_bytes = f.seek(0, os.SEEK_END) if f.seekable() else len(head)
+    return {"input": job.source, **asdict(api.read_info(head, n_bytes, levels=levels, region=region))}
 
 
 def plan(sources: list[str], output: str, input_suffixes: tuple[str, ...], output_suffix: str) -> list[Job]:
@@ -371,6 +367,8 @@ def failure_of(error: BaseException, source: str = "") -> Failure:
         return Failure(kind, f"{error.strerror or message}{where}", SOME_FAILED)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:  # torch says it in its own way
         return Failure(kind, "memory ran out", SOME_FAILED)
+    if isinstance(error, RegionError):
+        return Failure(kind, message, USAGE)
     from vbc.codec.files.image_io import UnsupportedImage
     from vbc.codec.model import WeightsError
 

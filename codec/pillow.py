@@ -12,9 +12,10 @@ from PIL import Image, ImageFile
 from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, XMP, Header
 from vbc.bitstream.errors import Corrupt, FormatError
+from vbc.bitstream.source import read_up_to
 from vbc.codec import api
 from vbc.codec.files.image_io import EXIF_PREFIX, Metadata, UnsupportedImage
-from vbc.codec.files.reading import read_up_to, read_vbc
+from vbc.codec.files.reading import read_header, read_vbc
 
 if TYPE_CHECKING:
     from PIL._imaging import PixelAccess
@@ -53,10 +54,10 @@ class VbcImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         stream = self._stream()
         try:
-            header = container.unpack_header(read_up_to(stream, container.MAX_HEADER))
+            header = container.unpack_header(read_header(stream))
         except FormatError as e:
             raise SyntaxError(str(e)) from e
-        kind = (header.channels, any(chunk.kind == ALPHA for chunk in header.chunks), header.bit_depth)
+        kind = (header.channels, header.has(ALPHA), header.bit_depth)
         if kind not in MODES:
             raise OSError("Pillow has no mode for 16-bit colour; vbc.codec.decode_image gives a tensor")
         self._header = header
@@ -77,16 +78,17 @@ class VbcImageFile(ImageFile.ImageFile):
         self.fp.seek(0)
         return self.fp
 
-    def _metadata(self, stream: IO[bytes], kind: int) -> bytes | None:
-        """The payload of a metadata chunk, None where there is none. Raises Corrupt where it is damaged."""
-        for i, chunk in enumerate(self._header.chunks):
-            if chunk.kind == kind:
-                stream.seek(self._header.chunk_ends[i] - chunk.length)
-                payload = read_up_to(stream, chunk.length)
-                if zlib.crc32(payload) != chunk.crc32:
-                    raise Corrupt(f"checksum of chunk {i}")
-                return payload
-        return None
+    def _metadata(self, stream: IO[bytes], unit: int) -> bytes | None:
+        """The payload of a metadata packet, None where there is none. Raises Corrupt where it is damaged."""
+        i = self._header.find(unit)
+        if i is None:
+            return None
+        start, end = self._header.span(i)
+        stream.seek(start)
+        payload = read_up_to(stream, end - start)
+        if zlib.crc32(payload) != self._header.packets[i].crc32:
+            raise Corrupt(f"checksum of packet {i}")
+        return payload
 
     def draft(
         self, mode: str | None, size: tuple[int, int] | None

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream import container
-from vbc.bitstream.container import DEFAULT_LIMITS, LOSSY_LEVELS, Header, Limits
+from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.bitstream.source import Buffer, Source, as_source
 from vbc.codec.decode_plan import DecodePlan, Region, make_plan, read_packets
 from vbc.codec.decode_state import DecodeState
@@ -152,7 +153,8 @@ def encode_levels(
 ) -> EncodedLevels:
     """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
     lower quality."""
-    quality, packets, guide = settings.quality, [], None
+    quality, guide = settings.quality, None
+    packets: Packets = []
     if settings.levels:
         report("lossy", 0.0)
         if max_lossy_bytes is None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vbc.bitstream.container import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS
 
 MAX_EFFORT = 2
 MAX_QUALITY = 100

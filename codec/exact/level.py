@@ -120,7 +120,7 @@ def encode_level(
     batches = [batch for _, batch in numbered]
     writers = [model.writer(len(batch.windows)) for batch in batches]
     shared = model.writer(1)
-    fitted = []
+    fitted: list[bool] = []
     bodies: dict[int, bytes] = {}
 
     def tuning_of(phase: str, targets: list[Tensor] | None, known: list[Parameters] | None) -> Tuning | None:

@@ -122,7 +122,8 @@ def look_at_windows(
     by_shape: dict[tuple[int, int], list[tuple[int, int, Window]]] = {}
     for place in torch.linspace(0, len(groups) - 1, min(len(groups), n_windows)).round().int().tolist():
         i, n = groups[place]
-        for window in sample_windows(*batches[i].size(phase), n_samples // min(len(groups), n_windows)):
+        height, width = batches[i].size(phase)
+        for window in sample_windows(height, width, n_samples // min(len(groups), n_windows)):
             by_shape.setdefault(shape_of(window), []).append((i, n, window))
     parts = []
     step = batches[0].step

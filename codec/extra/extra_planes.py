@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vbc.bitstream.ans import pack_varints, unpack_varints
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, TOTAL_BITS, TableSet
+from vbc.bitstream.varint import pack_varints, unpack_varints
 from vbc.codec.entropy.coder import ESCAPE_BITS, Coder, Reader, Writer
 from vbc.codec.model import Model
 from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN

@@ -22,13 +22,21 @@ def read_vbc(source: str | PathLike[str] | IO[bytes], limits: Limits = DEFAULT_L
     if isinstance(source, str | PathLike):
         with open(source, "rb") as f:
             return read_vbc(f, limits)
-    head = read_up_to(source, FIXED_BYTES)
+    head = read_header(source, limits)
     try:
-        head += read_up_to(source, container.header_end(head, limits) - len(head))
         header = container.unpack_header(head, limits)
     except Truncated:
         return head
     return head + read_up_to(source, header.file_bytes + 1 - len(head))
+
+
+def read_header(source: IO[bytes], limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The header of a .vbc file with its index, or what is there of it. Raises as `read_vbc`."""
+    head = read_up_to(source, FIXED_BYTES)
+    try:
+        return head + read_up_to(source, container.header_end(head, limits) - len(head))
+    except Truncated:
+        return head
 
 
 def read_image(source: IO[bytes], max_bytes: int = MAX_IMAGE_FILE) -> bytes:

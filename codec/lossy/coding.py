@@ -11,7 +11,8 @@ Inside this file positions come before channels, [N, h * w, C]. Decoding never w
 import torch
 from torch import Tensor
 
-from vbc.codec.entropy.coder import NO_TABLE, Coder
+from vbc.bitstream.tables import NO_TABLE
+from vbc.codec.entropy.coder import Coder
 from vbc.codec.lossy.analysis import wanted_symbols
 from vbc.codec.lossy.features import (
     INTEGERS,

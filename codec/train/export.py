@@ -165,7 +165,7 @@ def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool
             tunings = {p: code_tuning(model.exact, coder, p, None, x.device) for p in PHASES}
         h, w = geometry.grids[k]
         batch = GroupBatch(step, [(slice(0, h), slice(0, w))])
-        code_exact_groups([batch], [coder], lambda p, *_, t=tunings: t.get(p))  # type: ignore[misc]
+        code_exact_groups([batch], [coder], lambda p, *_, t=tunings: t.get(p))
         missed = torch.zeros_like(x, dtype=torch.int8) if errors is None else errors
         finer, errors = (torch.empty((1, 3, h, w), dtype=dtype) for dtype in (torch.int16, torch.int8))
         put_group(finer, x, batch.windows[0], batch.pixels, 0)
