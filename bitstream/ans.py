@@ -34,20 +34,19 @@ estimates what a packet takes: one percent is near enough for a choice between p
 
 
 @dataclass(frozen=True)
-class _Order:
-    """The coding order of a step.
+class _Runs:
+    """The runs of a step's tables in its coding order.
 
-    order: int64 [n], the coded positions sorted by table. starts, tables: where the run of each table starts
-    in that order, and the table.
+    size: how many positions are coded. starts, tables: where the run of each table starts, and the table.
     """
 
-    order: NDArray[np.int64]
+    size: int
     starts: NDArray[np.int64]
     tables: NDArray[np.int16]
 
-    def runs(self, lane_bits: int) -> list[tuple[int, int, int, int]]:
+    def in_lanes(self, lane_bits: int) -> list[tuple[int, int, int, int]]:
         """Runs (lane, table, start, end) of one table inside one chunk, in coding order."""
-        size = self.order.size
+        size = self.size
         if not size:
             return []
         starts = np.concatenate((self.starts, np.arange(1 << lane_bits, size, 1 << lane_bits)))
@@ -65,7 +64,7 @@ class _Step:
     letters: uint8 [n] in coding order. escaped, escapes: the places of escapes in that order, their values.
     """
 
-    order: _Order
+    runs: _Runs
     letters: NDArray[np.uint8]
     escaped: NDArray[np.int64]
     escapes: NDArray[np.int16]
@@ -86,14 +85,14 @@ class LaneEncoder:
         """
         if symbol.dtype != np.int16 or symbol.shape != index.shape:
             raise ValueError(f"symbols must be int16 {index.shape}, not {symbol.dtype} {symbol.shape}")
-        order, ordered = _sort_step(index, self._tables)
+        order, ordered, runs = _sort_step(index, self._tables)
         # wraps around above 32640, to values that are still above 254
-        shifted = symbol.take(order.order).view(np.uint16) + np.uint16(SYMBOL_MAX)
+        shifted = symbol.take(order).view(np.uint16) + np.uint16(SYMBOL_MAX)
         escaped = np.flatnonzero(shifted >= ESCAPE)
         escapes = (shifted[escaped] - np.uint16(SYMBOL_MAX)).view(np.int16)
         shifted[escaped] = ESCAPE
         self._cost += self._estimate(ordered, shifted)
-        self._steps.append(_Step(order, shifted.astype(np.uint8), escaped, escapes))
+        self._steps.append(_Step(runs, shifted.astype(np.uint8), escaped, escapes))
 
     def _estimate(self, ordered: NDArray[np.int16], letters: NDArray[np.uint16]) -> int:
         """About how many 1/2048 bits a step takes. ordered, letters: table and letter, in coding order."""
@@ -110,7 +109,7 @@ class LaneEncoder:
         model = self._tables.model
         for step in reversed(self._steps):
             letters = step.letters.astype(np.int32)
-            for lane, table, start, end in reversed(step.order.runs(lane_bits)):
+            for lane, table, start, end in reversed(step.runs.in_lanes(lane_bits)):
                 coders[lane].encode_reverse(letters[start:end], model(table))
         words = [coder.get_compressed().astype("<u4") for coder in coders]
         lanes = np.concatenate([np.empty(0, np.int64), *(step.escaped >> lane_bits for step in self._steps)])
@@ -200,17 +199,17 @@ class LaneDecoder:
         Returns int16 [n], 0 for NO_TABLE. Raises Corrupt where the payload has no such step, ValueError for
         an index of another shape or range.
         """
-        order, _ = _sort_step(index, self._tables)
-        size = order.order.size
+        order, _, runs = _sort_step(index, self._tables)
+        size = order.size
         self._symbols_left -= size
         self._open(_n_chunks(size, self._parts.lane_bits))
         letters = np.empty(size, np.int16)
         coders, model = self._coders, self._tables.model
         with _coder_faults():
-            for lane, table, start, end in order.runs(self._parts.lane_bits):
+            for lane, table, start, end in runs.in_lanes(self._parts.lane_bits):
                 letters[start:end] = coders[lane].decode(model(table), end - start)
         out = np.zeros(index.size, np.int16)
-        out[order.order] = self._values(letters)
+        out[order] = self._values(letters)
         return out
 
     def _open(self, n_lanes: int) -> None:
@@ -256,22 +255,23 @@ def _n_chunks(n_symbols: int, lane_bits: int) -> int:
     return -(-n_symbols >> lane_bits)
 
 
-def _sort_step(index: NDArray[np.int16], tables: TableSet) -> tuple[_Order, NDArray[np.int16]]:
-    """The coding order of a step, and the table of each position in that order."""
+def _sort_step(
+    index: NDArray[np.int16], tables: TableSet
+) -> tuple[NDArray[np.int64], NDArray[np.int16], _Runs]:
+    """The coded positions of a step in coding order, the table of each, and the runs of tables."""
     if index.ndim != 1 or index.dtype != np.int16:
         raise ValueError(f"indices must be int16 [n], not {index.dtype} {index.shape}")
-    order = np.argsort(index, kind="stable")
+    coded = np.flatnonzero(index != NO_TABLE)
+    if coded.size == index.size:
+        order = np.argsort(index, kind="stable")
+    else:  # in lossy levels few are coded: sorting the others too would take longer than all the rest
+        order = coded[np.argsort(index.take(coded), kind="stable")]
     ordered = index.take(order)
-    # nothing is coded behind the largest table: NO_TABLE is above all
-    n_coded = int(np.searchsorted(ordered, NO_TABLE))
-    if (index.size and ordered[0] < 0) or (n_coded and ordered[n_coded - 1] >= len(tables)):
+    if ordered.size and (ordered[0] < 0 or ordered[-1] >= len(tables)):
         raise ValueError(f"a table outside 0..{len(tables) - 1}")
-    if n_coded < index.size and ordered[-1] > NO_TABLE:
-        raise ValueError(f"table {ordered[-1]}")
-    order, ordered = order[:n_coded], ordered[:n_coded]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = np.concatenate([np.zeros(min(1, n_coded), np.int64), starts])
-    return _Order(order, starts, ordered[starts]), ordered
+    starts = np.concatenate([np.zeros(min(1, ordered.size), np.int64), starts])
+    return order, ordered, _Runs(ordered.size, starts, ordered[starts])
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Sides:
     too; even, so that a group has whole squares of four positions.
     """
 
-    lossy: tuple[int, int, int] = (256, 64, 64)
+    lossy: tuple[int, int, int] = (256, 128, 64)
     exact: tuple[int, ...] = (512, 256, 128)
 
 

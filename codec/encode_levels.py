@@ -1,6 +1,7 @@
 """Packets of a picture's levels: the encoder's half of what `decode_state` reads."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def encode_lossy(
     latents = torch.empty_like(target[:, : LEVEL_START[levels]])
     most = HOST_BLOCKS if picture.device.type == "cpu" else DEVICE_BLOCKS
     packets: Packets = []
+    worker = ThreadPoolExecutor(1)
     for level in range(1, levels + 1):
         windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
         below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
@@ -50,12 +52,13 @@ def encode_lossy(
         for batch in in_batches(windows, most):
             parts = [windows[i] for i in batch]
             wanted = torch.stack([target[0, level_latents(level), *window] for window in parts])
-            writer = model.writer(len(batch))
+            writer = model.writer(len(batch), worker)
             decoded = code_groups(model.lossy, writer, level, below, parts, quality, wanted)
             for window, part in zip(parts, decoded, strict=True):
                 latents[0, level_latents(level), *window] = part
             bodies.update(zip(batch, writer.finish(), strict=True))
         packets += [(level, 1 + n, bytes([CODED]) + bodies[n]) for n in range(len(windows))]
+    worker.shutdown()
     return packets, latents
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -69,10 +70,10 @@ class Model:
             device = torch.device("cuda", torch.cuda.current_device())
         return self if device == self.device else place(self, device)
 
-    def writer(self, n_groups: int) -> Writer | TensorWriter:
-        """An encoder of so many groups, where the model's symbols are coded."""
+    def writer(self, n_groups: int, worker: ThreadPoolExecutor | None = None) -> Writer | TensorWriter:
+        """An encoder of so many groups, where the model's symbols are coded; worker: as `Writer`."""
         if self.cumulative is None:
-            return Writer(self.tables, n_groups)
+            return Writer(self.tables, n_groups, worker)
         return TensorWriter(self.tables, n_groups)
 
     def reader(self, payloads: Sequence[bytes | memoryview], max_symbols: int) -> Reader | TensorReader:

@@ -36,19 +36,22 @@ class Coder(Protocol):
 class Writer:
     """Encodes each group into a lane payload of its own.
 
-    A thread of its own sorts a step while the next one is predicted; the tensors given must stay as they are
-    until `finish`. They are on the host.
+    worker: sorts a step while the next one is predicted, in the order of the steps; the tensors given must
+    stay as they are until `finish`. They are on the host.
     """
 
-    def __init__(self, tables: TableSet, n_groups: int):
+    def __init__(self, tables: TableSet, n_groups: int, worker: ThreadPoolExecutor | None = None):
         self._groups = [LaneEncoder(tables) for _ in range(n_groups)]
-        self._worker = ThreadPoolExecutor(1)
+        self._worker = worker
         self._steps: list[Future[None]] = []
 
     def code(self, index: Tensor, symbols: Tensor | None) -> Tensor:
         """Append a step."""
         assert symbols is not None
-        self._steps.append(self._worker.submit(self._put, index.numpy(), symbols.numpy()))
+        if self._worker is None:
+            self._put(index.numpy(), symbols.numpy())
+        else:
+            self._steps.append(self._worker.submit(self._put, index.numpy(), symbols.numpy()))
         return only_coded(index, symbols)
 
     def _put(self, index: NDArray[np.int16], symbols: NDArray[np.int16]) -> None:
@@ -57,9 +60,8 @@ class Writer:
 
     def finish(self) -> list[bytes]:
         """The lane payload of each group. Raises ValueError for steps of another shape, type or range."""
-        with self._worker:
-            for step in self._steps:
-                step.result()
+        for step in self._steps:
+            step.result()
         return [lanes.finish() for lanes in self._groups]
 
 

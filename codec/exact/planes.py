@@ -52,26 +52,31 @@ def cut(plane: Tensor, windows: Sequence[Window]) -> Tensor:
 
 def cut_with_halo(plane: Tensor, windows: Sequence[Window], halo: int = HALO) -> Tensor:
     """As `cut`, each window grown by `halo`; beyond the plane its last row or column is repeated."""
+    return stack([_with_halo(plane, window, halo) for window in windows])
+
+
+def _with_halo(plane: Tensor, window: Window, halo: int) -> Tensor:
     height, width = plane.shape[-2:]
-    parts = []
-    for rows, cols in windows:
-        if (
-            rows.start >= halo
-            and cols.start >= halo
-            and rows.stop + halo <= height
-            and cols.stop + halo <= width
-        ):
-            grown = (slice(rows.start - halo, rows.stop + halo), slice(cols.start - halo, cols.stop + halo))
-            parts.append(plane[..., *grown])
-        else:
-            y, x = clamped(rows, height, halo, plane.device), clamped(cols, width, halo, plane.device)
-            parts.append(plane[..., y, :][..., x])
-    return stack(parts)
+    (top, bottom), (left, right) = ((part.start - halo, part.stop + halo) for part in window)
+    inside = slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
+    part = plane[..., inside[0], inside[1]]
+    if part.shape[-2:] == (bottom - top, right - left):
+        return part
+    size = (*plane.shape[:2], bottom - top, right - left)
+    out = torch.empty(size, dtype=plane.dtype, device=plane.device, memory_format=torch.channels_last)
+    rows = slice(inside[0].start - top, inside[0].stop - top)
+    cols = slice(inside[1].start - left, inside[1].stop - left)
+    out[..., rows, cols] = part
+    repeat_border(out, rows, cols)
+    return out
 
 
-def clamped(part: slice, size: int, halo: int, device: torch.device) -> Tensor:
-    """Positions of a range grown by `halo`, limited to 0..size-1: int64."""
-    return torch.arange(part.start - halo, part.stop + halo, device=device).clamp_(0, size - 1)
+def repeat_border(x: Tensor, rows: slice, cols: slice) -> None:
+    """Repeat the outermost rows and columns of a part of x [N, C, h, w] beyond it, in place."""
+    x[..., rows, : cols.start] = x[..., rows, cols.start : cols.start + 1]
+    x[..., rows, cols.stop :] = x[..., rows, cols.stop - 1 : cols.stop]
+    x[..., : rows.start, :] = x[..., rows.start : rows.start + 1, :]
+    x[..., rows.stop :, :] = x[..., rows.stop - 1 : rows.stop, :]
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
@@ -87,10 +92,7 @@ def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     rows, cols = slice(halo, halo + h), slice(halo, halo + w)
     out[..., rows, cols] = x
-    out[..., rows, :halo] = x[..., :1]
-    out[..., rows, halo + w :] = x[..., -1:]
-    out[..., :halo, :] = out[..., halo : halo + 1, :]
-    out[..., halo + h :, :] = out[..., halo + h - 1 : halo + h, :]
+    repeat_border(out, rows, cols)
     return out
 
 
