@@ -163,13 +163,13 @@ def outcome(reader: Reader | TensorReader, steps: Steps) -> str:
 
 
 def test_flips_have_one_outcome_on_host_and_device() -> None:
-    steps = random_steps(2, [150, 1, 60], seed=7)
+    steps = random_steps(2, [70, 1, 20], seed=7)
     payloads = written(steps, 2)
     outcomes = []
     for flipped in bit_flips(payloads[0]):
         damaged = [flipped, payloads[1]]
         try:
-            both = readers(damaged, 211)
+            both = readers(damaged, 91)
         except Corrupt:
             continue
         host, device = (outcome(reader, steps) for reader in both)
