@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from vbc.kernels.logistic import (
     table_index_reference,
 )
 from vbc.kernels.predict import N_KEYS, Corrections, PredictMaps, channel_tables, channel_tables_reference
-from vbc.kernels.rans import Lanes, cumulative_tables, decode_step, open_lanes
+from vbc.kernels.rans import CHANGING, cumulative_tables, decode_step, open_lanes
 from vbc.kernels.research.glimpse import crop, paste, resample_reference
 from vbc.kernels.research.glimpse_box import crop_boxes, resample_boxes_reference
 from vbc.kernels.research.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
@@ -218,34 +218,44 @@ def predict_cases(device: torch.device, side: int) -> Iterator[Case]:
 
 
 def lane_cases(device: torch.device, n_lanes: int) -> Iterator[Case]:
-    """One step: lanes of 8192 symbols in runs of 256, about 3 bits each, written by constriction."""
+    """One step of groups of 16 lanes: 1024 symbols each, in runs of 256, about 3 bits each."""
     import constriction
 
-    length, run = 8192, 256
+    bits, run, n_groups = 10, 256, n_lanes // 16
+    length = 1 << bits
     f = np.exp(-np.abs(np.arange(256) - 127.0) / 3)
     f = np.maximum(1, np.floor(f / f.sum() * (65536 - 256))).astype(np.int64)
     f[f.argmax()] += 65536 - f.sum()
     model = constriction.stream.model.Categorical(f / 65536.0, perfect=True)
-    symbols = np.random.default_rng(0).choice(256, length, p=f / 65536).astype(np.int32)
+    # without escapes, the last of the symbols
+    symbols = np.random.default_rng(0).choice(255, length, p=f[:255] / f[:255].sum()).astype(np.int32)
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols, model)
     words = np.tile(coder.get_compressed(), n_lanes).view(np.int32)
-    lengths = torch.full((n_lanes,), len(words) // n_lanes)
-    lanes = open_lanes(torch.from_numpy(words), lengths).to(device)
+    lanes = open_lanes(
+        torch.from_numpy(words),
+        n_words=torch.full((n_lanes,), len(words) // n_lanes),
+        escapes=torch.zeros(0, dtype=torch.int16),
+        n_escapes=torch.zeros(n_lanes, dtype=torch.int64),
+        n_lanes=torch.full((n_groups,), 16),
+        lane_bits=torch.full((n_groups,), bits),
+    )
     # tables of equal content: every run opens a row of its own
-    cumulative = cumulative_tables(torch.from_numpy(f).expand(length // run, -1)).to(device)
-    tables = torch.arange(length // run, dtype=torch.int16, device=device).repeat_interleave(run)
-    tables = tables.repeat(n_lanes)
-    count = torch.tensor(tables.numel(), device=device)
+    cumulative = cumulative_tables(torch.from_numpy(f).expand(16 * length // run, -1)).to(device)
+    tables = torch.arange(16 * length // run, dtype=torch.int16, device=device).repeat_interleave(run)
+    tables = tables.repeat(n_groups, 1)
+    order = torch.arange(16 * length, device=device).repeat(n_groups, 1)
+    count = torch.full((n_groups,), 16 * length, device=device)
+    ready = lanes.to(device)
 
     def decode() -> Tensor:
-        fresh = Lanes(lanes.words, lanes.offset, lanes.remaining.clone(), lanes.state.clone())
-        return decode_step(fresh, tables, count, cumulative, length)
+        fresh = replace(ready, **{name: getattr(ready, name).clone() for name in CHANGING})
+        return decode_step(fresh, tables, order, count, cumulative)
 
-    expected = torch.from_numpy(symbols).to(torch.int16).to(device)
+    expected = torch.from_numpy(symbols - 127).to(torch.int16).to(device)
     if not torch.equal(decode().view(n_lanes, -1), expected.expand(n_lanes, -1)):
         raise SystemExit("the lanes do not decode to what was encoded")
-    yield Case(f"{n_lanes} lanes of {length} symbols", decode, None, words.nbytes + 4 * length * n_lanes)
+    yield Case(f"{n_lanes} lanes of {length} symbols", decode, None, words.nbytes + 12 * length * n_lanes)
 
 
 def glimpse_cases(device: torch.device, side: int) -> Iterator[Case]:

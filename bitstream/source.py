@@ -41,7 +41,7 @@ class MemorySource:
 
 
 class FileSource:
-    """An open file that can be read at any place; it stays the caller's to close.
+    """An open file that can be read at any place; it stays the caller's to close. Not for several threads.
 
     Raises OSError where the file cannot be read or has no places.
     """

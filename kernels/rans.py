@@ -36,6 +36,9 @@ MAX_SYMBOLS = 4096
 MAX_LANE_BITS = 30
 """Positions are counted in 32 bits."""
 
+CHANGING = ("remaining", "state", "next_escape", "escapes_left", "decoded")
+"""The parts of `Lanes` that decoding changes."""
+
 
 @dataclass
 class Lanes:
@@ -47,7 +50,7 @@ class Lanes:
     of its 64-bit state. next_escape, escapes_left: place of its next escape, and how many are left; below 0
     where it needed more than it has. decoded: how many symbols it has given.
 
-    Decoding changes the last five in place, so that the next step goes on where this one stopped.
+    Decoding changes the last five (CHANGING) in place, so that the next step goes on where this one stopped.
     """
 
     words: Tensor
@@ -68,8 +71,8 @@ class Lanes:
         return Lanes(words, escapes, *torch.stack(self._by_lane()).to(device).unbind())
 
     def _by_lane(self) -> list[Tensor]:
-        progress = [self.remaining, self.state, self.next_escape, self.escapes_left, self.decoded]
-        return [self.group, self.rank, self.bits, self.offset, *progress]
+        fixed = [self.group, self.rank, self.bits, self.offset]
+        return [*fixed, *(getattr(self, name) for name in CHANGING)]
 
     def finished(self) -> Tensor:
         """Bool [L]: the lane was used, and all that was encoded has been read, neither less nor more."""

@@ -67,7 +67,7 @@ def bit_flips(data: bytes, bits: Sequence[int] | None = None) -> Iterator[bytes]
 
 
 Steps = list[tuple[np.ndarray, np.ndarray]]
-"""Steps of a level: (index uint16 [n], symbol int16 [n]) each."""
+"""Steps of a packet: (index int16 [n], symbol int16 [n]) each."""
 
 
 def encode_lanes(tables: TableSet, steps: Steps) -> bytes:
@@ -77,8 +77,10 @@ def encode_lanes(tables: TableSet, steps: Steps) -> bytes:
     return encoder.finish()
 
 
-def decode_lanes(tables: TableSet, payload: bytes, indices: list[np.ndarray]) -> list[np.ndarray]:
-    decoder = LaneDecoder(tables, payload)
+def decode_lanes(
+    tables: TableSet, payload: bytes, indices: list[np.ndarray], max_symbols: int = 1 << 20
+) -> list[np.ndarray]:
+    decoder = LaneDecoder(tables, payload, max_symbols)
     symbols = [decoder.get(index) for index in indices]
     decoder.finish()
     return symbols
@@ -87,7 +89,7 @@ def decode_lanes(tables: TableSet, payload: bytes, indices: list[np.ndarray]) ->
 def check_lanes(tables: TableSet, steps: Steps) -> bytes:
     """The steps come back from their payload, with the type the decoder promises; returns the payload."""
     payload = encode_lanes(tables, steps)
-    decoded = decode_lanes(tables, payload, [index for index, _ in steps])
+    decoded = decode_lanes(tables, payload, [index for index, _ in steps], sum(len(i) for i, _ in steps))
     for (_, symbol), out in zip(steps, decoded, strict=True):
         assert out.dtype == np.int16
         np.testing.assert_array_equal(out, symbol)

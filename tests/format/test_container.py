@@ -1,38 +1,44 @@
-"""Container: inverses, order and limits of chunks, prefixes, and every damage a header can take."""
+"""Container: inverses, order and needs of packets, prefixes, sources, every damage of header and index."""
 
 import copy
-import re
+import io
+import random
 import struct
 import time
 import tracemalloc
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from checks import bit_flips, check_format_error, check_inverse, decode_lanes, truncations
+from checks import bit_flips, check_format_error, check_inverse, truncations
 
 from vbc.bitstream import container
 from vbc.bitstream.container import (
     ALPHA,
     ANCILLARY,
+    ARCHIVAL,
     EXIF,
+    FIXED_BYTES,
     ICC,
-    LEVEL,
     LOSSLESS,
     LOW,
     PIXEL_HASH,
     XMP,
-    Chunk,
     Header,
     Limits,
-    available_levels,
+    Packet,
+    byte_ranges,
+    complete_levels,
+    header_end,
     level_ends,
+    levels_present,
     pack_header,
-    read_chunk,
+    read_packet,
     unpack_header,
+    usable,
     write_file,
 )
 from vbc.bitstream.errors import (
@@ -44,7 +50,10 @@ from vbc.bitstream.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from vbc.bitstream.tables import TableSet
+from vbc.bitstream.geometry import Geometry, Sides
+from vbc.bitstream.source import FileSource, MemorySource, as_source
+from vbc.bitstream.varint import pack_varints
+from vbc.codec.files.reading import read_vbc
 
 FIELDS: dict[str, Any] = {
     "width": 33,
@@ -55,99 +64,449 @@ FIELDS: dict[str, Any] = {
     "model_hash": b"model..8",
     "tables_hash": b"tables.8",
 }
+# 33 x 17 has the levels 1 to 3 and x_3 = 5 x 3 to x_0 = 33 x 17 in levels 4 to 7, each of one group
 PAYLOADS = [
     (ICC, 0, b"profile"),
     (ALPHA, 0, b"alpha"),
-    (LEVEL, 1, b"one"),
-    (LEVEL, 2, b""),
-    (LEVEL, 3, b"three"),
+    (1, 1, b"one"),
+    (2, 1, b""),
+    (3, 1, b"three"),
     (EXIF, 0, b"exif"),
     (XMP, 0, b"<xmp/>"),
-    (LEVEL, 4, b"four"),
-    (LEVEL, 9, b"nine"),
+    (4, 1, b"four"),
+    (5, 0, b"shared"),
+    (5, 1, b"five"),
+    (6, 1, b"six"),
+    (7, 0, b""),
+    (7, 1, b"seven"),
     (PIXEL_HASH, 0, b"12345678"),
 ]
 FILE = write_file(PAYLOADS, **FIELDS)
 HEADER = unpack_header(FILE)
 HEADER_BYTES = FILE[: HEADER.header_bytes]
 
+TINY = Sides(lossy=(2, 1, 1), exact=(8, 4, 2))
+"""Sides that give a small picture many groups."""
+
+
+def entry(unit: int, part: int | None = None, length: int = 8) -> tuple[int, int, int, int]:
+    """(unit, part, length, CRC); part: by default that of the first group of a level."""
+    return (unit, (1 if unit < 64 else 0) if part is None else part, length, 0)
+
+
+EXACT = [entry(level) for level in (4, 5, 6, 7)]
+WHOLE = [entry(1), entry(2), entry(3), *EXACT]
+
+
+def index_of(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """An index with a run for each packet, but one for those of a level that follow each other."""
+    out, before = b"", None
+    runs: list[list[tuple[int, int, int, int]]] = []
+    for unit, part, length, crc in entries:
+        if before == (unit, part - 1) and 1 <= unit < 64:
+            runs[-1].append((unit, part, length, crc))
+        else:
+            runs.append([(unit, part, length, crc)])
+        before = (unit, part)
+    for run in runs:
+        unit, part = run[0][:2]
+        out += bytes([unit])
+        if 1 <= unit < 64:
+            out += pack_varints([part, len(run)])
+        for _, _, length, crc in run:
+            out += pack_varints([length], 63) + struct.pack("<I", crc)
+    return out
+
 
 def packed(**changes: Any) -> bytes:
-    """A header, valid or not, under a correct CRC. entries: (kind, number, length, crc) each."""
-    rest = {"flags": 0, "bit_depth": 8, "colour": 0, "major": 1, "minor": 0, "entries": [(LEVEL, 4, 0, 0)]}
+    """Header and index, valid or not, under correct CRCs. entries: (unit, part, length, crc) each."""
+    rest = {"flags": 0, "bit_depth": 8, "colour": 0, "major": 2, "minor": 0, "entries": WHOLE}
     field = FIELDS | rest | changes
-    entries = field["entries"]
-    length = field.get("length", 48 + 14 * len(entries))
-    body = container.MAGIC + struct.pack("<BBH", field["major"], field["minor"], length)
-    body += struct.pack("<IIBBBBH", *(field[name] for name in ("width", "height", "channels")),
-                        field["bit_depth"], field["colour"], field["quality"], field["flags"])  # fmt: skip
-    body += field["model_hash"] + field["tables_hash"] + struct.pack("<H", field.get("count", len(entries)))
-    body += b"".join(struct.pack("<BBQI", *entry) for entry in entries)
-    return body + struct.pack("<I", zlib.crc32(body))
+    index = field["index"] if "index" in field else index_of(field["entries"])
+    body = container.MAGIC + struct.pack("<BBH", field["major"], field["minor"], field["flags"])
+    body += struct.pack("<IIBBBB", *(field[name] for name in ("width", "height", "channels")),
+                        field["bit_depth"], field["colour"], field["quality"])  # fmt: skip
+    body += field["model_hash"] + field["tables_hash"] + struct.pack("<I", field.get("n_index", len(index)))
+    return body + struct.pack("<I", zlib.crc32(body)) + index + struct.pack("<I", zlib.crc32(index))
+
+
+def many_groups(width: int, height: int, flags: int, *, shared: bool = True) -> list[tuple[int, int, bytes]]:
+    """Payloads of all groups of a size in the default order: level, part, a few bytes of their own."""
+    geometry = Geometry(width, height)
+    out = []
+    for level in range(4 if flags & ARCHIVAL else 1, geometry.last_level + 1):
+        for part in range(0 if shared and level > 4 else 1, geometry.n_groups(level) + 1):
+            out.append((level, part, bytes([level, part % 256]) * (part % 3 + 1)))
+    return out
+
+
+# inverses
 
 
 def test_header_inverse() -> None:
     assert check_inverse(pack_header, unpack_header, HEADER) == HEADER_BYTES
-    assert (
-        packed(flags=LOSSLESS, entries=[(c.kind, c.number, c.length, c.crc32) for c in HEADER.chunks])
-        == HEADER_BYTES
-    )
-    gray = replace(HEADER, channels=1, width=1, height=65_535, quality=0, flags=0, chunks=(), minor=255)
-    assert len(check_inverse(pack_header, unpack_header, gray)) == container.MIN_HEADER == 48
-    full = replace(HEADER, flags=0, chunks=tuple(Chunk(ANCILLARY, 0, 0, 0) for _ in range(64)))
-    assert len(check_inverse(pack_header, unpack_header, full)) == container.MAX_HEADER == 944
+    entries = [(p.unit, p.part, p.length, p.crc32) for p in HEADER.packets]
+    assert packed(flags=LOSSLESS, entries=entries) == HEADER_BYTES
+    gray = replace(HEADER, channels=1, width=1, height=65_535, quality=0, flags=0, packets=(), minor=255)
+    assert len(check_inverse(pack_header, unpack_header, gray)) == FIXED_BYTES + 4 == 52
+    archival = replace(HEADER, flags=LOSSLESS | ARCHIVAL, packets=HEADER.packets[:2] + HEADER.packets[5:])
+    check_inverse(pack_header, unpack_header, archival)
+
+
+def test_layout() -> None:
+    """docs/format.md section 1, by hand."""
+    assert HEADER_BYTES[:16] == b"\x89VBC\r\n\x1a\n" + bytes([2, 0, 1, 0, 33, 0, 0, 0])
+    assert HEADER_BYTES[16:24] == bytes([17, 0, 0, 0, 3, 8, 0, 60])
+    assert HEADER_BYTES[24:44] == b"model..8tables.8" + struct.pack("<I", HEADER.index_bytes)
+    assert HEADER_BYTES[44:48] == struct.pack("<I", zlib.crc32(HEADER_BYTES[:44]))
+    index = HEADER_BYTES[48:-4]
+    assert index[:6] == bytes([65, 7]) + struct.pack("<I", zlib.crc32(b"profile"))
+    # the run of level 5: parts 0 and 1
+    assert bytes([5, 0, 2, 6]) + struct.pack("<I", zlib.crc32(b"shared")) + bytes([4]) in index
+    assert HEADER_BYTES[-4:] == struct.pack("<I", zlib.crc32(index))
+    assert FILE[len(HEADER_BYTES) :] == b"".join(body for _, _, body in PAYLOADS)
 
 
 def test_file_inverse() -> None:
     assert [
-        (chunk.kind, chunk.number, bytes(read_chunk(FILE, HEADER, i)))
-        for i, chunk in enumerate(HEADER.chunks)
+        (p.unit, p.part, bytes(read_packet(FILE, HEADER, i))) for i, p in enumerate(HEADER.packets)
     ] == PAYLOADS
     assert HEADER.file_bytes == len(FILE)
     for view in (bytearray(FILE), memoryview(FILE)):
         assert unpack_header(view) == HEADER
-        assert read_chunk(view, HEADER, 0) == b"profile"
+        assert read_packet(view, HEADER, 0) == b"profile"
+    assert HEADER.find(5, 0) == 8
+    assert HEADER.find(5, 2) is None
+    assert [HEADER.has(unit) for unit in (ICC, ALPHA, LOW)] == [True, True, False]
+    assert [p.level for p in HEADER.packets][1:4] == [0, 1, 2]
+    assert levels_present(HEADER) == (1, 2, 3, 4, 5, 6, 7)
+    assert (HEADER.lossless, HEADER.archival) == (True, False)
+
+
+def test_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, whatever the order: as long as they can be, and the packets come back in it."""
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    for flags, shared in ((0, True), (LOSSLESS, False), (LOSSLESS | ARCHIVAL, True)):
+        payloads = many_groups(61, 47, flags, shared=shared)
+        data = write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": flags})
+        header = unpack_header(data)
+        assert check_inverse(pack_header, unpack_header, header) == data[: header.header_bytes]
+        assert [
+            (p.unit, p.part, bytes(read_packet(data, header, i))) for i, p in enumerate(header.packets)
+        ] == (payloads)
+        n_levels = len({level for level, _, _ in payloads})
+        assert header.index_bytes < 3 * n_levels + 6 * len(payloads)
+
+
+# prefixes and sources
 
 
 def test_prefixes() -> None:
-    """At every truncation point exactly the chunks that are complete can be read."""
+    """At every truncation point exactly the packets that are complete can be read."""
     ends = level_ends(HEADER)
-    assert list(ends) == [1, 2, 3, 4, 9]
+    assert list(ends) == [1, 2, 3, 4, 5, 6, 7]
     assert ends[1] == HEADER.header_bytes + len(b"profile" + b"alpha" + b"one") == ends[2]
-    assert ends[9] == len(FILE) - 8
+    assert ends[7] == len(FILE) - 8
     for n_bytes in range(HEADER.header_bytes, len(FILE)):
         prefix = FILE[:n_bytes]
         assert unpack_header(prefix) == HEADER
         complete = tuple(level for level in ends if ends[level] <= n_bytes)
-        assert available_levels(n_bytes, HEADER) == complete
+        assert complete_levels(HEADER, usable(HEADER, n_bytes)) == complete
         for i, (_, _, body) in enumerate(PAYLOADS):
-            if HEADER.chunk_ends[i] <= n_bytes:
-                assert read_chunk(prefix, HEADER, i) == body
+            if HEADER.ends[i] <= n_bytes:
+                assert read_packet(prefix, HEADER, i) == body
                 continue
-            error = check_format_error(lambda p=prefix, i=i: read_chunk(p, HEADER, i), Truncated)
-            assert (error.need, error.have) == (HEADER.chunk_ends[i], n_bytes)
+            error = check_format_error(lambda p=prefix, i=i: read_packet(p, HEADER, i), Truncated)
+            assert (error.need, error.have) == (HEADER.ends[i], n_bytes)
             assert error.levels_available == complete
+
+
+def test_sources(tmp_path: Path) -> None:
+    """A file on a disk gives what bytes give, and is read where it is needed only."""
+    path = tmp_path / "file"
+    path.write_bytes(FILE)
+    with path.open("rb") as file:
+        source = FileSource(file)
+        assert unpack_header(source) == HEADER
+        assert [bytes(read_packet(source, HEADER, i)) for i in (13, 0, 9)] == [
+            b"12345678",
+            b"profile",
+            b"five",
+        ]
+        assert as_source(source) is source
+
+    class Watched(MemorySource):
+        read_from: list[tuple[int, int]]
+
+        def read(self, start: int, end: int) -> memoryview:
+            self.read_from.append((start, end))
+            return super().read(start, end)
+
+    watched = Watched(FILE)
+    watched.read_from = []
+    header = unpack_header(watched)
+    assert read_packet(watched, header, 9) == b"five"
+    assert watched.read_from == [(0, 48), (48, header.header_bytes), header.span(9)]
+    for short in (MemorySource(FILE[:-3]), FileSource(io.BytesIO(FILE[:-3]))):
+        assert short.read(1, 4) == FILE[1:4]
+        error = check_format_error(lambda s=short: s.read(2, len(FILE)), Truncated)
+        assert (error.need, error.have) == (len(FILE), len(FILE) - 3)
+
+
+def test_file_that_shrinks() -> None:
+    file = io.BytesIO(FILE)
+    source = FileSource(file)
+    header = unpack_header(source)
+    file.truncate(len(FILE) - 1)
+    assert read_packet(source, header, 0) == b"profile"
+    check_format_error(lambda: read_packet(source, header, 13), Truncated)
+
+
+def test_byte_ranges() -> None:
+    start = HEADER.header_bytes
+    assert byte_ranges(HEADER, []) == [(0, start)]
+    assert byte_ranges(HEADER, [0]) == [(0, start + 7)]
+    assert byte_ranges(HEADER, [13, 2, 13, 3]) == [(0, start), (start + 12, start + 15), HEADER.span(13)]
+    assert byte_ranges(HEADER, range(14)) == [(0, len(FILE))]
+    assert byte_ranges(HEADER, [4, 3, 5]) == [(0, start), (start + 15, start + 24)]
+    holes = bytearray(len(FILE))
+    for first, end in byte_ranges(HEADER, [1, 9]):
+        holes[first:end] = FILE[first:end]
+    header = unpack_header(holes)
+    assert read_packet(holes, header, 1) == b"alpha"
+    assert read_packet(holes, header, 9) == b"five"
+
+
+class OneByteAtATime(io.BytesIO):
+    """A stream that gives less than was asked for, and counts."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        assert size is not None
+        assert size > 0
+        data = super().read(1)
+        self.taken += len(data)
+        return data
+
+
+def test_reading_stops_where_the_header_says(tmp_path: Path) -> None:
+    stream = OneByteAtATime(FILE + b"more" * 100)
+    assert read_vbc(stream) == FILE + b"m"
+    assert stream.taken == len(FILE) + 1
+    for n_bytes in (0, 9, 47, 48, 60, HEADER.header_bytes, len(FILE) - 1, len(FILE)):
+        assert read_vbc(io.BytesIO(FILE[:n_bytes])) == FILE[:n_bytes]
+    (tmp_path / "file").write_bytes(FILE)
+    assert read_vbc(tmp_path / "file") == FILE
+    # a bad header ends it before the index, a bad index before the packets
+    for bad, taken in ((packed(quality=101), HEADER.header_bytes), (packed(n_index=1 << 31), 48)):
+        stream = OneByteAtATime(bad + FILE)
+        check_format_error(lambda s=stream: read_vbc(s))
+        assert stream.taken <= taken
+    flipped = bytearray(FILE)
+    flipped[50] ^= 1
+    stream = OneByteAtATime(flipped)
+    check_format_error(lambda: read_vbc(stream), Corrupt)
+    assert stream.taken == HEADER.header_bytes
+
+
+# what is usable
+
+
+def usable_by_hand(header: Header, there: Sequence[bool]) -> list[bool]:
+    """The definition: round after round, until nothing more falls away."""
+    good, geometry = list(there), header.geometry
+    while True:
+        before = list(good)
+        for i, packet in enumerate(header.packets):
+            if not packet.level or not packet.part:
+                continue
+            needed = [(packet.level, 0)] if header.find(packet.level) is not None else []
+            for other, rectangle in geometry.needs(packet.level, packet.part - 1, header.archival).items():
+                needed += [(other, group + 1) for group in geometry.numbers(other, rectangle)]
+            good[i] = good[i] and all(good[header.places[key]] for key in needed)
+        if good == before:
+            return good
+
+
+@pytest.mark.parametrize("flags", [0, ARCHIVAL])
+def test_usable(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    payloads = many_groups(61, 47, flags)
+    data = write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": flags | LOSSLESS})
+    header = unpack_header(data)
+    n = len(payloads)
+    rng = random.Random(flags)
+    lost = [
+        [],
+        range(n),
+        *([i] for i in rng.sample(range(n), 30)),
+        *(rng.sample(range(n), 5) for _ in range(20)),
+    ]
+    by_level = {level: [i for i in range(n) if payloads[i][0] == level] for level, _, _ in payloads}
+    lost += [by_level[level][:1] for level in by_level] + [by_level[max(by_level)]]
+    for places in lost:
+        there = [i not in places for i in range(n)]
+        found = usable(header, there.__getitem__)
+        assert list(found) == usable_by_hand(header, there)
+        whole = [level for level in by_level if all(found[i] for i in by_level[level])]
+        assert list(complete_levels(header, found)) == whole
+    for n_bytes in rng.sample(range(header.header_bytes, len(data)), 30):
+        there = [end <= n_bytes for end in header.ends]
+        assert list(usable(header, n_bytes)) == usable_by_hand(header, there) == there
+    assert sum(usable(header, lambda i: i != 0)) < n
+    assert all(usable(header, len(data)))
+
+
+def test_parts_of_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may have some groups of a level only: the level is present, but never complete."""
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    geometry = Geometry(61, 47)
+    last = geometry.last_level
+    payloads = [p for p in many_groups(61, 47, ARCHIVAL) if p[0] != last or p[1] in (3, 1, 9)]
+    data = write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": ARCHIVAL})
+    header = unpack_header(data)
+    assert levels_present(header) == tuple(range(4, last + 1))
+    assert tuple(level_ends(header)) == tuple(range(4, last))
+    assert complete_levels(header, usable(header, len(data))) == tuple(range(4, last))
+    with pytest.raises(Corrupt, match="lossless"):
+        write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": ARCHIVAL | LOSSLESS})
+
+
+# order and needs
+
+
+def test_region_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a region needs may stand first, level by level or group by group, and nothing needed later."""
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    size = {"width": 61, "height": 47, "flags": ARCHIVAL | LOSSLESS}
+    geometry = Geometry(61, 47)
+    payloads = many_groups(61, 47, ARCHIVAL)
+    region = geometry.region_groups((3, 20, 9, 5), geometry.last_level, archival=True)
+    first = [p for p in payloads if p[1] == 0 or p[1] - 1 in region.get(p[0], [])]
+    rest = [p for p in payloads if p not in first]
+    assert len(first) < len(payloads) / 2
+    data = write_file(first + rest, **FIELDS | size)
+    header = unpack_header(data)
+    good = usable(header, header.ends[len(first) - 1])
+    assert good == (True,) * len(first) + (False,) * len(rest)
+    assert check_inverse(pack_header, unpack_header, header) == data[: header.header_bytes]
+    # one packet that the region's last group needs, moved behind it
+    for level in range(4, geometry.last_level):
+        moved = next(p for p in first if p[0] == level and p[1])
+        others = [p for p in first if p != moved]
+        with pytest.raises(Corrupt):
+            write_file([*others, moved, *rest], **FIELDS | size)
+
+
+@pytest.mark.parametrize("flags", [0, ARCHIVAL])
+def test_every_need_is_checked(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two neighbours in the file change places: refused exactly where one needs the other."""
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", Sides(lossy=(2, 1, 1), exact=(8, 8, 4)))
+    payloads = many_groups(40, 30, flags)
+    fields = FIELDS | {"width": 40, "height": 30, "flags": flags}
+    header = unpack_header(write_file(payloads, **fields))
+    geometry = header.geometry
+    outcomes = set()
+    for i in range(len(payloads) - 1):
+        for j in range(i + 1, min(i + 12, len(payloads))):
+            # packet j goes before packet i: it must need none of those it passes
+            order = [*payloads[:i], payloads[j], *payloads[i:j], *payloads[j + 1 :]]
+            level, part, _ = payloads[j]
+            passed = {(unit, p) for unit, p, _ in payloads[i:j]}
+            needed = {(level, 0)} if part else set()
+            if part:
+                for other, rectangle in geometry.needs(level, part - 1, header.archival).items():
+                    needed |= {(other, group + 1) for group in geometry.numbers(other, rectangle)}
+            if needed & passed:
+                check_format_error(lambda o=order: write_file(o, **fields), Corrupt)
+            else:
+                write_file(order, **fields)
+            outcomes.add(bool(needed & passed))
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("flags", [0, ARCHIVAL])
+def test_missing_needs(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a packet that another needs a file is refused; what nothing needs may be left out."""
+    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
+    payloads = many_groups(30, 40, flags)
+    fields = FIELDS | {"width": 30, "height": 40, "flags": flags}
+    last = payloads[-1][0]
+    for i, (level, part, _) in enumerate(payloads):
+        rest = payloads[:i] + payloads[i + 1 :]
+        if level == last or part == 0:
+            write_file(rest, **fields)
+        else:
+            check_format_error(lambda r=rest: write_file(r, **fields), Corrupt)
 
 
 def test_damaged_payload() -> None:
     for i, (_, _, body) in enumerate(PAYLOADS):
-        start = HEADER.chunk_ends[i] - len(body)
+        start = HEADER.ends[i] - len(body)
         for flipped in bit_flips(FILE, range(8 * start, 8 * (start + len(body)))):
-            check_format_error(lambda f=flipped, i=i: read_chunk(f, HEADER, i), Corrupt)
+            check_format_error(lambda f=flipped, i=i: read_packet(f, HEADER, i), Corrupt)
     check_format_error(lambda: unpack_header(FILE + b"\0"), Corrupt)
-    check_format_error(lambda: read_chunk(FILE + b"\0", HEADER, 0), Corrupt)
+    check_format_error(lambda: read_packet(FILE + b"\0", HEADER, 0), Corrupt)
+
+
+# damage of header and index
 
 
 def test_truncated_header() -> None:
     for prefix in truncations(HEADER_BYTES):
         error = check_format_error(lambda p=prefix: unpack_header(p), Truncated)
         assert error.have == len(prefix)
-        assert error.need == (12 if len(prefix) < 12 else HEADER.header_bytes)
+        assert error.need == (48 if len(prefix) < 48 else HEADER.header_bytes)
+        if len(prefix) < 48:
+            check_format_error(lambda p=prefix: header_end(p), Truncated)
+        else:
+            assert header_end(prefix) == HEADER.header_bytes
 
 
 def test_flipped_header() -> None:
     seen = {type(check_format_error(lambda f=f: unpack_header(f))) for f in bit_flips(HEADER_BYTES)}
-    assert seen == {NotVbc, UnsupportedVersion, Truncated, LimitExceeded, Corrupt}
+    assert seen == {NotVbc, UnsupportedVersion, Corrupt}
+
+
+def test_flipped_header_under_right_checksums() -> None:
+    """What the checksums would catch, without them: an error of the family or a valid header."""
+    fields, index = HEADER_BYTES[:44], HEADER_BYTES[48:-4]
+    outcomes = set()
+    for flipped in bit_flips(fields + index):
+        body, rest = flipped[:44], flipped[44:]
+        data = body + struct.pack("<I", zlib.crc32(body)) + rest + struct.pack("<I", zlib.crc32(rest))
+        try:
+            header = unpack_header(data)
+        except FormatError as error:
+            outcomes.add(type(error))
+            continue
+        assert pack_header(header) == data
+        outcomes.add(Header)
+    assert outcomes == {NotVbc, UnsupportedVersion, Truncated, Corrupt, LimitExceeded, Header}
+
+
+def test_truncated_index_under_right_checksums() -> None:
+    index = HEADER_BYTES[48:-4]
+    ends = {
+        len(index_of([(p.unit, p.part, p.length, p.crc32) for p in HEADER.packets[:i]])) for i in range(15)
+    }
+    for cut in truncations(index):
+        if len(cut) not in ends:
+            check_format_error(lambda c=cut: unpack_header(packed(index=c)), Corrupt)
+
+
+def test_random_indices() -> None:
+    rng = random.Random(3)
+    for n_bytes in range(600):
+        index = rng.randbytes(n_bytes % 300)
+        if n_bytes % 2:
+            index = bytes([rng.choice([4, 5, 65, 66, 128])]) + bytes([1]) * (n_bytes % 7) + index
+        try:
+            header = unpack_header(packed(index=index))
+        except FormatError:
+            continue
+        assert pack_header(header)[48:-4] == index
 
 
 def test_not_vbc() -> None:
@@ -155,8 +514,15 @@ def test_not_vbc() -> None:
         check_format_error(lambda d=data: unpack_header(d), NotVbc)
 
 
-def entry(kind: int, number: int = 0, length: int = 8) -> tuple[int, int, int, int]:
-    return (kind, number, length, 0)
+def test_format_1_files_are_told_apart() -> None:
+    error = check_format_error(
+        lambda: unpack_header(container.MAGIC + b"\1\0" + bytes(2)), UnsupportedVersion
+    )
+    assert (error.major, error.minor) == (1, 0)
+
+
+def test_empty_input() -> None:
+    assert check_format_error(lambda: unpack_header(b""), Truncated).need == 48
 
 
 @pytest.mark.parametrize(
@@ -170,52 +536,87 @@ def entry(kind: int, number: int = 0, length: int = 8) -> tuple[int, int, int, i
         (LimitExceeded, {"width": 65_535, "height": 2_731}),
         (Corrupt, {"quality": 101}),
         (UnsupportedVersion, {"major": 0}),
-        (UnsupportedVersion, {"major": 2}),
+        (UnsupportedVersion, {"major": 1}),
+        (UnsupportedVersion, {"major": 3}),
         (UnsupportedVersion, {"channels": 0}),
         (UnsupportedVersion, {"channels": 2}),
         (UnsupportedVersion, {"channels": 4}),
         (UnsupportedVersion, {"bit_depth": 12}),
-        (Corrupt, {"bit_depth": 16, "flags": LOSSLESS}),
-        (Corrupt, {"bit_depth": 16, "entries": [entry(LEVEL, 4), entry(LOW)]}),
-        (Corrupt, {"bit_depth": 8, "flags": LOSSLESS, "entries": [entry(LEVEL, 4), entry(LOW)]}),
         (UnsupportedVersion, {"colour": 1}),
-        (UnsupportedVersion, {"flags": 2}),
+        (UnsupportedVersion, {"flags": 4}),
         (UnsupportedVersion, {"flags": 0x8000 | LOSSLESS}),
+        # what goes together
+        (Corrupt, {"bit_depth": 16, "flags": LOSSLESS}),
+        (Corrupt, {"bit_depth": 16, "entries": [*WHOLE, entry(LOW)]}),
+        (Corrupt, {"bit_depth": 8, "flags": LOSSLESS, "entries": [*WHOLE, entry(LOW)]}),
         (Corrupt, {"entries": [], "flags": LOSSLESS}),
-        (Corrupt, {"entries": [entry(LEVEL, 3)], "flags": LOSSLESS}),
-        (Corrupt, {"length": 0}),
-        (Corrupt, {"length": 47}),
-        (Corrupt, {"count": 0}),
-        (Corrupt, {"count": 65_535}),
-        (LimitExceeded, {"length": 945}),
-        (LimitExceeded, {"length": 65_535, "count": 65_535}),
-        (LimitExceeded, {"entries": [entry(ANCILLARY)] * 65}),
-        (UnsupportedVersion, {"entries": [entry(0)]}),
-        (UnsupportedVersion, {"entries": [entry(8)]}),
+        (Corrupt, {"entries": WHOLE[:3], "flags": LOSSLESS}),
+        (Corrupt, {"entries": WHOLE[:-1], "flags": LOSSLESS}),
+        (Corrupt, {"entries": [*WHOLE[:-1], entry(7, 0)], "flags": LOSSLESS}),
+        (Corrupt, {"flags": ARCHIVAL}),
+        (Corrupt, {"flags": ARCHIVAL, "entries": [entry(1)]}),
+        # units, levels and parts
+        (UnsupportedVersion, {"entries": [entry(0, 0)]}),
+        (UnsupportedVersion, {"entries": [entry(64)]}),
+        (UnsupportedVersion, {"entries": [entry(71)]}),
         (UnsupportedVersion, {"entries": [entry(127)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 0)]}),
-        (Corrupt, {"entries": [entry(ICC, 1)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 5), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(ICC), entry(ICC), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(ICC)]}),
-        (Corrupt, {"entries": [entry(ALPHA), entry(ICC), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(EXIF), entry(LEVEL, 3), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(EXIF)]}),
-        (Corrupt, {"entries": [entry(XMP), entry(EXIF), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(PIXEL_HASH), entry(LEVEL, 4)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH), entry(LOW)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 7)]}),
-        (Corrupt, {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 33)]}),
-        (LimitExceeded, {"entries": [entry(ICC, 0, 2**20 + 1), entry(LEVEL, 4)]}),
-        (LimitExceeded, {"entries": [entry(EXIF, 0, 2**24 + 1), entry(LEVEL, 4)]}),
-        (LimitExceeded, {"entries": [entry(EXIF, 0, 2**23), entry(XMP, 0, 2**23 + 1), entry(LEVEL, 4)]}),
-        (LimitExceeded, {"entries": [entry(LEVEL, 4, 2**64 - 1)]}),
-        (LimitExceeded, {"entries": [entry(LEVEL, 4, 2**63), entry(LEVEL, 5, 2**63)]}),
+        (Corrupt, {"entries": [*WHOLE, entry(8)]}),
+        (Corrupt, {"entries": [entry(63)]}),
+        (Corrupt, {"entries": [entry(1, 2)]}),
+        (Corrupt, {"entries": [entry(1, 2**32 - 1)]}),
+        (UnsupportedVersion, {"entries": [entry(1, 0)]}),
+        (UnsupportedVersion, {"entries": [entry(4, 0)]}),
+        (Corrupt, {"entries": [entry(1), entry(1)]}),
+        (Corrupt, {"entries": [*WHOLE, entry(7)]}),
+        (Corrupt, {"entries": [entry(ICC), entry(ICC)]}),
+        (Corrupt, {"entries": [entry(EXIF), *WHOLE, entry(EXIF)]}),
+        # order and needs
+        (Corrupt, {"entries": [entry(2)]}),
+        (Corrupt, {"entries": [entry(2), entry(1)]}),
+        (Corrupt, {"entries": [entry(1), entry(3)]}),
+        (Corrupt, {"entries": EXACT}),
+        (Corrupt, {"entries": [entry(1), entry(2), *EXACT]}),
+        (Corrupt, {"entries": [*WHOLE[:4], *WHOLE[5:]]}),
+        (Corrupt, {"entries": [*EXACT[:3], *WHOLE[:3], EXACT[3]]}),
+        (Corrupt, {"entries": [*WHOLE, entry(7, 0)]}),
+        (Corrupt, {"entries": [*WHOLE, entry(ICC)]}),
+        (Corrupt, {"entries": [entry(1), entry(ALPHA), *WHOLE[1:]]}),
+        (Corrupt, {"entries": [entry(ALPHA), entry(ICC), *WHOLE]}),
+        (Corrupt, {"entries": [entry(PIXEL_HASH), *WHOLE]}),
+        (Corrupt, {"entries": [*WHOLE[:-1], entry(PIXEL_HASH), WHOLE[-1]]}),
+        (
+            Corrupt,
+            {"entries": [*WHOLE, entry(PIXEL_HASH), entry(LOW)], "flags": LOSSLESS, "bit_depth": 16},
+        ),
+        # lengths
+        (Corrupt, {"entries": [*WHOLE, entry(PIXEL_HASH, 0, 7)]}),
+        (Corrupt, {"entries": [*WHOLE, entry(PIXEL_HASH, 0, 33)]}),
+        (LimitExceeded, {"entries": [entry(ICC, 0, 2**20 + 1), *WHOLE]}),
+        (LimitExceeded, {"entries": [entry(EXIF, 0, 2**24 + 1), *WHOLE]}),
+        (LimitExceeded, {"entries": [entry(EXIF, 0, 2**23), entry(XMP, 0, 2**23 + 1)]}),
+        (LimitExceeded, {"entries": [entry(1, 1, 2**62 - 1)]}),
+        (LimitExceeded, {"entries": [entry(1, 1, 2**61), entry(2, 1, 2**61)]}),
+        (Corrupt, {"entries": [entry(1, 1, 2**62)]}),
+        # the index itself
+        (LimitExceeded, {"n_index": 1024 + 32 * 14 + 1}),
+        (LimitExceeded, {"n_index": 2**32 - 1}),
+        (LimitExceeded, {"entries": [entry(ANCILLARY)] * 300}),
+        (Corrupt, {"index": b"\1"}),
+        (Corrupt, {"index": b"\1\1"}),
+        (Corrupt, {"index": b"\1\1\0"}),  # no packets
+        (Corrupt, {"index": b"\1\1\1"}),
+        (Corrupt, {"index": b"\1\1\1\3abc"}),
+        (Corrupt, {"index": b"\1\1\2\3abcd"}),
+        (Corrupt, {"index": b"\1\1" + b"\xff\xff\xff\xff\x0f" + b"\3abcd"}),
+        (Corrupt, {"index": b"\1\1" + b"\x80" * 9 + b"\1\3abcd"}),
+        (Corrupt, {"index": b"\1\x81\0\1\3abcd"}),  # not the shortest form
+        (Corrupt, {"index": b"\1\1\x81\0\3abcd"}),
+        (Corrupt, {"index": b"\1\1\1\x83\0abcd"}),
+        (Corrupt, {"index": b"\x80" + b"\x80" * 9 + b"\1abcd"}),
     ],
 )
 def test_refused_header(error: type[FormatError], changes: dict[str, Any]) -> None:
-    """Under a correct CRC, each with the error of its cause; fast and in little memory."""
+    """Under correct CRCs, each with the error of its cause; fast and in little memory."""
     data = packed(**changes)
     tracemalloc.start()
     start = time.perf_counter()
@@ -227,23 +628,53 @@ def test_refused_header(error: type[FormatError], changes: dict[str, Any]) -> No
     assert peak_bytes < 1 << 20
 
 
+def test_a_run_is_as_long_as_it_can_be() -> None:
+    """So that there is one index for given packets."""
+    (first, second) = (pack_varints([part, 1]) + b"\3abcd" for part in (0, 1))
+    split = index_of([*WHOLE[:4]]) + b"\5" + first + b"\5" + second
+    whole = index_of([*WHOLE[:4]]) + b"\5\0\2" + 2 * b"\3abcd"
+    assert len(unpack_header(packed(index=whole)).packets) == 6
+    check_format_error(lambda: unpack_header(packed(index=split)), Corrupt)
+
+
+def test_index_is_judged_before_it_is_read() -> None:
+    """By the header alone, so that a reader asks for no more than the size can need."""
+    limit = 1024 + 32 * Geometry(33, 17).n_parts
+    assert Geometry(33, 17).n_parts == 14
+    assert header_end(packed(n_index=limit)[:48]) == 48 + limit + 4
+    error = check_format_error(lambda: header_end(packed(n_index=limit + 1)[:48]), LimitExceeded)
+    assert (error.what, error.value, error.limit) == ("index bytes", limit + 1, limit)
+    for changes in ({"width": 0}, {"width": 65_536}):
+        check_format_error(lambda c=changes: header_end(packed(**c)[:48]))
+    wide = Limits(max_side=2**32 - 1, max_pixels=2**64)
+    error = check_format_error(
+        lambda: header_end(packed(width=2**32 - 1, height=2**32 - 1), wide), LimitExceeded
+    )
+    assert error.what == "parts"
+    assert header_end(packed(width=200_000, height=200_000)[:48], wide) > 48
+
+
 def test_extremes_accepted() -> None:
-    """What stands right at a limit is a valid header; so is an unknown ancillary chunk wherever it stands."""
+    """What stands right at a limit is a valid header; an unknown ancillary packet may stand anywhere."""
+    coded = 2**20 + 32 * 40 * 24
+    whole = entry(255, 0, 9)
     for changes in (
-        {"width": 65_535, "height": 2_730},
-        {
-            "entries": [
-                entry(ICC, 0, 2**20),
-                entry(EXIF, 0, 2**24 - 2**20),
-                entry(LEVEL, 4, 2**20 + 32 * 40 * 24),
-            ]
-        },
-        {"entries": [entry(0xFF, 7), entry(LEVEL, 1), entry(0x81), entry(LEVEL, 255), entry(0x81)]},
-        {"entries": [entry(LEVEL, 4), entry(PIXEL_HASH, 0, 32)]},
-        {"bit_depth": 16, "flags": LOSSLESS, "entries": [entry(LEVEL, 4), entry(LOW), entry(PIXEL_HASH)]},
+        {"width": 65_535, "height": 2_730, "entries": []},
+        {"entries": [entry(ICC, 0, 2**20), entry(EXIF, 0, 2**24 - 2**20), entry(1, 1, coded)]},
+        {"entries": [whole, WHOLE[0], entry(129), *WHOLE[1:], entry(129), entry(129)]},
+        {"entries": [entry(XMP), entry(ICC), entry(ALPHA), WHOLE[0], entry(EXIF), *WHOLE[1:]]},
+        {"entries": [*WHOLE, entry(PIXEL_HASH, 0, 32), entry(EXIF), entry(XMP)]},
+        {"bit_depth": 16, "flags": LOSSLESS, "entries": [*WHOLE, entry(LOW), entry(PIXEL_HASH)]},
+        {"flags": LOSSLESS | ARCHIVAL, "entries": EXACT},
+        {"flags": ARCHIVAL, "entries": EXACT[:2]},
+        {"entries": [EXACT[0]]},  # level 4 needs nothing
+        {"entries": [*WHOLE[:4], entry(5, 0)]},
+        {"entries": []},
+        {"width": 1, "height": 1, "flags": LOSSLESS, "entries": [EXACT[0]]},
         {"minor": 200},
     ):
-        unpack_header(packed(**changes))
+        data = packed(**changes)
+        assert pack_header(unpack_header(data)) == data
 
 
 def test_reader_limits() -> None:
@@ -261,10 +692,10 @@ def test_reader_limits() -> None:
     assert unpack_header(FILE, enough) == HEADER
 
 
-def test_chunks_are_bounded_by_the_size() -> None:
+def test_packets_are_bounded_by_the_size() -> None:
     """A picture of 33 x 17 pixels cannot make a reader hold more than its levels can have."""
     fits = 2**20 + 32 * 40 * 24
-    for entries in ([entry(LEVEL, 4, fits + 1)], [entry(LEVEL, 4, fits), entry(0x81, 0, 1)]):
+    for entries in ([entry(1, 1, fits + 1)], [entry(1, 1, fits), entry(129, 0, 1)]):
         error = check_format_error(lambda e=entries: unpack_header(packed(entries=e)), LimitExceeded)
         assert (error.value, error.limit) == (fits + 1, fits)
 
@@ -276,13 +707,27 @@ def test_header_is_valid_or_nothing() -> None:
         {"quality": -1},
         {"minor": 256},
         {"model_hash": b"short"},
-        {"chunks": (Chunk(256, 0, 0, 0),)},
-        {"chunks": (Chunk(ANCILLARY, -1, 0, 0),)},
-        {"chunks": (Chunk(ANCILLARY, 0, -1, 0),)},
+        {"packets": (Packet(256, 0, 0, 0),)},
+        {"packets": (Packet(ANCILLARY, 1, 0, 0),)},
+        {"packets": (Packet(1, -1, 0, 0),)},
+        {"packets": (Packet(ANCILLARY, 0, -1, 0),)},
+        {"packets": (Packet(ANCILLARY, 0, 0, 2**32),)},
     ):
-        check_format_error(lambda c=changes: replace(HEADER, **c), Corrupt)
-    many = tuple(Chunk(ANCILLARY, 0, 0, 0) for _ in range(65))
-    check_format_error(lambda: replace(HEADER, flags=0, chunks=many), LimitExceeded)
+        check_format_error(lambda c=changes: replace(HEADER, **{"flags": 0, **c}), Corrupt)
+    many = tuple(Packet(ANCILLARY, 0, 0, 0) for _ in range(1 << 16))
+    check_format_error(lambda: replace(HEADER, flags=0, packets=many), LimitExceeded)
+
+
+def test_thousand_packets_are_quick() -> None:
+    """Measured: 4.5 ms to parse, 1.4 ms to see what is usable of 1,395 packets."""
+    payloads = many_groups(8192, 8192, 0)
+    data = write_file(payloads, **FIELDS | {"width": 8192, "height": 8192})
+    start = time.perf_counter()
+    header = unpack_header(data)
+    good = usable(header, len(data))
+    assert time.perf_counter() - start < 0.1
+    assert len(good) == len(payloads) == 1395
+    assert header.index_bytes < 6000 + len(payloads)
 
 
 def test_errors_carry_data() -> None:
@@ -300,31 +745,3 @@ def test_errors_carry_data() -> None:
         assert isinstance(other, ValueError)
         assert (vars(other), str(other)) == (vars(error), str(error))
     assert "0101010101010101" in str(ModelMissing(b"\x01" * 8))
-
-
-def test_worked_example() -> None:
-    """docs/format.md section 11, read from the document itself, decodes to what the text says."""
-    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```hex\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    data = bytes.fromhex("".join(re.split(r"  +", line)[0] for line in block.splitlines()))
-    assert len(data) == 98
-    frequencies = np.full((2, 256), 256, np.uint32)
-    frequencies[1] = 1
-    frequencies[1, 127] = 65281
-    tables = TableSet(frequencies)
-    header = unpack_header(data)
-    assert header == Header(
-        width=5,
-        height=3,
-        channels=3,
-        quality=60,
-        flags=0,
-        model_hash=bytes.fromhex("0011223344556677"),
-        tables_hash=tables.digest,
-        chunks=(Chunk(LEVEL, 1, 14, 0x30623D52), Chunk(PIXEL_HASH, 0, 8, 0x88AA689F)),
-    )
-    assert level_ends(header) == {1: 90}
-    assert read_chunk(data, header, 1) == bytes(range(8))
-    steps = [np.array([1, 0, 1], np.uint16), np.array([0], np.uint16)]
-    symbols = decode_lanes(tables, bytes(read_chunk(data, header, 0)), steps)
-    assert [list(step) for step in symbols] == [[0, 5, 200], [-127]]

@@ -62,7 +62,18 @@ def cases() -> Iterator[Case]:
     yield "mixture mean", mixture._draw_kernel, types | low, {"K": 5, "SAMPLE": False, **size}
     yield "mixture sample", mixture._draw_kernel, types | low, {"K": 5, "SAMPLE": True, **size}
 
-    types = {"words": INT, "offset": LONG, "remaining": INT, "state": LONG, "tables": SHORT}
+    lanes = (
+        "group",
+        "rank",
+        "bits",
+        "offset",
+        "remaining",
+        "state",
+        "next_escape",
+        "escapes_left",
+        "decoded",
+    )
+    types = {"words": INT, "escapes": SHORT, "tables": SHORT, "order": LONG, **dict.fromkeys(lanes, LONG)}
     types |= {"count": LONG, "cumulative": INT, "out": SHORT}
     yield "lanes", rans._decode_kernel, types, {"SIZE": 256}
     yield "lanes 1", rans._decode_kernel, types, {"SIZE": 256, "n": 1, "n_tables": 1}
