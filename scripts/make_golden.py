@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from vbc.bitstream import container
-from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, save_model
 from vbc.codec.train.lossy_net import LossyNet, Widths
 

@@ -719,14 +719,14 @@ def test_header_is_valid_or_nothing() -> None:
 
 
 def test_thousand_packets_are_quick() -> None:
-    """Measured: 4.5 ms to parse, 1.4 ms to see what is usable of 1,395 packets."""
+    """Measured: 4.5 ms to parse, 1.4 ms to see what is usable of some 1,200 packets."""
     payloads = many_groups(8192, 8192, 0)
     data = write_file(payloads, **FIELDS | {"width": 8192, "height": 8192})
-    start = time.perf_counter()
+    start = time.process_time()
     header = unpack_header(data)
     good = usable(header, len(data))
-    assert time.perf_counter() - start < 0.1
-    assert len(good) == len(payloads) == 1395
+    assert time.process_time() - start < 0.1
+    assert len(good) == len(payloads) == 1203
     assert header.index_bytes < 6000 + len(payloads)
 
 

