@@ -6,6 +6,7 @@ Which output belongs to which input is decided here too.
 import errno
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -226,13 +227,16 @@ def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits
 
 
 def info_file(job: Job) -> Report:
-    """What the header of a file says; of a file no more than the header is read."""
+    """What the header of a file says.
+
+    Of a regular file no more than the header is read; of a pipe what comes, since only that tells its size.
+    """
     from dataclasses import asdict
 
     from vbc.bitstream.container import MAX_HEADER
 
     with open_input(job.source) as f:
-        if job.source == STANDARD:
+        if job.source == STANDARD or not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
             return {"input": job.source, **asdict(api.read_info(read_vbc(f)))}
         head = f.read(MAX_HEADER)
         n_bytes = os.fstat(f.fileno()).st_size if len(head) == MAX_HEADER else len(head)
