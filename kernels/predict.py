@@ -19,6 +19,7 @@ from vbc.kernels.dispatch import (
     constexpr,
     jit,
     known_answer,
+    on_device,
     tl,
     use_triton,
 )
@@ -142,26 +143,27 @@ def channel_tables_triton(
     index = torch.empty(n, dtype=torch.int16, device=out.device)
     rounded = torch.empty_like(index)
     if n:
-        _predict_kernel[(ceil_div(n, BLOCK),)](
-            base.contiguous(),
-            out,
-            *(
-                (out, out, out)
-                if tuned is None
-                else (tuned.linear.contiguous(), tuned.moves.contiguous(), tuned.before)
-            ),
-            values.contiguous(),
-            maps.log2_residual.contiguous(),
-            maps.surprise.contiguous(),
-            maps.tables[channel].contiguous(),
-            index,
-            rounded,
-            n,
-            maps.log2_residual.numel(),
-            CHANNEL=channel,
-            TUNED=tuned is not None,
-            SIZE=BLOCK,
-        )
+        with on_device(out.device):
+            _predict_kernel[(ceil_div(n, BLOCK),)](
+                base.contiguous(),
+                out,
+                *(
+                    (out, out, out)
+                    if tuned is None
+                    else (tuned.linear.contiguous(), tuned.moves.contiguous(), tuned.before)
+                ),
+                values.contiguous(),
+                maps.log2_residual.contiguous(),
+                maps.surprise.contiguous(),
+                maps.tables[channel].contiguous(),
+                index,
+                rounded,
+                n,
+                maps.log2_residual.numel(),
+                CHANNEL=channel,
+                TUNED=tuned is not None,
+                SIZE=BLOCK,
+            )
     return index, rounded
 
 
