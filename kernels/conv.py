@@ -296,10 +296,14 @@ def float32_settings() -> tuple[object, ...]:
 
     (bfloat16 holds all factors of 8 bits, so that rounding would do no harm; this does not rely on it.)
     """
-    mkldnn: Any = torch.backends.mkldnn
-    if hasattr(mkldnn, "conv"):  # since torch 2.9
-        return mkldnn.enabled, mkldnn.conv.fp32_precision, mkldnn.matmul.fp32_precision
-    return (torch.get_float32_matmul_precision(),)
+    if _PRECISIONS is None:
+        return (torch.get_float32_matmul_precision(),)
+    return tuple(operation.fp32_precision for operation in _PRECISIONS)
+
+
+_MKLDNN: Any = torch.backends.mkldnn
+_PRECISIONS = (_MKLDNN.conv, _MKLDNN.matmul) if hasattr(_MKLDNN, "conv") else None
+"""Where torch has those settings since version 2.9; before there was one for all matrix products."""
 
 
 def _run_int64(
