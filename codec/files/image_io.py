@@ -149,10 +149,11 @@ def read_picture(data: bytes) -> Picture:
         _check_frames(im)
         _check_samples(im)
         _prepare_info(im)
-        orientation = im.tag_v2.get(0x0112, 1) if im.format == "TIFF" else 1  # type: ignore[attr-defined]
+        tags = im.tag_v2 if im.format == "TIFF" else {}  # type: ignore[attr-defined]
+        orientation, planar = tags.get(0x0112, 1), tags.get(284, 1) == 2
         is_deep, start = _is_reduced(im), im.tile[0].offset if im.tile else 0
         im.load()  # PNG may have metadata behind its pixels
-        return _read_deep(data, im, orientation, start) if is_deep else from_pillow(im)
+        return _read_deep(data, im, orientation, planar, start) if is_deep else from_pillow(im)
 
 
 def from_pillow(im: Image.Image) -> Picture:
@@ -296,10 +297,11 @@ def _add_alpha(samples: Samples, key: int | tuple[int, ...]) -> Samples:
     return np.concatenate((samples, alpha.astype(samples.dtype)), axis=2)
 
 
-def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, start: int) -> Picture:
+def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, planar: bool, start: int) -> Picture:
     """The picture of a file whose 16-bit samples Pillow reduces; the metadata is Pillow's.
 
-    start: where its samples begin.
+    orientation: the TIFF tag. planar: whether a TIFF's channels are stored one after the other. start: where
+    a PPM's samples begin.
     """
     assert im.format
     if im.format == "PPM":
@@ -311,6 +313,8 @@ def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, start: in
             "16 bits a sample in colour or with alpha need the package imagecodecs: "
             "pip install 'vbc-codec[deep]'"
         ) from None
+    if planar:
+        samples = np.moveaxis(samples, 0, 2)
     if orientation in TIFF_TURNS:  # as Pillow does
         turns, mirrored = TIFF_TURNS[orientation]
         samples = np.rot90(samples[:, ::-1] if mirrored else samples, turns)
@@ -345,7 +349,12 @@ def _is_reduced(im: ImageFile.ImageFile) -> bool:
 
 
 def _has_16_bits(im: ImageFile.ImageFile) -> bool:
-    """Whether Pillow says that the file's samples have 16 bits."""
+    """Whether the file's samples have 16 bits.
+
+    By Pillow's name for them; in a TIFF by its own word, as Pillow takes planes of 16 bits for planes of 8.
+    """
+    if im.format == "TIFF":
+        return 16 in im.tag_v2.get(258, ())  # type: ignore[attr-defined]
     return any(";16" in a and a not in PACKED_16_BITS for a in _raw_modes(im))
 
 
@@ -388,7 +397,7 @@ def _check_samples(im: ImageFile.ImageFile) -> None:
         tags = im.tag_v2  # type: ignore[attr-defined]
         n_bits = max(tags.get(258, (1,)))
         extra = tags.get(338, (2,))
-        if im.mode in ("RGB", "RGBA", "LA") and tags.get(277, 1) != (3 if im.mode == "RGB" else len(im.mode)):
+        if tags.get(277, 1) != len(im.getbands()):
             raise UnsupportedImage(f"{tags.get(277)} samples a pixel are not supported")
         if im.mode in ("RGBA", "LA") and extra[0] == 1:
             raise UnsupportedImage("colours multiplied by alpha are not supported")

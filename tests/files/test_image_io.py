@@ -124,6 +124,7 @@ REFUSED = {
     "premultiplied TIFF": (tiff(noise(4), t338=1), "multiplied by alpha"),
     "premultiplied 16-bit TIFF": (tiff(noise(4, np.uint16), t338=1), "multiplied by alpha"),
     "four colours": (tiff(noise(4), t338=0), "4 samples"),
+    "gray and an unknown channel": (tiff(noise(2), t338=0), "2 samples"),
     "five channels": (tiff(noise(5), t338=(2, 0)), "5 samples"),
     "float": (saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "32-bit samples"),
     "broken 16-bit RGB": (png(2, 1, 16, 2, b"\7" + bytes(range(12))), "broken"),
@@ -399,6 +400,25 @@ def test_turned_tiffs_are_alike_in_8_and_16_bits(orientation: int) -> None:
     plain = read_picture(tiff(samples, t274=orientation)).samples()
     deep = read_picture(tiff(samples.astype(np.uint16) * 257, t274=orientation)).samples()
     assert np.array_equal(deep, plain.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("n_channels", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_tiff_of_separate_planes(n_channels: int, dtype: type, orientation: int) -> None:
+    """Pillow takes planes of 16 bits for planes of 8, and would give other pixels."""
+    samples = noise(n_channels, dtype)
+    planes = np.ascontiguousarray(samples.transpose(2, 0, 1))
+    data = tiff(
+        samples, t284=2, t273=(0,) * n_channels, t279=(planes[0].nbytes,) * n_channels, t274=orientation
+    )
+    start = len(data) - samples.nbytes
+    # `tiff` has all strips begin where the samples do
+    at = data.index(struct.pack("<L", start) * n_channels)
+    offsets = struct.pack(f"<{n_channels}L", *(start + i * planes[0].nbytes for i in range(n_channels)))
+    data = data[:at] + offsets + data[at + len(offsets) : start] + planes.tobytes()
+    wanted = np.rot90(samples, -1) if orientation == 6 else samples
+    assert np.array_equal(read_picture(data).samples(), wanted)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
