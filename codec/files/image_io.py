@@ -401,8 +401,8 @@ def _check_samples(im: ImageFile.ImageFile) -> None:
             raise UnsupportedImage(f"{tags.get(277)} samples a pixel are not supported")
         if im.mode in ("RGBA", "LA") and extra[0] == 1:
             raise UnsupportedImage("colours multiplied by alpha are not supported")
-        unsigned = set(tags.get(339, (1,))) == {1} and tags.get(262) in (1, 2)
-        known = n_bits <= 8 or (n_bits == 16 and unsigned)
+        unsigned = set(tags.get(339, (1,))) == {1}
+        known = unsigned and (n_bits <= 8 or (n_bits == 16 and tags.get(262) in (1, 2)))
     else:
         known = n_bits == 8 or im.format == "PNG"
     if not known:

@@ -120,6 +120,7 @@ REFUSED = {
     "12-bit TIFF": (tiff(noise(1, np.uint16), t258=12), "12-bit samples"),
     "16-bit TIFF, white is zero": (tiff(noise(1, np.uint16), t262=0), "16-bit samples"),
     "signed 16-bit TIFF": (tiff(noise(1, np.uint16), t339=2), "16-bit samples"),
+    "signed 8-bit TIFF": (tiff(noise(1), t339=2), "8-bit samples of this kind"),
     "32-bit TIFF": (saved(Image.fromarray(GRAY.astype(np.int32) << 20), "TIFF"), "32-bit samples"),
     "premultiplied TIFF": (tiff(noise(4), t338=1), "multiplied by alpha"),
     "premultiplied 16-bit TIFF": (tiff(noise(4, np.uint16), t338=1), "multiplied by alpha"),

@@ -111,6 +111,11 @@ def launches() -> Iterator[tuple[str, Tensor, IntConv, Tensor | None]]:
     yield "carrier", torch.zeros((1, 48, 22, 22), dtype=torch.int16), layer, None
 
 
+def arguments(layer: IntConv) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """What a convolution takes of a layer."""
+    return layer.weight, layer.bias, layer.shift, layer.head
+
+
 def compile_layers() -> None:
     """Compile each convolution as its launcher launches it, and look at the machine code's instructions."""
     from triton.backends.compiler import GPUTarget
@@ -130,7 +135,7 @@ def compile_layers() -> None:
 
     JITFunction.run = compile_only
     for name, x, layer, added in launches():
-        conv.conv_int_triton(x, layer.weight, layer.bias, layer.shift, layer.head, added)
+        conv.conv_int_triton(x, *arguments(layer), added)
         kernel, constants = compiled[-1]
         assert kernel.asm["cubin"], name
         code = kernel.asm["ptx"]
@@ -139,6 +144,11 @@ def compile_layers() -> None:
         for instruction in ("wgmma.mma_async", "cp.async.cg") if large else ("mma.sync", "cp.async.c"):
             assert instruction in code, f"{name}: no {instruction}"
         print(name)
+    wide = []
+    for width in (21, 33, 48, 160):  # multiples of 16 among them
+        conv.conv_int_triton(x[..., :1].to(torch.uint8).expand(-1, -1, -1, width), *arguments(layer))
+        wide.append(compiled[-1][0])
+    assert len({id(kernel) for kernel in wide}) == 1, "compiled anew for a width"
     n_compiled = len({id(kernel) for kernel, _ in compiled})
     assert n_compiled <= MAX_COMPILED, f"{n_compiled} kernels for the layers of one model"
 
