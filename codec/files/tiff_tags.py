@@ -56,9 +56,11 @@ def _copy(source: Image.Exif, names: Iterable[int]) -> Image.Exif:
             directory = source.get_ifd(tag)
         except Exception:  # an offset to nowhere, a value that its type cannot hold
             continue
-        if kept := {t: value for t, value in directory.items() if _writable({tag: {t: value}})}:
-            copied.get_ifd(tag).update(kept)
-            copied[tag] = kept
+        if not _writable({tag: directory}):
+            directory = {t: value for t, value in directory.items() if _writable({tag: {t: value}})}
+        if directory:
+            copied.get_ifd(tag).update(directory)
+            copied[tag] = directory
     return copied
 
 
