@@ -225,7 +225,8 @@ def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits
 def info_file(job: Job, levels: int | None = None, region: Region | None = None) -> Report:
     """What the header of a file says; of a file no more than the header and its index are read.
 
-    levels, region: as `api.decode`; `ranges` then names the bytes that they need.
+    Of a pipe what comes is read, since only that tells its size. levels, region: as `api.decode`; `ranges`
+    then names the bytes that they need.
     """
     from dataclasses import asdict
 

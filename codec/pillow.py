@@ -14,8 +14,9 @@ from vbc.bitstream.container import ALPHA, EXIF, ICC, XMP, Header
 from vbc.bitstream.errors import Corrupt, FormatError
 from vbc.bitstream.source import read_up_to
 from vbc.codec import api
-from vbc.codec.files.image_io import EXIF_PREFIX, Metadata, UnsupportedImage
+from vbc.codec.files.image_io import UnsupportedImage, make_metadata
 from vbc.codec.files.reading import read_header, read_vbc
+from vbc.codec.files.tiff_tags import EXIF_PREFIX
 
 if TYPE_CHECKING:
     from PIL._imaging import PixelAccess
@@ -144,17 +145,10 @@ def accept(prefix: bytes) -> bool:
 def save(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     """What `Image.save` calls. Raises OSError for pictures that cannot be encoded, ValueError for options."""
     given = im.encoderinfo
-    exif = given.get("exif", im.info.get("exif"))
-    xmp = given.get("xmp", im.info.get("xmp"))
-    metadata = Metadata(
-        icc=given.get("icc_profile", im.info.get("icc_profile")) or None,
-        exif=(exif.tobytes() if isinstance(exif, Image.Exif) else exif or b"").removeprefix(EXIF_PREFIX)
-        or None,
-        xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
-    )
+    icc, exif, xmp = (given.get(name, im.info.get(name)) for name in ("icc_profile", "exif", "xmp"))
     options = {name: given[name] for name in SAVE_OPTIONS if name in given}
     try:
-        fp.write(api.encode(im, metadata=metadata, **options))
+        fp.write(api.encode(im, metadata=make_metadata(icc, exif, xmp), **options))
     except (FormatError, UnsupportedImage) as e:
         raise OSError(f"cannot write mode {im.mode} as {FORMAT}: {e}") from e
 

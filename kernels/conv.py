@@ -2,8 +2,9 @@
 
 The shift s is one per output channel. A head is the same without the clamp, as int32. Every path gives the
 same integers: `conv_int_reference` is the definition, the CPU path is oneDNN's int8 convolution, CUDA runs
-the Triton kernel. The bound ``x_max * sum|W| + |b| + 2^(s-1) < 2^24`` makes every partial sum exact in
-float32 too, whatever the order of summation; `IntConv` proves it once, when it is made.
+the Triton kernel. The bounds ``x_max * sum|W| + |b| + 2^(s-1) < 2^24`` and ``|b| < 2^23`` make every partial
+sum, and the bias with its half, exact in float32 too, whatever the order of summation; `IntConv` proves them
+once, when it is made.
 """
 
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from vbc.kernels.dispatch import (
     check_same_device,
     check_tensor,
     constexpr,
-    jit,
+    jit_for_any,
     known_answer,
+    on_device,
     tl,
     use_triton,
 )
@@ -35,10 +37,20 @@ CARRIER_MAX = 2047
 """Largest |value| of an int16 input: GPUs multiply these as float16, which holds integers up to 2048."""
 ACCUMULATOR_LIMIT = 1 << 24
 """float32 holds every integer up to here."""
-CPU_PATHS = ("onednn", "float32")
+BIAS_LIMIT = 1 << 23
+"""float32 holds every integer plus 1/2 below here; oneDNN gets the bias in that form."""
+CPU_PATHS = ("onednn", "float32", "float64")
 """The fastest first."""
-NARROW, NARROW_PATHS = 7, ("float32",)
+NARROW, NARROW_PATHS = 7, ("float32", "float64")
 """Up to seven positions a row oneDNN's int8 convolution takes 0.75 ms for 48 channels, however few rows."""
+ALIGNMENT = 16
+"""Channels that the Triton kernel reads at once: 16 bytes, the widest load there is."""
+LONG_SUM = 256
+"""Factors of a sum from which on the Triton kernel takes 64 at once, not 32: less than a fifth is padding."""
+FEW_POSITIONS = 64
+"""Up to so many positions a program of the Triton kernel gives 16, else 128; each is compiled on its own."""
+MAX_POSITIONS = (1 << 31) - 128
+"""Positions that one launch of the Triton kernel numbers in int32."""
 MAX_SHIFT = 16
 """Accumulators over 2^23, where float32 has no halves, still exceed 127 after this shift: clamped anyway."""
 
@@ -48,14 +60,14 @@ class IntConv:
     """A convolution layer with its integers packed for the device.
 
     weight: int8 [O, I, k, k]. bias: int32 [O]. shift: int32 or int64 [O], 1..16. head: int32 without the
-    clamp. Raises ValueError where 127 * sum|W| + |b| + 2^(s-1) reaches 2^24 in a channel.
+    clamp. Raises ValueError where 127 * sum|W| + |b| + 2^(s-1) reaches 2^24 or |b| reaches 2^23 in a channel.
     """
 
     weight: Tensor
     bias: Tensor
     shift: Tensor
     head: bool = False
-    _packed: dict[str, Any] = field(default_factory=dict, repr=False)
+    _packed: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         check_layer(self.weight, self.bias, self.shift)
@@ -92,7 +104,7 @@ class IntConv:
             return self._on_triton(x, bias, residual)
         if x.device.type == "cpu":
             return self._on_cpu(x, bias, residual)
-        return conv_int_reference(x, self.weight, bias, self.shift, self.head, residual)
+        return _run_slowly(x, self.weight, bias, self.shift, self.head, residual)
 
     def to(self, device: torch.device | str) -> "IntConv":
         """The layer on another device, packed for it: threads with streams of their own may share it."""
@@ -122,16 +134,21 @@ class IntConv:
 
     def _on_cpu(self, x: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         paths = NARROW_PATHS if x.shape[-1] - self.weight.shape[-1] < NARROW else CPU_PATHS
-        if paths[0] not in self._packed:
-            path = _cpu_path(self.weight.shape, self.head, paths)
-            self._packed[paths[0]] = (_RUN[path], _PACK[path](self.weight, self.shift))
-        run, packed = self._packed[paths[0]]
+        chosen = self._packed.get(paths[0])
+        if chosen is None:  # oneDNN's path holds for good, another one for these settings of torch
+            key = (paths[0], float32_settings())
+            chosen = self._packed.get(key)
+            if chosen is None:
+                path = _cpu_path(self.weight.shape, self.head, paths)
+                chosen = (_RUN[path], _PACK[path](self.weight, self.shift))
+                self._packed[paths[0] if path == "onednn" else key] = chosen
+        run, packed = chosen
         y: Tensor = run(x, packed, bias, self.head, residual)
         return y
 
     def _on_triton(self, x: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         if not _triton_agrees(x.device, self.weight.shape, self.head):
-            return conv_int_reference(x, self.weight, bias, self.shift, self.head, residual)
+            return _run_slowly(x, self.weight, bias, self.shift, self.head, residual)
         if "triton" not in self._packed:
             self._packed["triton"] = pack_triton(self.weight, torch.int8)
         return _launch(x, self._packed["triton"], bias, self.shift, self.head, residual)
@@ -142,7 +159,8 @@ def conv_int(
 ) -> Tensor:
     """One convolution without a prepared layer; arguments as in `IntConv`, and x may be int16 -2047..2047.
 
-    Raises ValueError for wrong shapes and dtypes and where a partial sum could reach 2^24.
+    Where no Triton kernel runs it is slower than a layer. Raises ValueError for wrong shapes and dtypes and
+    where a partial sum could reach 2^24 or a bias 2^23.
     """
     check_layer(weight, bias, shift)
     _check_input(x, weight, residual, head, (torch.uint8, torch.int16))
@@ -150,9 +168,7 @@ def conv_int(
     check_bound(bias, headroom(weight, shift, ACTIVATION_MAX if x.dtype == torch.uint8 else CARRIER_MAX))
     if use_triton(x):
         return conv_int_triton(x, weight, bias, shift, head, residual)
-    if x.device.type == "cpu":
-        return _run_float(x, _pack_float(weight, shift), bias, head, residual)
-    return conv_int_reference(x, weight, bias, shift, head, residual)
+    return _run_slowly(x, weight, bias, shift, head, residual)
 
 
 def conv_int_reference(
@@ -163,15 +179,39 @@ def conv_int_reference(
         added = None if residual is None else residual.cpu()
         y = conv_int_reference(x.cpu(), weight.cpu(), bias.cpu(), shift.cpu(), head, added)
         return y.to(x.device)
+    return _by_taps(x, weight, bias, shift, head, residual, torch.int64)
+
+
+def conv_int_float64(
+    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, head: bool = False, residual: Tensor | None = None
+) -> Tensor:
+    """The definition with sums in float64, exact below 2^53: on the device of x, by matrix products alone.
+
+    No setting of torch lowers the precision of float64. Arguments as in `conv_int`.
+    """
+    with torch.no_grad():
+        return _by_taps(x, weight, bias, shift, head, residual, torch.float64)
+
+
+def _by_taps(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    head: bool,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """A matrix product for each position of the window, summed in dtype: int64 or float64."""
     k = weight.shape[-1]
     h, w = x.shape[2] - k + 1, x.shape[3] - k + 1
-    nhwc, taps = x.long().permute(0, 2, 3, 1), weight.long()
-    acc = bias.long().expand(x.shape[0], h, w, -1)
+    nhwc, taps = x.to(dtype).permute(0, 2, 3, 1), weight.to(dtype)
+    acc = bias.to(dtype).expand(x.shape[0], h, w, -1)
     for dy in range(k):
         for dx in range(k):
             acc = acc + nhwc[:, dy : dy + h, dx : dx + w] @ taps[:, :, dy, dx].T
     s = shift.long()
-    y = (acc + (1 << (s - 1))) >> s
+    y = (acc.long() + (1 << (s - 1))) >> s
     y = y.permute(0, 3, 1, 2)
     if head:
         return y.int()
@@ -225,7 +265,8 @@ def _run_onednn(x: Tensor, p: _Packed, bias: Tensor, head: bool, residual: Tenso
         return _finish(y, head, residual)
     # oneDNN rounds to nearest. (acc + 1/2) / 2^s is no tie for s >= 1, so that is floor((acc + 2^(s-1)) /
     # 2^s).
-    return _qconv(x, p, (bias + 0.5) * p.scale, torch.int8, "relu").view(torch.uint8)
+    # (`bias.float()`, as an integer plus 0.5 would have torch's default dtype, which a program may change.)
+    return _qconv(x, p, (bias.float() + 0.5) * p.scale, torch.int8, "relu").view(torch.uint8)
 
 
 def _qconv(x: Tensor, p: _Packed, bias: Tensor, dtype: torch.dtype, post: str) -> Tensor:
@@ -250,8 +291,19 @@ def _finish(y: Tensor, head: bool, residual: Tensor | None) -> Tensor:
     return (y if residual is None else y.add_(residual)).clamp_(0, ACTIVATION_MAX).to(torch.uint8)
 
 
-def _pack_int64(weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    return weight, shift
+def float32_settings() -> tuple[object, ...]:
+    """What lets torch round the factors of float32 convolutions; a program may change it at any time.
+
+    (bfloat16 holds all factors of 8 bits, so that rounding would do no harm; this does not rely on it.)
+    """
+    if _PRECISIONS is None:
+        return (torch.get_float32_matmul_precision(),)
+    return tuple(operation.fp32_precision for operation in _PRECISIONS)
+
+
+_MKLDNN: Any = torch.backends.mkldnn
+_PRECISIONS = (_MKLDNN.conv, _MKLDNN.matmul) if hasattr(_MKLDNN, "conv") else None
+"""Where torch has those settings since version 2.9; before there was one for all matrix products."""
 
 
 def _run_int64(
@@ -260,17 +312,51 @@ def _run_int64(
     return conv_int_reference(x, p[0], bias, p[1], head, residual)
 
 
-_PACK: dict[str, Any] = {"onednn": _pack_onednn, "float32": _pack_float, "int64": _pack_int64}
-_RUN: dict[str, Any] = {"onednn": _run_onednn, "float32": _run_float, "int64": _run_int64}
+def _run_float64(
+    x: Tensor, p: tuple[Tensor, Tensor], bias: Tensor, head: bool, residual: Tensor | None
+) -> Tensor:
+    return conv_int_float64(x, p[0], bias, p[1], head, residual)
+
+
+def _as_they_are(weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    return weight, shift
+
+
+_PACK: dict[str, Any] = {
+    "onednn": _pack_onednn,
+    "float32": _pack_float,
+    "float64": _as_they_are,
+    "int64": _as_they_are,
+}
+_RUN: dict[str, Any] = {
+    "onednn": _run_onednn,
+    "float32": _run_float,
+    "float64": _run_float64,
+    "int64": _run_int64,
+}
 
 
 def _cpu_path(shape: torch.Size, head: bool, paths: tuple[str, ...]) -> str:
-    """The first of these paths that passes the known-answer test for this layer shape, once per process."""
+    """The first of these paths that passes the known-answer test for this layer shape.
+
+    Once per process; of float32 once for each of torch's settings of its precision.
+    """
     for path in paths:
+        settings = float32_settings() if path == "float32" else ()
         check = partial(_agrees, partial(_run_path, path), shape, head, "cpu")
-        if known_answer(f"the {path} convolution", (tuple(shape), head), check):
+        if known_answer(f"the {path} convolution", (tuple(shape), head, *settings), check):
             return path
     return "int64"
+
+
+def _run_slowly(
+    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, head: bool, residual: Tensor | None
+) -> Tensor:
+    """Where there is no fast path: float64 where x is, or, where that fails its test, the definition."""
+    check = partial(_agrees, conv_int_float64, weight.shape, head, x.device)
+    if known_answer("the float64 convolution", (str(x.device), tuple(weight.shape), head), check):
+        return conv_int_float64(x, weight, bias, shift, head, residual)
+    return conv_int_reference(x, weight, bias, shift, head, residual)
 
 
 def _run_path(
@@ -299,6 +385,11 @@ def _agrees(run: Callable[..., Tensor], shape: torch.Size, head: bool, device: t
     x = torch.where(x > 127, torch.where(x > 159, 127, 0), x).to(torch.uint8).view(2, i, k + 1, k + 16)
     shift = torch.arange(o, dtype=torch.int32) % MAX_SHIFT + 1
     bias = torch.arange(o, dtype=torch.int32) * 7919 % 50021 - 25010
+    # One-sided sums, and a bias that nearly cancels them: the largest biases, results that no clamp hides.
+    weight[3::4] = weight[3::4].abs().clamp(max=peak // 2)
+    weight[7::8] *= -1
+    first = (weight.long() * x[0, :, :k, :k].long()).sum((1, 2, 3))
+    bias[3::4] = (5 - first)[3::4].clamp(1 - BIAS_LIMIT, BIAS_LIMIT - 1).int()
     added = (torch.arange(2 * o * 2 * 17) * 37 % 128).to(torch.uint8).view(2, o, 2, 17)
     for residual in (None,) if head else (None, added):
         want = conv_int_reference(x, weight, bias, shift, head, residual)
@@ -313,18 +404,30 @@ def _agrees(run: Callable[..., Tensor], shape: torch.Size, head: bool, device: t
 
 
 def pack_triton(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, I, k, k] to [k, k, I, O], int8 or float16."""
-    return weight.permute(2, 3, 1, 0).contiguous().to(dtype)
+    """[O, I, k, k] to [O, k, k, I'], int8 or float16: zeros fill the channels up to a multiple of 16.
+
+    The kernel's sum runs over the last three axes as one, which lies in memory as the tensor cores want it.
+    """
+    return _fill(weight.permute(0, 2, 3, 1).to(dtype))
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """Activations [N, C, H, W] as [N, H, W, C'], int8 or float16: zeros fill C up to a multiple of 16."""
+    return _fill((x.view(torch.int8) if x.dtype == torch.uint8 else x.to(torch.float16)).permute(0, 2, 3, 1))
+
+
+def _fill(x: Tensor) -> Tensor:
+    """Zeros up to a multiple of 16 along the last axis; contiguous, and x itself where nothing is to do."""
+    missing = -x.shape[-1] % ALIGNMENT
+    return F.pad(x, (0, missing)).contiguous() if missing else x.contiguous()
 
 
 def _launch(
     x: Tensor, packed: Tensor, bias: Tensor, shift: Tensor, head: bool, residual: Tensor | None
 ) -> Tensor:
-    n, c, height, width = x.shape
-    k, o = packed.shape[0], packed.shape[3]
+    n, _, height, width = x.shape
+    o, k, _, channels = packed.shape
     h, w = height - k + 1, width - k + 1
-    x = x.contiguous(memory_format=torch.channels_last)
-    x = x.view(torch.int8) if x.dtype == torch.uint8 else x.to(torch.float16)
     y = torch.empty(
         (n, o, h, w),
         dtype=torch.int32 if head else torch.uint8,
@@ -334,27 +437,31 @@ def _launch(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     n_positions = n * h * w
-    rows, cols = block(n_positions, 16, 128), block(o, 16, 64)
-    _conv_kernel[(ceil_div(n_positions, rows), ceil_div(o, cols))](
-        x,
-        packed,
-        bias,
-        shift,
-        y if residual is None else residual,
-        y,
-        n_positions,
-        height,
-        width,
-        c,
-        o,
-        K=k,
-        HEAD=head,
-        RESIDUAL=residual is not None,
-        CARRIER=x.dtype == torch.float16,
-        ROWS=rows,
-        COLS=cols,
-        DEPTH=block(c, 32, 64),
-    )
+    if n_positions > MAX_POSITIONS:
+        raise ValueError(f"{n_positions} positions at once; the kernel counts to {MAX_POSITIONS}")
+    rows = 16 if n_positions <= FEW_POSITIONS else 128
+    cols = block(o, 16, 64)
+    with on_device(x.device):
+        _conv_kernel[(ceil_div(n_positions, rows), ceil_div(o, cols))](
+            _as_rows(x),
+            packed,
+            bias,
+            shift,
+            y if residual is None else residual,
+            y,
+            n_positions,
+            height,
+            width,
+            o,
+            C=channels,
+            K=k,
+            HEAD=head,
+            RESIDUAL=residual is not None,
+            CARRIER=packed.dtype == torch.float16,
+            ROWS=rows,
+            COLS=cols,
+            DEPTH=64 if k * k * channels >= LONG_SUM else 32,
+        )
     return y
 
 
@@ -362,9 +469,9 @@ def _launch(
 
 
 def headroom(weight: Tensor, shift: Tensor, x_max: int) -> Tensor:
-    """Largest |bias| that keeps every partial sum below 2^24: int64 [O], negative where none does."""
-    s = shift.long()
-    return ACCUMULATOR_LIMIT - 1 - x_max * weight.long().abs().sum((1, 2, 3)) - (1 << (s - 1))
+    """Largest |bias| below 2^23 that keeps every partial sum below 2^24: int64 [O], negative for none."""
+    room = ACCUMULATOR_LIMIT - 1 - x_max * weight.long().abs().sum((1, 2, 3)) - (1 << (shift.long() - 1))
+    return room.clamp(max=BIAS_LIMIT - 1)
 
 
 def check_bound(bias: Tensor, room: Tensor) -> None:
@@ -372,7 +479,7 @@ def check_bound(bias: Tensor, room: Tensor) -> None:
     if bool(over.any()):
         worst = int(over.nonzero()[0])
         raise ValueError(
-            f"channel {worst}: x_max * sum|W| + |b| + 2^(s-1) reaches 2^24, float32 sums would round"
+            f"channel {worst}: x_max * sum|W| + |b| + 2^(s-1) reaches 2^24 or |b| 2^23, float32 would round"
         )
 
 
@@ -408,19 +515,19 @@ def _check_input(
 # Triton kernel
 
 
-@jit
+@jit_for_any("n_positions", "height", "width")
 def _conv_kernel(
     x: Pointer,  # [N, H, W, C]: int8 0..127, or float16 integers
-    weight: Pointer,  # [K, K, C, O], the same dtype
+    weight: Pointer,  # [c_out, K, K, C], the same dtype
     bias: Pointer,
     shift: Pointer,
     residual: Pointer,
-    y: Pointer,  # [N, H-K+1, W-K+1, O]
+    y: Pointer,  # [N, H-K+1, W-K+1, c_out]
     n_positions: Value,
     height: Value,
     width: Value,
-    c_in: Value,
     c_out: Value,
+    C: constexpr,
     K: constexpr,
     HEAD: constexpr,
     RESIDUAL: constexpr,
@@ -429,43 +536,45 @@ def _conv_kernel(
     COLS: constexpr,
     DEPTH: constexpr,
 ) -> None:
-    """An implicit matrix product: a program gives ROWS positions of COLS channels, tap by tap."""
-    position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    """An implicit matrix product: a program gives ROWS positions of COLS channels.
+
+    Its sum over window and input channels is one axis of K * K * C factors, DEPTH of them at a time: a single
+    loop, whose loads the compiler can start before the products of the previous round are done.
+    """
+    position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o = tl.program_id(1) * COLS + tl.arange(0, COLS)
     h_out = height - K + 1
     w_out = width - K + 1
     row = position // w_out  # never negative: truncation is floor
     col = position - row * w_out
     image = row // h_out
-    corner = ((image * height + (row - image * h_out)) * width + col) * c_in
+    top = image.to(tl.int64) * height + (row - image * h_out)
+    corner = (top * width + col) * C
     inside = position < n_positions
     if CARRIER:
         acc = tl.zeros((ROWS, COLS), dtype=tl.float32)
     else:
         acc = tl.zeros((ROWS, COLS), dtype=tl.int32)
-    for tap in range(K * K):
+    for first in range(0, K * K * C, DEPTH):
+        i = first + tl.arange(0, DEPTH)
+        tap = i // C
         dy = tap // K
-        offset = (dy * width + tap - dy * K) * c_in
-        for first in range(0, c_in, DEPTH):
-            c = first + tl.arange(0, DEPTH)
-            a = tl.load(
-                x + corner[:, None] + (offset + c)[None, :],
-                mask=inside[:, None] & (c < c_in)[None, :],
-                other=0,
-            )
-            b = tl.load(
-                weight + (tap * c_in + c)[:, None] * c_out + o[None, :],
-                mask=(c < c_in)[:, None] & (o < c_out)[None, :],
-                other=0,
-            )
-            if CARRIER:
-                acc = tl.dot(a, b, acc)
-            else:
-                acc = tl.dot(a, b, acc, out_dtype=tl.int32)
+        offset = (dy * width + (tap - dy * K)) * C + (i - tap * C)
+        known = i < K * K * C
+        a = tl.load(x + corner[:, None] + offset[None, :], mask=inside[:, None] & known[None, :], other=0)
+        b = tl.load(
+            weight + o[:, None] * (K * K * C) + i[None, :],
+            mask=(o < c_out)[:, None] & known[None, :],
+            other=0,
+        )
+        if CARRIER:
+            acc = tl.dot(a, tl.trans(b), acc)
+        else:
+            acc = tl.dot(a, tl.trans(b), acc, out_dtype=tl.int32)
     s = tl.load(shift + o, mask=o < c_out, other=1)
     total = acc.to(tl.int32) + tl.load(bias + o, mask=o < c_out, other=0)[None, :]
     total = (total + (1 << (s - 1))[None, :]) >> s[None, :]
-    where = position[:, None] * c_out + o[None, :]
+    where = position.to(tl.int64)[:, None] * c_out + o[None, :]
     valid = inside[:, None] & (o < c_out)[None, :]
     if HEAD:
         tl.store(y + where, total, mask=valid)

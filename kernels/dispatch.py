@@ -61,6 +61,17 @@ def jit(kernel: Callable[..., Any]) -> Any:
     return triton.jit(kernel) if HAVE_TRITON else _Absent(kernel.__name__)
 
 
+def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+    """As `jit`, for a kernel whose arguments of these names are sizes that change from picture to picture.
+
+    Triton compiles a kernel anew where an integer argument becomes 1 or a multiple of 16; not for these.
+    """
+    if HAVE_TRITON:
+        decorator: Callable[[Callable[..., Any]], Any] = triton.jit(do_not_specialize=names)
+        return decorator
+    return jit
+
+
 def interpreting() -> bool:
     """True where TRITON_INTERPRET=1 asks for the kernels on the CPU."""
     return HAVE_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
@@ -129,18 +140,25 @@ _KNOWN: dict[tuple[object, ...], bool] = {}
 def known_answer(what: str, key: tuple[object, ...], check: Callable[[], bool]) -> bool:
     """Whether a fast path passes its known-answer test, run once per process for each key.
 
-    A path that raises because its operator is missing or refuses the machine has failed. The first failure
-    of each is warned of (RuntimeWarning); the caller then takes a slower path.
+    A path that raises has failed: its operator is missing, the compiler refuses it (`triton.TritonError`, an
+    Exception of its own), the machine has not what it takes. The first failure of each is warned of
+    (RuntimeWarning); the caller then takes a slower path. A lack of memory says nothing about a path: it goes
+    through, and the next call tests again.
     """
     full = (what, *key)
     if full not in _KNOWN:
+        why = ""
         try:
             _KNOWN[full] = check()
-        except (RuntimeError, AttributeError, NotImplementedError):
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as e:  # torch, Triton and the compilers below them promise no kinds
             _KNOWN[full] = False
+            why = f" ({type(e).__name__}: {e})"
         if not _KNOWN[full]:
             message = (
-                f"{what} fails its known-answer test for {key}; a slower path is used, results stay exact"
+                f"{what} fails its known-answer test for {key}{why}; a slower path is used, "
+                "results stay exact"
             )
             warnings.warn(message, RuntimeWarning, stacklevel=3)
     return _KNOWN[full]

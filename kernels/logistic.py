@@ -22,6 +22,7 @@ from vbc.kernels.dispatch import (
     check_tensor,
     constexpr,
     jit,
+    on_device,
     tl,
     use_triton,
 )
@@ -115,7 +116,8 @@ class _Bits(torch.autograd.Function):
     def forward(ctx: Any, residual: Tensor, log2_scale: Tensor) -> Tensor:
         r, scale = residual.contiguous(), log2_scale.contiguous()
         bits = torch.empty(r.shape, dtype=torch.float32, device=r.device)
-        _bits_kernel[(ceil_div(r.numel(), BLOCK),)](r, scale, bits, r.numel(), SIZE=BLOCK)
+        with on_device(r.device):
+            _bits_kernel[(ceil_div(r.numel(), BLOCK),)](r, scale, bits, r.numel(), SIZE=BLOCK)
         ctx.save_for_backward(r, scale)
         return bits
 
@@ -124,7 +126,9 @@ class _Bits(torch.autograd.Function):
         r, scale = ctx.saved_tensors
         d_r, d_scale = torch.empty_like(r), torch.empty_like(scale)
         grad = grads[0].float().contiguous()
-        _bits_grad_kernel[(ceil_div(r.numel(), BLOCK),)](r, scale, grad, d_r, d_scale, r.numel(), SIZE=BLOCK)
+        grid = (ceil_div(r.numel(), BLOCK),)
+        with on_device(r.device):
+            _bits_grad_kernel[grid](r, scale, grad, d_r, d_scale, r.numel(), SIZE=BLOCK)
         return d_r, d_scale
 
 
@@ -139,9 +143,9 @@ def table_index_triton(
     index = torch.empty(m.shape, dtype=torch.uint16, device=m.device)
     mean = torch.empty(m.shape, dtype=torch.int16, device=m.device)
     if m.numel():
-        _index_kernel[(ceil_div(m.numel(), BLOCK),)](
-            m, scale, index, mean, m.numel(), low16, n_scales, SIZE=BLOCK
-        )
+        grid = (ceil_div(m.numel(), BLOCK),)
+        with on_device(m.device):
+            _index_kernel[grid](m, scale, index, mean, m.numel(), low16, n_scales, SIZE=BLOCK)
     return index, mean
 
 

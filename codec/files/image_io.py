@@ -4,8 +4,9 @@ all."""
 import io
 import os
 import secrets
-import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
@@ -16,19 +17,8 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from vbc.bitstream import container
 from vbc.codec.files import sixteen_bit as deep
+from vbc.codec.files.tiff_tags import EXIF_PREFIX, gather_exif, spread_exif
 
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-)
-"""What Pillow raises on broken files."""
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "PPM", "BMP", "GIF")
 """What Pillow may open. Left out are formats whose deeper samples Pillow reduces to 8 bits without saying so
 (AVIF, JPEG 2000)."""
@@ -60,12 +50,8 @@ OUTPUT_FORMATS = {
 LIMITS = container.DEFAULT_LIMITS
 """An image is refused where the file made from it would be; the number of pixels is also where Pillow itself
 refuses."""
-EXIF_PREFIX = b"Exif\x00\x00"
-TIFF_TEXT_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)
-"""Description, make, model, software, date, artist, copyright: the tags of a TIFF's directory that are not
-about its layout."""
-TIFF_SUB_DIRECTORIES = (0x8769, 0x8825)
-"""EXIF and GPS."""
+PACKED_16_BITS = ("BGR;16", "RGB;16")
+"""Pillow's names for pixels of 5, 6 and 5 bits; other names with ";16" in them mean samples of 16 bits."""
 
 unfinished: set[Path] = set()
 """Temporary files of `write_atomic` that are not in place yet: what a process that is told to stop has to
@@ -157,43 +143,59 @@ def read_picture(data: bytes) -> Picture:
     Raises UnsupportedImage for whatever is no gray or RGB picture of 8 or 16 bits, with or without alpha, and
     says why.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as im:
-            check_size(*im.size)
-            assert isinstance(im, ImageFile.ImageFile)  # what opening always gives
-            _check_frames(im)
-            _check_samples(im)
-            _scale_transparency(im)
-            orientation = im.tag_v2.get(0x0112, 1) if im.format == "TIFF" else 1  # type: ignore[attr-defined]
-            is_deep, start = _is_reduced(im), im.tile[0].offset if im.tile else 0
-            im.load()  # PNG may have metadata behind its pixels
-            return _read_deep(data, im, orientation, start) if is_deep else from_pillow(im)
-    except UnsupportedImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnsupportedImage(f"not an image in one of the formats {', '.join(FORMATS)}") from None
-    except BROKEN as e:
-        raise UnsupportedImage(f"broken image: {e}") from e
-    except Image.DecompressionBombError:
-        raise UnsupportedImage(f"more than {LIMITS.max_pixels} pixels") from None
+    with _unsupported("broken image"), Image.open(io.BytesIO(data), formats=FORMATS) as im:
+        check_size(*im.size)
+        assert isinstance(im, ImageFile.ImageFile)  # what opening always gives
+        _check_frames(im)
+        _check_samples(im)
+        _prepare_info(im)
+        tags = im.tag_v2 if im.format == "TIFF" else {}  # type: ignore[attr-defined]
+        orientation, planar = tags.get(0x0112, 1), tags.get(284, 1) == 2
+        is_deep, start = _is_reduced(im), im.tile[0].offset if im.tile else 0
+        im.load()  # PNG may have metadata behind its pixels
+        return _read_deep(data, im, orientation, planar, start) if is_deep else from_pillow(im)
 
 
 def from_pillow(im: Image.Image) -> Picture:
-    """Pixels and metadata of an open Pillow image. Raises UnsupportedImage as `read_picture` does."""
+    """Pixels and metadata of an open Pillow image, loaded or not.
+
+    Raises UnsupportedImage as `read_picture` does, for metadata that cannot be read and a truncated file too.
+    """
     check_size(*im.size)
-    if isinstance(im, ImageFile.ImageFile) and im.tile:  # not loaded yet
-        _check_samples(im)
-        _scale_transparency(im)
-        if _is_reduced(im):
-            raise UnsupportedImage(
-                "Pillow reduces these 16-bit samples to 8 bits; encode takes uint16 arrays"
-            )
-    return Picture.from_samples(_samples(im), _read_metadata(im))
+    with _unsupported("broken image"):
+        if isinstance(im, ImageFile.ImageFile) and im.tile:  # not loaded yet
+            _check_samples(im)
+            _prepare_info(im)
+            if _is_reduced(im):
+                raise UnsupportedImage(
+                    "Pillow reduces these 16-bit samples to 8 bits; encode takes uint16 arrays"
+                )
+        return Picture.from_samples(_samples(im), _read_metadata(im))
+
+
+@contextmanager
+def _unsupported(what: str) -> Iterator[None]:
+    """Turn every error of reading or writing a picture into UnsupportedImage("what: why").
+
+    Every one, since Pillow and the libraries below it promise no kinds: damaged files have given OSError,
+    SyntaxError, struct.error, zlib.error, TypeError, AttributeError and more. What says nothing about the
+    picture goes through: a lack of memory, an interrupt.
+    """
+    try:
+        yield
+    except (UnsupportedImage, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UnsupportedImage(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise UnsupportedImage(f"more than {LIMITS.max_pixels} pixels") from None
+    except Exception as e:
+        raise UnsupportedImage(f"{what}: {str(e) or type(e).__name__}") from e
 
 
 def write_picture(picture: Picture, suffix: str, exact: bool) -> bytes:
     """The picture as an image file of the kind `suffix` names, with its metadata where the format has room
-    for it (PPM has none).
+    for it: PPM has none, TIFF for those tags of EXIF that can be parsed and do not describe another file.
 
     `exact` says that the pixels are the original's, and makes WebP lossless. Raises UnsupportedImage where
     the format cannot hold the picture.
@@ -205,34 +207,36 @@ def write_picture(picture: Picture, suffix: str, exact: bool) -> bytes:
     kind = OUTPUT_FORMATS[suffix.lower()]
     if picture.alpha is not None and kind not in ALPHA_FORMATS:
         raise UnsupportedImage(f"{kind} has no transparency; it fits into {', '.join(ALPHA_FORMATS)}")
-    if picture.low is not None:
-        if kind not in DEEP_FORMATS:
-            raise UnsupportedImage(f"16 bits a sample fit into {', '.join(DEEP_FORMATS)}, not into {kind}")
-        if not picture.gray or picture.alpha is not None:
+    if picture.low is not None and kind not in DEEP_FORMATS:
+        raise UnsupportedImage(f"16 bits a sample fit into {', '.join(DEEP_FORMATS)}, not into {kind}")
+    with _unsupported(f"cannot write this picture as {kind}"):
+        if picture.low is not None and (picture.alpha is not None or not picture.gray):
             return _write_deep(picture, kind)
+        return _write_with_pillow(picture, kind, exact)
+
+
+def _write_with_pillow(picture: Picture, kind: str, exact: bool) -> bytes:
+    """8 bits a sample, or 16 in gray. Raises whatever Pillow raises."""
     im = picture.to_pillow()
     meta = {k: im.info.pop(k) for k in ("icc_profile", "exif", "xmp") if k in im.info}
     out = io.BytesIO()
-    try:
-        if kind == "PNG":
-            info = PngImagePlugin.PngInfo()
-            if "xmp" in meta:  # as raw bytes: add_itxt would encode a str anew
-                info.add(b"iTXt", deep.XMP_KEYWORD + b"\x00\x00\x00\x00\x00" + meta.pop("xmp"))
-            im.save(out, kind, pnginfo=info, **meta)
-        elif kind == "WEBP":
-            im.save(out, kind, lossless=exact, exact=exact, quality=80 if exact else 95, **meta)
-        elif kind == "TIFF":
-            tags = Image.Exif()  # a TIFF has no block of EXIF: its tags are the file's own
-            tags.load(meta.pop("exif", None) or b"")
-            if "xmp" in meta:
-                tags[deep.TIFF_XMP] = meta.pop("xmp")
-            im.save(out, kind, exif=tags, **meta)  # uncompressed: libtiff cannot write EXIF directories
-        elif kind == "JPEG":
-            im.save(out, kind, quality=95, subsampling=0, **meta)
-        else:
-            im.save(out, kind)
-    except (ValueError, OSError) as e:
-        raise UnsupportedImage(f"cannot write this picture as {kind}: {e}") from e
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        if "xmp" in meta:  # as raw bytes: add_itxt would encode a str anew
+            info.add(b"iTXt", deep.XMP_KEYWORD + b"\x00\x00\x00\x00\x00" + meta.pop("xmp"))
+        im.save(out, kind, pnginfo=info, **meta)
+    elif kind == "WEBP":
+        im.save(out, kind, lossless=exact, exact=exact, quality=80 if exact else 95, **meta)
+    elif kind == "TIFF":
+        meta.pop("exif", None)
+        tags = spread_exif(picture.metadata.exif)
+        if "xmp" in meta:
+            tags[deep.TIFF_XMP] = meta.pop("xmp")
+        im.save(out, kind, exif=tags, **meta)  # uncompressed: libtiff cannot write EXIF directories
+    elif kind == "JPEG":
+        im.save(out, kind, quality=95, subsampling=0, **meta)
+    else:
+        im.save(out, kind)
     return out.getvalue()
 
 
@@ -287,14 +291,17 @@ def _samples(im: Image.Image) -> Samples:
 
 def _add_alpha(samples: Samples, key: int | tuple[int, ...]) -> Samples:
     """An alpha channel that is 0 where all channels equal the transparent colour, else full."""
+    if np.asarray(key).dtype.kind not in "iu" or np.size(key) != samples.shape[2]:
+        raise UnsupportedImage(f"{key!r} is no transparent colour of {samples.shape[2]} channels")
     alpha = (samples.astype(np.int64) != key).any(axis=2, keepdims=True) * np.iinfo(samples.dtype).max
     return np.concatenate((samples, alpha.astype(samples.dtype)), axis=2)
 
 
-def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, start: int) -> Picture:
+def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, planar: bool, start: int) -> Picture:
     """The picture of a file whose 16-bit samples Pillow reduces; the metadata is Pillow's.
 
-    start: where its samples begin.
+    orientation: the TIFF tag. planar: whether a TIFF's channels are stored one after the other. start: where
+    a PPM's samples begin.
     """
     assert im.format
     if im.format == "PPM":
@@ -306,6 +313,8 @@ def _read_deep(data: bytes, im: ImageFile.ImageFile, orientation: int, start: in
             "16 bits a sample in colour or with alpha need the package imagecodecs: "
             "pip install 'vbc-codec[deep]'"
         ) from None
+    if planar:
+        samples = np.moveaxis(samples, 0, 2)
     if orientation in TIFF_TURNS:  # as Pillow does
         turns, mirrored = TIFF_TURNS[orientation]
         samples = np.rot90(samples[:, ::-1] if mirrored else samples, turns)
@@ -336,7 +345,17 @@ def _raw_modes(im: ImageFile.ImageFile) -> list[str]:
 
 def _is_reduced(im: ImageFile.ImageFile) -> bool:
     """Whether Pillow would reduce 16-bit samples to 8 bits."""
-    return (any(";16" in a for a in _raw_modes(im)) and im.mode[0] != "I") or _is_deep_ppm(im)
+    return (_has_16_bits(im) and im.mode[0] != "I") or _is_deep_ppm(im)
+
+
+def _has_16_bits(im: ImageFile.ImageFile) -> bool:
+    """Whether the file's samples have 16 bits.
+
+    By Pillow's name for them; in a TIFF by its own word, as Pillow takes planes of 16 bits for planes of 8.
+    """
+    if im.format == "TIFF":
+        return 16 in im.tag_v2.get(258, ())  # type: ignore[attr-defined]
+    return any(";16" in a and a not in PACKED_16_BITS for a in _raw_modes(im))
 
 
 def _is_deep_ppm(im: ImageFile.ImageFile) -> bool:
@@ -344,8 +363,14 @@ def _is_deep_ppm(im: ImageFile.ImageFile) -> bool:
     return [(t.codec_name, t.args) for t in im.tile] == [("ppm", ("RGB", 65535))]
 
 
-def _scale_transparency(im: ImageFile.ImageFile) -> None:
-    """Gray of 2 or 4 bits is scaled to 8 by Pillow; so must be its transparent value, which is not."""
+def _prepare_info(im: ImageFile.ImageFile) -> None:
+    """Make `info` fit before the pixels are loaded.
+
+    Gray of 2 or 4 bits is scaled to 8 by Pillow; so must be its transparent value, which is not. XMP that a
+    TIFF calls text is decoded by Pillow, which then fails to look for an orientation in it.
+    """
+    if im.format == "TIFF" and isinstance(im.info.get("xmp"), str):
+        im.info["xmp"] = im.info["xmp"].encode("latin-1")
     scales = {"L;2": 85, "L;4": 17}
     for raw in _raw_modes(im):
         if raw in scales and isinstance(im.info.get("transparency"), int):
@@ -364,7 +389,7 @@ def _check_frames(im: ImageFile.ImageFile) -> None:
 def _check_samples(im: ImageFile.ImageFile) -> None:
     """Refuse samples and channels that Pillow would silently change. Call before the pixels are loaded."""
     raw = _raw_modes(im)
-    n_bits = 16 if any(";16" in a for a in raw) else 8
+    n_bits = 16 if _has_16_bits(im) else 8
     if im.format == "PPM":
         n_bits = max([n_bits, *(int(a).bit_length() for a in raw if a.isdecimal())])
         known = n_bits == 8 or (im.mode == "I" and "I;16B" in raw) or _is_deep_ppm(im)
@@ -372,12 +397,12 @@ def _check_samples(im: ImageFile.ImageFile) -> None:
         tags = im.tag_v2  # type: ignore[attr-defined]
         n_bits = max(tags.get(258, (1,)))
         extra = tags.get(338, (2,))
-        if im.mode in ("RGB", "RGBA", "LA") and tags.get(277, 1) != (3 if im.mode == "RGB" else len(im.mode)):
+        if tags.get(277, 1) != len(im.getbands()):
             raise UnsupportedImage(f"{tags.get(277)} samples a pixel are not supported")
         if im.mode in ("RGBA", "LA") and extra[0] == 1:
             raise UnsupportedImage("colours multiplied by alpha are not supported")
-        unsigned = set(tags.get(339, (1,))) == {1} and tags.get(262) in (1, 2)
-        known = n_bits <= 8 or (n_bits == 16 and unsigned)
+        unsigned = set(tags.get(339, (1,))) == {1}
+        known = unsigned and (n_bits <= 8 or (n_bits == 16 and tags.get(262) in (1, 2)))
     else:
         known = n_bits == 8 or im.format == "PNG"
     if not known:
@@ -385,16 +410,23 @@ def _check_samples(im: ImageFile.ImageFile) -> None:
 
 
 def _read_metadata(im: Image.Image) -> Metadata:
-    exif = im.info.get("exif") or _tiff_exif(im)
-    if (
-        exif is None and "Raw profile type exif" in im.info
-    ):  # how ImageMagick wrote EXIF before PNG had a chunk for it
+    exif = im.info.get("exif") or (gather_exif(im) if im.format == "TIFF" else None)
+    if exif is None and "Raw profile type exif" in im.info:
+        # how ImageMagick wrote EXIF before PNG had a chunk for it
         exif = bytes.fromhex("".join(im.info["Raw profile type exif"].split("\n")[3:]))
-    meta = Metadata(
-        im.info.get("icc_profile") or None,
-        exif and exif.removeprefix(EXIF_PREFIX),
-        im.info.get("xmp") or None,
+    return make_metadata(
+        im.info.get("icc_profile"), exif, im.info.get("xmp"), "latin-1" if im.format == "TIFF" else "utf-8"
     )
+
+
+def make_metadata(icc: object, exif: object, xmp: object, encoding: str = "utf-8") -> Metadata:
+    """Metadata of what Pillow and its users put into `info`: bytes, text, Image.Exif, None. Empty is None.
+
+    encoding: of text; "latin-1" gives back the bytes of a TIFF's tag of type ASCII, which Pillow has decoded.
+    Raises UnsupportedImage for other types and where there is too much of it.
+    """
+    parts = (_as_bytes(*part, encoding) for part in (("ICC profile", icc), ("EXIF", exif), ("XMP", xmp)))
+    meta = Metadata(*parts)
     if len(meta.icc or b"") > container.MAX_ICC:
         raise UnsupportedImage(f"an ICC profile of more than {container.MAX_ICC} bytes")
     if sum(meta.n_bytes().values()) > LIMITS.max_metadata:
@@ -402,17 +434,17 @@ def _read_metadata(im: Image.Image) -> Metadata:
     return meta
 
 
-def _tiff_exif(im: Image.Image) -> bytes | None:
-    """A TIFF has its EXIF spread over its directories, so it is gathered into a block of its own; None where
-    there is none."""
-    if im.format != "TIFF":
-        return None
-    source, gathered = im.getexif(), Image.Exif()
-    for tag in TIFF_TEXT_TAGS:
-        if tag in source:
-            gathered[tag] = source[tag]
-    for tag in TIFF_SUB_DIRECTORIES:
-        if directory := source.get_ifd(tag):
-            gathered.get_ifd(tag).update(directory)
-            gathered[tag] = directory
-    return gathered.tobytes() if len(gathered) else None
+def _as_bytes(what: str, value: object, encoding: str) -> bytes | None:
+    """A part of the metadata as bytes without EXIF's prefix, None where it is empty."""
+    match value:
+        case None:
+            return None
+        case Image.Exif():
+            data = value.tobytes()
+        case str():
+            data = value.encode(encoding)
+        case bytes() | bytearray() | memoryview():
+            data = bytes(value)
+        case _:
+            raise UnsupportedImage(f"the {what} is a {type(value).__name__}, not bytes")
+    return (data.removeprefix(EXIF_PREFIX) if what == "EXIF" else data) or None

@@ -9,7 +9,8 @@ import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from vbc.codec.files.tiff_tags import EXIF_PREFIX, spread_exif
 
 Samples = NDArray[np.uint16]
 
@@ -76,10 +77,9 @@ def write_png(samples: Samples, icc: bytes | None, exif: bytes | None, xmp: byte
 
 def write_tiff(samples: Samples, icc: bytes | None, exif: bytes | None, xmp: bytes | None) -> bytes:
     """An uncompressed 16-bit TIFF of RGB or RGBA: an EXIF block is a TIFF, so its directory gets the tags of
-    a picture, and the samples follow."""
+    a picture, and the samples follow. Of EXIF it has what `spread_exif` gives."""
     height, width, n_channels = samples.shape
-    tags = Image.Exif()
-    tags.load(exif or b"")
+    tags = spread_exif(exif)
     layout = {256: width, 257: height, 258: (16,) * n_channels, 259: 1, 262: 2, 277: n_channels, 278: height}
     tags.update(layout | {273: 0, 279: samples.nbytes, 284: 1})  # Pillow adds the directory's size to 273
     if n_channels == 4:
@@ -87,5 +87,5 @@ def write_tiff(samples: Samples, icc: bytes | None, exif: bytes | None, xmp: byt
     for tag, part in ((TIFF_ICC, icc), (TIFF_XMP, xmp)):
         if part is not None:
             tags[tag] = part
-    block = tags.tobytes().removeprefix(b"Exif\x00\x00")
+    block = tags.tobytes().removeprefix(EXIF_PREFIX)
     return block + samples.astype("<u2" if block.startswith(b"II") else ">u2").tobytes()

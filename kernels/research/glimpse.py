@@ -22,6 +22,7 @@ from vbc.kernels.dispatch import (
     check_tensor,
     constexpr,
     jit,
+    on_device,
     tl,
     use_triton,
 )
@@ -124,9 +125,10 @@ class _Resample(torch.autograd.Function):
         order = torch.argsort(output_of, stable=True)
         counts = torch.bincount(output_of, minlength=n_out)
         starts = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-        _forward_kernel[(ceil_div(height * width, BLOCK), n_out)](
-            source, transforms, source_of, order, starts, out, c, h, w, height, width, SIZE=BLOCK
-        )
+        with on_device(source.device):
+            _forward_kernel[(ceil_div(height * width, BLOCK), n_out)](
+                source, transforms, source_of, order, starts, out, c, h, w, height, width, SIZE=BLOCK
+            )
         ctx.save_for_backward(source, transforms, source_of, output_of)
         return out
 
@@ -139,22 +141,23 @@ class _Resample(torch.autograd.Function):
         d_source = torch.zeros_like(source)
         parts = torch.empty((transforms.shape[0], n_tiles, 6), device=source.device)
         if parts.numel():
-            _backward_kernel[(n_tiles, transforms.shape[0])](
-                source,
-                transforms,
-                source_of,
-                output_of,
-                grads[0].contiguous(),
-                d_source,
-                parts,
-                c,
-                h,
-                w,
-                height,
-                width,
-                n_tiles,
-                SIZE=BLOCK,
-            )
+            with on_device(source.device):
+                _backward_kernel[(n_tiles, transforms.shape[0])](
+                    source,
+                    transforms,
+                    source_of,
+                    output_of,
+                    grads[0].contiguous(),
+                    d_source,
+                    parts,
+                    c,
+                    h,
+                    w,
+                    height,
+                    width,
+                    n_tiles,
+                    SIZE=BLOCK,
+                )
         return d_source, parts.sum(1).view(-1, 2, 3), None, None, None
 
 

@@ -18,6 +18,7 @@ from vbc.kernels.dispatch import (
     check_tensor,
     constexpr,
     jit,
+    on_device,
     tl,
     use_triton,
 )
@@ -119,21 +120,22 @@ def resample_boxes_triton(
     total = torch.empty((n_out, c, height, width), dtype=torch.int32, device=source.device)
     covered = torch.empty((n_out, 1, height, width), dtype=torch.int32, device=source.device)
     counts = torch.bincount(output_of, minlength=n_out)
-    _boxes_kernel[(ceil_div(height * width, BLOCK), n_out)](
-        source.contiguous(),
-        boxes.contiguous(),
-        source_of,
-        torch.argsort(output_of, stable=True),
-        torch.cat((counts.new_zeros(1), counts.cumsum(0))),
-        total,
-        covered,
-        c,
-        h,
-        w,
-        height,
-        width,
-        SIZE=BLOCK,
-    )
+    with on_device(source.device):
+        _boxes_kernel[(ceil_div(height * width, BLOCK), n_out)](
+            source.contiguous(),
+            boxes.contiguous(),
+            source_of,
+            torch.argsort(output_of, stable=True),
+            torch.cat((counts.new_zeros(1), counts.cumsum(0))),
+            total,
+            covered,
+            c,
+            h,
+            w,
+            height,
+            width,
+            SIZE=BLOCK,
+        )
     return total, covered
 
 

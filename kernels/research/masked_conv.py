@@ -23,7 +23,6 @@ from vbc.kernels.conv import (
     check_layer,
     conv_int_reference,
     headroom,
-    pack_triton,
 )
 from vbc.kernels.dispatch import (
     Pointer,
@@ -35,6 +34,7 @@ from vbc.kernels.dispatch import (
     constexpr,
     jit,
     known_answer,
+    on_device,
     tl,
     use_triton,
 )
@@ -174,7 +174,7 @@ class IntMaskedConv:
         if not _triton_agrees(x, self.weight, self.order, self.kind, self.head):
             return self._gather(x, bias, cells, out)
         if "triton" not in self._packed:
-            self._packed["triton"] = pack_triton(self.weight, torch.int8).flatten(0, 1)
+            self._packed["triton"] = _pack(self.weight, torch.int8)
         packed = self._packed["triton"]
         return _launch_int(x, packed, bias, self.shift, cells, self.order.period, out)
 
@@ -376,6 +376,11 @@ def _cells_of_taps(p: Plan, device: str) -> tuple[Tensor, Tensor]:
     )
 
 
+def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[O, I, k, k] to [k * k, I, O], int8 or float16."""
+    return weight.permute(2, 3, 1, 0).contiguous().to(dtype).flatten(0, 1)
+
+
 def _launch(
     x: Tensor,
     packed: Tensor,
@@ -392,27 +397,28 @@ def _launch(
     cell_table, tap_table = _tables(cells, str(x.device))
     largest = n * ceil_div(h, period) * ceil_div(w, period)
     rows, cols = block(largest, 16, 64), block(o, 16, 64)
-    _masked_kernel[(ceil_div(largest, rows), ceil_div(o, cols), len(cells))](
-        x,
-        packed,
-        packed if bias is None else bias,
-        packed if shift is None else shift,
-        y,
-        cell_table,
-        tap_table,
-        n,
-        h,
-        w,
-        c,
-        o,
-        period,
-        FORM=form,
-        BIAS=bias is not None,
-        HEAD=y.dtype == torch.int32,
-        ROWS=rows,
-        COLS=cols,
-        DEPTH=block(c, 32 if form == "int8" else 16, 64 if form == "int8" else 32),
-    )
+    with on_device(x.device):
+        _masked_kernel[(ceil_div(largest, rows), ceil_div(o, cols), len(cells))](
+            x,
+            packed,
+            packed if bias is None else bias,
+            packed if shift is None else shift,
+            y,
+            cell_table,
+            tap_table,
+            n,
+            h,
+            w,
+            c,
+            o,
+            period,
+            FORM=form,
+            BIAS=bias is not None,
+            HEAD=y.dtype == torch.int32,
+            ROWS=rows,
+            COLS=cols,
+            DEPTH=block(c, 32 if form == "int8" else 16, 64 if form == "int8" else 32),
+        )
 
 
 def masked_conv_int_triton(
@@ -426,8 +432,8 @@ def masked_conv_int_triton(
     out: Tensor,
 ) -> Tensor:
     """The exact form as a Triton kernel: int8 products for uint8 input, float16 products for int16."""
-    packed = pack_triton(weight, torch.int8 if x.dtype == torch.uint8 else torch.float16)
-    return _launch_int(x, packed.flatten(0, 1), bias, shift, cells, period, out)
+    packed = _pack(weight, torch.int8 if x.dtype == torch.uint8 else torch.float16)
+    return _launch_int(x, packed, bias, shift, cells, period, out)
 
 
 def _launch_int(
@@ -493,26 +499,27 @@ def _weight_gradient(x: Tensor, g: Tensor, p: Plan, period: int) -> Tensor:
     numbers, starts = _cells_of_taps(p, str(x.device))
     size_c, size_o = block(c, 16, 64), block(o, 16, 64)
     blocks_c = ceil_div(c, size_c)
-    _weight_kernel[(p.k * p.k, blocks_c * ceil_div(o, size_o), splits)](
-        x,
-        g,
-        out,
-        cells,
-        numbers,
-        starts,
-        n,
-        h,
-        w,
-        c,
-        o,
-        period,
-        splits,
-        blocks_c,
-        K=p.k,
-        ROWS=rows,
-        SIZE_C=size_c,
-        SIZE_O=size_o,
-    )
+    with on_device(x.device):
+        _weight_kernel[(p.k * p.k, blocks_c * ceil_div(o, size_o), splits)](
+            x,
+            g,
+            out,
+            cells,
+            numbers,
+            starts,
+            n,
+            h,
+            w,
+            c,
+            o,
+            period,
+            splits,
+            blocks_c,
+            K=p.k,
+            ROWS=rows,
+            SIZE_C=size_c,
+            SIZE_O=size_o,
+        )
     return out.sum(0).view(p.k, p.k, c, o).permute(3, 2, 0, 1)
 
 

@@ -23,6 +23,7 @@ from vbc.kernels.dispatch import (
     check_tensor,
     constexpr,
     jit,
+    on_device,
     tl,
     use_triton,
 )
@@ -142,18 +143,19 @@ class _Bits(torch.autograd.Function):
         params, x = params.contiguous(), x.contiguous()
         n, planes, h, w = params.shape
         bits, lse_logits, lse_joint = torch.empty((3, n, h, w), device=params.device).unbind(0)
-        _bits_kernel[(ceil_div(bits.numel(), BLOCK),)](
-            params,
-            x,
-            bits,
-            lse_logits,
-            lse_joint,
-            bits.numel(),
-            h * w,
-            min_log_scale,
-            K=planes // 10,
-            SIZE=BLOCK,
-        )
+        with on_device(params.device):
+            _bits_kernel[(ceil_div(bits.numel(), BLOCK),)](
+                params,
+                x,
+                bits,
+                lse_logits,
+                lse_joint,
+                bits.numel(),
+                h * w,
+                min_log_scale,
+                K=planes // 10,
+                SIZE=BLOCK,
+            )
         ctx.save_for_backward(params, x, lse_logits, lse_joint)
         ctx.min_log_scale = min_log_scale
         return bits
@@ -163,19 +165,20 @@ class _Bits(torch.autograd.Function):
         params, x, lse_logits, lse_joint = ctx.saved_tensors
         n, planes, h, w = params.shape
         d_params = torch.empty_like(params)
-        _bits_grad_kernel[(ceil_div(n * h * w, BLOCK),)](
-            params,
-            x,
-            lse_logits,
-            lse_joint,
-            grads[0].float().contiguous(),
-            d_params,
-            n * h * w,
-            h * w,
-            ctx.min_log_scale,
-            K=planes // 10,
-            SIZE=BLOCK,
-        )
+        with on_device(params.device):
+            _bits_grad_kernel[(ceil_div(n * h * w, BLOCK),)](
+                params,
+                x,
+                lse_logits,
+                lse_joint,
+                grads[0].float().contiguous(),
+                d_params,
+                n * h * w,
+                h * w,
+                ctx.min_log_scale,
+                K=planes // 10,
+                SIZE=BLOCK,
+            )
         return d_params, None, None
 
 
@@ -187,17 +190,18 @@ def _draw(params: Tensor, uniform: Tensor | None, min_log_scale: float) -> Tenso
     params = params.contiguous()
     n, planes, h, w = params.shape
     y = torch.empty((n, 3, h, w), dtype=torch.uint8, device=params.device)
-    _draw_kernel[(ceil_div(n * h * w, BLOCK),)](
-        params,
-        params if uniform is None else uniform.contiguous(),
-        y,
-        n * h * w,
-        h * w,
-        min_log_scale,
-        K=planes // 10,
-        SAMPLE=uniform is not None,
-        SIZE=BLOCK,
-    )
+    with on_device(params.device):
+        _draw_kernel[(ceil_div(n * h * w, BLOCK),)](
+            params,
+            params if uniform is None else uniform.contiguous(),
+            y,
+            n * h * w,
+            h * w,
+            min_log_scale,
+            K=planes // 10,
+            SAMPLE=uniform is not None,
+            SIZE=BLOCK,
+        )
     return y
 
 

@@ -342,7 +342,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         x: Tensor, packed: Tensor, bias: Tensor, shift: Tensor, head: bool, added: Tensor | None
     ) -> Tensor:
         assert all(t.device == META for t in (x, packed, bias, shift))
-        side, outputs = packed.shape[0] - 1, packed.shape[3]
+        side, outputs = packed.shape[1] - 1, packed.shape[0]
         size = (x.shape[0], outputs, x.shape[2] - side, x.shape[3] - side)
         dtype = torch.int32 if head else torch.uint8
         return torch.empty(size, dtype=dtype, device=META, memory_format=torch.channels_last)

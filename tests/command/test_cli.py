@@ -200,7 +200,7 @@ def test_usage_errors(image: Path, tmp_path: Path, arguments: tuple[str, ...]) -
     assert not (tmp_path / "a.vbc").exists()
 
 
-def test_more_usage_errors(image: Path, tmp_path: Path) -> None:
+def test_more_usage_errors(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert codec().exit_code == 2
     assert codec("encode", image).exit_code == 2
     assert codec("decode", image, "-o", tmp_path / "a.xyz").exit_code == 2
@@ -210,6 +210,7 @@ def test_more_usage_errors(image: Path, tmp_path: Path) -> None:
     assert codec("eval", tmp_path / "nowhere").exit_code == 2
     (tmp_path / "empty").mkdir()
     assert codec("encode", tmp_path / "empty", "-o", tmp_path / "out").exit_code == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert codec("verify", image, "--device", "cuda").exit_code == 2
 
 
@@ -426,6 +427,20 @@ def test_info(tmp_path: Path, lossless: bytes) -> None:
     assert text.count("(missing)") == len(info["levels"]) - 2
     path.write_bytes(lossless + b"x")
     assert codec("info", path).exit_code == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_info_of_a_named_pipe(tmp_path: Path, lossless: bytes) -> None:
+    """As `codec info <(...)` has it: the size is known only once all is read."""
+    pipe, wanted = tmp_path / "pipe", vbc.codec.read_info(lossless)
+    os.mkfifo(pipe)
+    for data, levels in ((lossless, wanted.levels), (lossless[: wanted.level_ends[2]], (1, 2))):
+        command = [sys.executable, "-m", "vbc.codec", "info", str(pipe), "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        pipe.write_bytes(data)
+        out, _ = process.communicate(timeout=60)
+        info = json.loads(out)
+        assert (info["n_bytes"], tuple(info["levels"])) == (len(data), levels)
 
 
 def test_eval(image: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 
+import vbc.codec
 from vbc.codec.example import make_example
 from vbc.codec.files import image_io
 from vbc.codec.files.image_io import (
@@ -119,10 +120,12 @@ REFUSED = {
     "12-bit TIFF": (tiff(noise(1, np.uint16), t258=12), "12-bit samples"),
     "16-bit TIFF, white is zero": (tiff(noise(1, np.uint16), t262=0), "16-bit samples"),
     "signed 16-bit TIFF": (tiff(noise(1, np.uint16), t339=2), "16-bit samples"),
+    "signed 8-bit TIFF": (tiff(noise(1), t339=2), "8-bit samples of this kind"),
     "32-bit TIFF": (saved(Image.fromarray(GRAY.astype(np.int32) << 20), "TIFF"), "32-bit samples"),
     "premultiplied TIFF": (tiff(noise(4), t338=1), "multiplied by alpha"),
     "premultiplied 16-bit TIFF": (tiff(noise(4, np.uint16), t338=1), "multiplied by alpha"),
     "four colours": (tiff(noise(4), t338=0), "4 samples"),
+    "gray and an unknown channel": (tiff(noise(2), t338=0), "2 samples"),
     "five channels": (tiff(noise(5), t338=(2, 0)), "5 samples"),
     "float": (saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "32-bit samples"),
     "broken 16-bit RGB": (png(2, 1, 16, 2, b"\7" + bytes(range(12))), "broken"),
@@ -200,6 +203,159 @@ def test_old_png_exif_is_found() -> None:
     assert read_picture(saved(Image.fromarray(RGB), "PNG", pnginfo=info)).metadata.exif == block
 
 
+BROKEN_EXIF = (b"garbage", b"II*\0", b"", b"MM\0*", b"II*\0\xff\xff\xff\xff", b"II+\0\x08\0\0\0")
+
+
+@pytest.mark.parametrize("suffix", image_io.OUTPUT_FORMATS)
+@pytest.mark.parametrize("block", BROKEN_EXIF)
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of corrupt EXIF
+def test_any_bytes_for_exif_can_be_written(suffix: str, block: bytes) -> None:
+    """Formats with a block of EXIF keep it byte for byte, TIFF leaves out what cannot be parsed."""
+    dtypes = (
+        (np.uint8, np.uint16) if image_io.OUTPUT_FORMATS[suffix] in image_io.DEEP_FORMATS else (np.uint8,)
+    )
+    for dtype in dtypes:
+        samples = noise(3, dtype)
+        picture = Picture.from_samples(samples, Metadata(ICC, block, XMP))
+        again = read_picture(write_picture(picture, suffix, exact=True))
+        if suffix not in (".jpg", ".jpeg"):
+            assert np.array_equal(again.samples(), samples)
+        kind = image_io.OUTPUT_FORMATS[suffix]
+        kept = None if kind in ("TIFF", "PPM") else block or None
+        assert again.metadata == (Metadata() if kind == "PPM" else Metadata(ICC, kept, XMP))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of tags with too many values
+def test_exif_cannot_change_the_pixels_of_a_tiff(dtype: type) -> None:
+    """Tags of another file's layout are left out, as are values that their types cannot hold."""
+    layout = {
+        256: 3,
+        258: (4, 4, 4),
+        259: 6,
+        262: 0,
+        266: 2,
+        273: 9,
+        278: 2,
+        284: 2,
+        317: 2,
+        322: 16,
+        323: 16,
+    }
+    layout |= {320: (1, 2, 3), 330: 8, 338: 1, 339: 3, 347: b"tables", 34675: b"profile", 700: b"<other/>"}
+    exif = Image.Exif()
+    exif.update(layout | {0x010F: "Maker", 0x0128: 3})
+    exif.get_ifd(0x8769).update({0x829A: (1, 250), 0x9286: b"comment"})
+    block = bytearray(exif.tobytes().removeprefix(image_io.EXIF_PREFIX))
+    at = block.index(struct.pack(">HH", 0x0128, 3))
+    block[at : at + 4] = struct.pack(">HH", 0x0112, 2)  # an orientation that is text
+    for n_channels in (1, 3, 4):
+        samples = noise(n_channels, dtype)
+        picture = Picture.from_samples(samples, Metadata(None, bytes(block), None))
+        again = read_picture(write_picture(picture, ".tif", exact=True))
+        assert np.array_equal(again.samples(), samples)
+        assert (again.metadata.icc, again.metadata.xmp) == (None, None)
+        found = Image.Exif()
+        found.load(again.metadata.exif or b"")
+        assert found[0x010F] == "Maker"
+        assert found.get_ifd(0x8769) == {0x829A: (1, 250), 0x9286: b"comment"}
+
+
+def test_text_where_pillow_promises_bytes() -> None:
+    """A TIFF may call its ICC profile and XMP text, and programs put text into `info`."""
+    text = b"pro\xe9file"
+    data = tiff(noise(3), t34675=text, t700=b"<long/>")
+    for tag, kind in ((34675, 7), (700, 1)):  # from bytes to text
+        data = data.replace(struct.pack("<HH", tag, kind), struct.pack("<HH", tag, 2))
+    assert isinstance(Image.open(io.BytesIO(data)).info["icc_profile"], str)
+    assert read_picture(data).metadata == Metadata(text, None, b"<long/>")
+    im = Image.fromarray(RGB)
+    im.info.update(icc_profile=bytearray(b"profile"), xmp="<\xe9/>", exif=Image.Exif())
+    metadata = image_io.from_pillow(im).metadata
+    assert (metadata.icc, metadata.xmp) == (b"profile", "<\xe9/>".encode())
+
+
+BAD_INFO = {
+    "ICC of numbers": {"icc_profile": (1, 2, 3)},
+    "XMP of another type": {"xmp": 7},
+    "EXIF of another type": {"exif": [b"II"]},
+    "lone surrogates": {"xmp": "\ud800"},
+    "old EXIF, no hexadecimal": {"Raw profile type exif": "\nexif\n  2\nzz\n"},
+    "old EXIF, half a byte": {"Raw profile type exif": "\nexif\n  2\n123\n"},
+    "old EXIF of another type": {"Raw profile type exif": 9},
+    "transparency of another type": {"transparency": "red"},
+}
+
+
+@pytest.mark.parametrize("name", BAD_INFO)
+def test_bad_metadata_of_a_pillow_image_is_named(name: str) -> None:
+    im = Image.fromarray(RGB)
+    im.info.update(BAD_INFO[name])
+    with pytest.raises(UnsupportedImage):
+        vbc.codec.encode(im)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"])
+def test_truncated_pillow_images_are_typed(kind: str) -> None:
+    """Opened by the caller, so that the fault shows when the codec loads the pixels."""
+    whole = saved(Image.fromarray(noise(3)).convert("P" if kind == "GIF" else "RGB"), kind)
+    for n_missing in range(30, 150, 17):
+        try:
+            im = Image.open(io.BytesIO(whole[:-n_missing]))
+        except (OSError, SyntaxError):
+            continue  # what Pillow says itself
+        with pytest.raises(UnsupportedImage):
+            vbc.codec.encode(im)
+    closed = Image.open(io.BytesIO(whole))
+    closed.close()
+    with pytest.raises(UnsupportedImage):
+        vbc.codec.encode(closed)
+
+
+def test_a_lack_of_memory_is_not_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(image_io, "_samples", fail)
+    with pytest.raises(MemoryError):
+        read_picture(saved(Image.fromarray(RGB), "PNG"))
+
+
+def bmp(n_bits: int, masks: tuple[int, ...], rows: bytes, width: int, height: int, head: int = 40) -> bytes:
+    """A BMP with bit fields, written by hand."""
+    body = struct.pack("<IiiHHIIiiII", head, width, height, 1, n_bits, 3, len(rows), 0, 0, 0, 0)
+    body += struct.pack(f"<{len(masks)}I", *masks)
+    body += bytes(max(0, head - len(body)))
+    start = 14 + len(body)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + body + rows
+
+
+@pytest.mark.parametrize(
+    ("masks", "widths"), [((0xF800, 0x7E0, 0x1F), (5, 6, 5)), ((0x7C00, 0x3E0, 0x1F), (5, 5, 5))]
+)
+def test_bmp_of_16_bits_a_pixel(masks: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """Its samples have 5 or 6 bits, which Pillow scales to 8."""
+    values = np.array([[0, 0xFFFF], [0x1234, 0x8421]], np.uint16)
+    picture = read_picture(bmp(16, masks, values[::-1].astype("<u2").tobytes(), 2, 2))
+    with Image.open(io.BytesIO(bmp(16, masks, values[::-1].astype("<u2").tobytes(), 2, 2))) as im:
+        assert np.array_equal(picture.rgb, np.asarray(im))
+    shifts = (widths[1] + widths[2], widths[2], 0)
+    for c, (n, shift) in enumerate(zip(widths, shifts, strict=True)):
+        top = (1 << n) - 1
+        want = ((values >> shift) & top).astype(float) * 255 / top
+        assert np.abs(picture.rgb[..., c] - want).max() <= 1
+    assert picture.low is None
+    with Image.open(io.BytesIO(bmp(16, masks, values.tobytes(), 2, 2))) as im:
+        assert image_io.from_pillow(im).rgb.shape == (2, 2, 3), "not loaded yet"
+
+
+def test_bmp_of_32_bits_with_alpha() -> None:
+    samples = noise(4)[:, :5]
+    rows = np.ascontiguousarray(samples[::-1, :, [2, 1, 0, 3]]).tobytes()
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    assert np.array_equal(read_picture(bmp(32, masks, rows, 5, 7, head=124)).samples(), samples)
+
+
 def test_too_much_metadata_is_refused() -> None:
     with pytest.raises(UnsupportedImage, match="ICC"):
         read_picture(saved(Image.fromarray(RGB), "JPEG", icc_profile=bytes(1 << 20) + b"x"))
@@ -245,6 +401,25 @@ def test_turned_tiffs_are_alike_in_8_and_16_bits(orientation: int) -> None:
     plain = read_picture(tiff(samples, t274=orientation)).samples()
     deep = read_picture(tiff(samples.astype(np.uint16) * 257, t274=orientation)).samples()
     assert np.array_equal(deep, plain.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("n_channels", [3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_tiff_of_separate_planes(n_channels: int, dtype: type, orientation: int) -> None:
+    """Pillow takes planes of 16 bits for planes of 8, and would give other pixels."""
+    samples = noise(n_channels, dtype)
+    planes = np.ascontiguousarray(samples.transpose(2, 0, 1))
+    data = tiff(
+        samples, t284=2, t273=(0,) * n_channels, t279=(planes[0].nbytes,) * n_channels, t274=orientation
+    )
+    start = len(data) - samples.nbytes
+    # `tiff` has all strips begin where the samples do
+    at = data.index(struct.pack("<L", start) * n_channels)
+    offsets = struct.pack(f"<{n_channels}L", *(start + i * planes[0].nbytes for i in range(n_channels)))
+    data = data[:at] + offsets + data[at + len(offsets) : start] + planes.tobytes()
+    wanted = np.rot90(samples, -1) if orientation == 6 else samples
+    assert np.array_equal(read_picture(data).samples(), wanted)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

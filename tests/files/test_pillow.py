@@ -90,6 +90,9 @@ def test_options_of_save() -> None:
         saved(im, levels=9)
     with pytest.raises(OSError, match="CMYK"):
         saved(im.convert("CMYK"))
+    for bad in ({"xmp": 7}, {"exif": [1]}, {"icc_profile": (1, 2)}):
+        with pytest.raises(OSError, match="not bytes"):
+            saved(im, **bad)
 
 
 def test_thumbnail_decodes_the_first_level_only(lossless: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

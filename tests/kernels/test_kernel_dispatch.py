@@ -1,7 +1,11 @@
 """Which path is taken, what a missing triton or GPU says, and the known-answer cache."""
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from vbc.kernels.dispatch import (
     check_same_device,
     check_tensor,
     known_answer,
+    on_device,
     require_device,
     use_triton,
 )
@@ -103,3 +108,98 @@ def test_known_answer_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(RuntimeWarning, match="another path fails its known-answer test"):
         assert not known_answer("another path", (1,), failing)
     assert not known_answer("another path", (1,), passing)
+
+
+class TritonError(Exception):
+    """As triton.errors has it: no RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [TritonError, ImportError, TypeError, OSError, AssertionError, KeyError])
+def test_whatever_a_launch_raises_is_a_failure(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_KNOWN", {})
+
+    def failing() -> bool:
+        raise error("too few registers")
+
+    with pytest.warns(RuntimeWarning, match=rf"{error.__name__}: .*too few registers.*slower path"):
+        assert not known_answer("a path", (1,), failing)
+    assert not known_answer("a path", (1,), lambda: True), "tested once"
+
+
+def test_errors_of_triton_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the installed one, as it makes them."""
+    pytest.importorskip("triton")
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    for error in (OutOfResources(300_000, 232_448, "shared memory"), PTXASError("Internal error")):
+        assert not isinstance(error, RuntimeError)
+        monkeypatch.setattr(dispatch, "_KNOWN", {})
+
+        def failing(error: Exception = error) -> bool:
+            raise error
+
+        with pytest.warns(RuntimeWarning, match=type(error).__name__):
+            assert not known_answer("a path", (), failing)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError, torch.cuda.OutOfMemoryError])
+def test_what_says_nothing_about_a_path_goes_through(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_KNOWN", {})
+
+    def stopping() -> bool:
+        raise stop
+
+    with pytest.raises(stop):
+        known_answer("a path", (), stopping)
+    assert known_answer("a path", (), lambda: True), "tested again"
+
+
+def test_launches_go_to_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    for name in ("cpu", "meta", "cuda:1", "cuda"):
+        with on_device(torch.device(name)):
+            pass
+    assert entered == [torch.device("cuda:1"), torch.device("cuda")]
+
+
+def launches(path: Path) -> Iterator[tuple[str, bool]]:
+    """The kernels that a file launches, `kernel[grid](...)`, and whether that is within `on_device`."""
+
+    def visit(node: ast.AST, guarded: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.With):
+            guarded |= any(ast.unparse(item.context_expr).startswith("on_device(") for item in node.items)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+            name = ast.unparse(node.func.value)
+            if name.endswith("_kernel"):
+                yield name, guarded
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, guarded)
+
+    return visit(ast.parse(path.read_text()), False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv",
+        "logistic",
+        "predict",
+        *(f"research/{n}" for n in ("glimpse", "glimpse_box", "masked_conv", "mixture")),
+    ],
+)
+def test_every_launch_is_on_its_device(name: str) -> None:
+    """Triton launches on the current CUDA device, wherever the tensors are."""
+    found = list(launches(Path(dispatch.__file__).parent / f"{name}.py"))
+    assert found
+    assert [kernel for kernel, guarded in found if not guarded] == []

@@ -1,4 +1,5 @@
-"""The row about image files: whatever they hold, reading them gives a picture or says why not."""
+"""The row about image files: whatever they hold, reading them gives a picture or says why not, and a picture
+that was read can be encoded, decoded and written again."""
 
 import contextlib
 import functools
@@ -11,10 +12,25 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from torture.material import mutate
+from torture.material import TINY, key, mutate
 from torture.tally import Slice, Tally
-from vbc.codec.files.image_io import FORMATS, Metadata, Picture, UnsupportedImage, read_picture, write_picture
+from vbc.codec import api
+from vbc.codec.files.image_io import (
+    ALPHA_FORMATS,
+    DEEP_FORMATS,
+    FORMATS,
+    OUTPUT_FORMATS,
+    Metadata,
+    Picture,
+    UnsupportedImage,
+    read_picture,
+    write_picture,
+)
 
+SUFFIXES = {kind: suffix for suffix, kind in OUTPUT_FORMATS.items()}
+"""One ending for each kind of file that can be written."""
+MAX_ENCODED = 1 << 12
+"""Pixels of a picture that is encoded: damaged headers tell of larger ones, which would take seconds."""
 TIFF_COMPRESSIONS = ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4", "lzma", "zstd")
 
 
@@ -62,7 +78,10 @@ def image_files() -> dict[str, bytes]:
 
 
 def image_mutations(todo: Slice) -> Tally:
-    """Row 18: damaged image files give a picture or UnsupportedImage, nothing else."""
+    """Row 18: damaged image files give a picture or UnsupportedImage, nothing else.
+
+    What is a picture goes all the way, through a .vbc file into every kind of image file.
+    """
     tally = Tally()
     with silence():
         for n in todo:
@@ -97,5 +116,56 @@ def read_damaged(n: int, tally: Tally) -> None:
             tally.count("UnsupportedImage")
             return
         tally.count("picture")
-        again = Picture.from_samples(picture.samples(), picture.metadata)
-        tally.check(np.array_equal(again.rgb, picture.rgb), f"row 18 case {n} ({name}): not a picture")
+        height, width, _ = picture.rgb.shape
+        if height * width > MAX_ENCODED:
+            tally.count("too large to encode")
+            return
+        what = f"row 18 case {n} ({name})"
+        if n % 4:
+            data = api.encode(picture, levels=0, lossless=True, effort=0, model=TINY)
+        else:
+            data = api.encode(picture, levels=1, model=TINY)
+        decoded = api.decode_picture(data, model=TINY)
+        tally.check(decoded.picture.metadata == picture.metadata, f"{what}: other metadata")
+        if n % 4:
+            tally.check(key(decoded.picture.samples()) == key(picture.samples()), f"{what}: other pixels")
+        write_everywhere(decoded.picture, what, tally)
+
+
+def write_everywhere(picture: Picture, what: str, tally: Tally) -> None:
+    """Write a picture in every format that has room for its samples, and read the exact ones back.
+
+    A format may refuse its metadata (JPEG has 64 kB for EXIF) and its size, by UnsupportedImage.
+    """
+    wanted = picture.samples()
+    for kind, suffix in SUFFIXES.items():
+        fits = (picture.alpha is None or kind in ALPHA_FORMATS) and (
+            picture.low is None or kind in DEEP_FORMATS
+        )
+        try:
+            data = write_picture(picture, suffix, exact=True)
+        except UnsupportedImage:
+            tally.count(f"no {kind}")
+            tally.check(not fits or has_limits(picture, kind), f"{what}: not written as {kind}")
+            continue
+        tally.count("written")
+        tally.check(fits, f"{what}: {kind} has no room for it")
+        if kind in ("PNG", "PPM", "TIFF"):
+            again = read_picture(data)
+            samples = again.samples()
+            if kind == "TIFF":  # whose orientation turns it: the same samples, elsewhere
+                samples, sorted_wanted = (np.sort(x.reshape(-1, x.shape[2]), 0) for x in (samples, wanted))
+                tally.check(np.array_equal(samples, sorted_wanted), f"{what}: other pixels in TIFF")
+            else:
+                tally.check(np.array_equal(samples, wanted), f"{what}: other pixels in {kind}")
+            if kind == "PNG":
+                tally.check(again.metadata == picture.metadata, f"{what}: other metadata in PNG")
+
+
+def has_limits(picture: Picture, kind: str) -> bool:
+    """Whether the format may refuse this picture whatever its channels are: its size, its metadata's size."""
+    meta = picture.metadata
+    if kind == "TIFF":
+        return picture.low is not None and picture.gray and picture.alpha is not None
+    long = max(len(meta.exif or b""), len(meta.xmp or b"")) > 60_000
+    return kind in ("JPEG", "WEBP") and (long or max(picture.rgb.shape) > 16_383)

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from torture.material import GOLDEN, TINY, Samples, decoded_key, deep, key, level_keys, small_files
 from torture.rows_bytes import attempt, python
+from torture.rows_images import silence, write_everywhere
 from torture.tally import Slice, Tally
 from vbc.bitstream.errors import ModelMissing
 from vbc.codec import api, pipeline
@@ -241,7 +243,8 @@ def generate(n: int) -> tuple[Samples, dict[str, int | bool], Metadata]:
 
 
 def generated(todo: Slice) -> Tally:
-    """Row 14: exact, metadata the same, and no larger than raw + 1 % + 1 KiB, layered or archival."""
+    """Row 14: exact, metadata the same, and no larger than raw + 1 % + 1 KiB, layered or archival; what is
+    decoded can be written as an image file, its metadata (random bytes) with it where there is room."""
     tally = Tally()
     for n in todo:
         samples, options, meta = generate(n)
@@ -253,6 +256,9 @@ def generated(todo: Slice) -> Tally:
             same = decoded.exact and key(decoded.picture.samples()) == key(samples)
             tally.check(same, f"{name}: other pixels")
             tally.check(decoded.picture.metadata == meta, f"{name}: other metadata")
+            with silence(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of what is no EXIF
+                write_everywhere(decoded.picture, name, tally)
             tensor = api.decode_image(data, "cpu", model=TINY)
             tally.check(key(tensor.permute(1, 2, 0).numpy()) == key(samples), f"{name}: another tensor")
             size = len(data) - sum(meta.n_bytes().values())
