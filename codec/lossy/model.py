@@ -1,4 +1,4 @@
-"""What the lossy levels take from a weights file: integer networks, quantiser steps, the encoder's network."""
+"""What the lossy levels take from a weights file: networks, quantiser steps, the encoder's analysis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
