@@ -203,8 +203,8 @@ def code_latents(
         wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
-    symbols = decoded.view(index.shape[0], index.shape[2], -1).transpose(1, 2).contiguous()
-    symbols = symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+    n, _, c = index.shape
+    symbols = decoded.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).view(n, c, -1).transpose(1, 2).contiguous()
     return symbols, dequantise(mean, symbols, model.step[quality, channels])
 
 

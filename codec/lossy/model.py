@@ -1,4 +1,5 @@
-"""What the lossy levels take from a weights file: networks, quantiser steps, the encoder's analysis."""
+"""What the lossy levels take from a weights file: integer networks, quantiser steps, the encoder's
+network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
