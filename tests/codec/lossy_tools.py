@@ -1,4 +1,4 @@
-"""What the tests of the lossy levels share: stand-ins for coders, and a walk through the groups of a picture."""
+"""What the tests of the lossy levels share: stand-ins for coders, a walk through the groups of a picture."""
 
 from collections.abc import Iterator
 from itertools import groupby
