@@ -22,7 +22,7 @@ from vbc.codec.nets.int_nets import exact_product
 SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""
 SQUARES_AT_ONCE = 4
-"""Squares of one shape that are worked out together: some 15 MB of activations each."""
+"""Squares of one shape that are worked out together: some 25 MB of activations each."""
 CELLS = BLOCK // 2
 """Cells of 2x2 pixels along a block."""
 

@@ -93,6 +93,36 @@ def test_a_step_is_what_the_format_says(shipped: LossyModel, level: int) -> None
     assert np.abs(k).max() > 127, "beyond the tables"
 
 
+@pytest.mark.parametrize("level", [2, 3])
+def test_odd_parity_follows_the_symbols_of_even_parity(shipped: LossyModel, level: int) -> None:
+    """Step by step as in the format, with numpy, but for the networks."""
+    h, w, c, channels = 6, 7, LEVEL_LATENTS[level - 1], level_latents(level)
+    below, target = random_latents((h, w))[:, : channels.start], random_latents((h, w), seed=2)[:, channels]
+    group = windows((h, w), 64)
+    recorder = Recorder()
+    coded = coding.code_groups(shipped, recorder, level, below, group, QUALITY, target)
+    (_, first), (index, second) = recorder.steps
+    even = ((np.arange(h)[:, None] + np.arange(w)) % 2 == 0).ravel()
+
+    parameters = coding.prior_parameters(shipped, level, below, group, QUALITY)[0].numpy()
+    step, log2_step = (t[QUALITY, channels].numpy().astype(int) for t in (shipped.step, shipped.log2_step))
+    k = np.zeros((h * w, c), int)
+    k[even] = first.numpy().reshape(c, -1).T
+    assert k.any()
+    relative = (parameters[..., c:] - log2_step + 2) >> 2
+    planes = np.concatenate((8 * k.reshape(h, w, c), relative), 2).clip(-64, 63)
+    net = shipped.neighbours[level]
+    padded = np.pad(planes, ((net.radius,) * 2, (net.radius,) * 2, (0, 0)), mode="edge")
+    change = net(torch.from_numpy(padded).permute(2, 0, 1)[None], QUALITY)[0].permute(1, 2, 0).numpy()
+    mean = 2 * parameters[..., :c] + ((change[..., :c] * step + 256) >> 9)
+    scale = ((parameters[..., c:] + change[..., c:] - log2_step + 66) >> 2).clip(0, 47)
+    table = np.where(scale < 3, NO_TABLE, shipped.first_table + 48 * (level - 1) + scale)
+    np.testing.assert_array_equal(index[0].numpy(), table.reshape(-1, c)[~even].T.ravel())
+    k[~even] = second.numpy().reshape(c, -1).T
+    latents = (mean.reshape(-1, c) + ((k * step + 16) >> 5)).clip(-32768, 32767)
+    np.testing.assert_array_equal(coded[0].permute(1, 2, 0).reshape(-1, c)[~even].numpy(), latents[~even])
+
+
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_a_group_is_the_same_in_every_batch(model: LossyModel, level: int) -> None:
     size = (19, 45)

@@ -27,9 +27,11 @@ from vbc.codec.lossy.latents import (
     LEVEL_LATENTS,
     LEVEL_START,
     block_transform,
+    extend,
     inverse_block_transform,
     latent_basis,
     latent_order,
+    window_with_halo,
 )
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import inverse_transform
@@ -155,6 +157,46 @@ def test_passes_cover_every_block_once(size: tuple[int, int], numbers: Numbers) 
             assert part.use == (0 if part.rows.step == 2 else 1)
         latents[..., part.rows, part.cols] = 1000 * order
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("numbers", [INTEGERS, FLOATS])
+def test_the_base_is_right_on_a_slope(numbers: Numbers) -> None:
+    """On a plane the mean of the four nearest is the value between them, but for the border."""
+    slope = 800 * torch.arange(40)[:, None] + 320 * torch.arange(56)
+    truth = slope.expand(1, 6, -1, -1).to(torch.int32 if numbers is INTEGERS else torch.float64)
+    latents = torch.zeros_like(truth)
+    checked = 0
+    for part in interlaced_passes(numbers, latents):
+        here = truth[..., part.rows, part.cols]
+        if part.base is not None:
+            inner = part.base[:, [0, 4, 5], 1:-1, 1:-1]
+            assert torch.equal(inner, here[:, [0, 4, 5], 1:-1, 1:-1])
+            checked += inner[0, 0].numel()
+        latents[..., part.rows, part.cols] = here
+    assert checked > 1000
+
+
+def test_flat_areas_give_zeros() -> None:
+    """What is taken off is the mean itself: what stays is less than a unit."""
+    for value in (-8000, -77, 1, 400, 12000):
+        below = torch.full((1, 6, 5, 5), value, dtype=torch.int32)
+        means = [0, 4, 5, 6, 10, 11]
+        assert not prior_planes(INTEGERS, below)[:, means].any()
+        assert prior_planes(INTEGERS, below)[:, 1:4].any() == (abs(value) > 3)
+        cells = torch.full((1, 12, 6, 6), value, dtype=torch.int32)
+        assert not enhance_planes(INTEGERS, cells, 0)[:, :12].any()
+
+
+def test_borders_are_repeated() -> None:
+    x = values(2, 3, 4, 5).to(torch.int16)
+    padded = torch.nn.functional.pad(x.double(), (3, 3, 3, 3), mode="replicate")
+    assert torch.equal(extend(x, 4, 5, 3).double(), padded)
+    assert torch.equal(extend(x, 6, 5, 1)[..., 1:-1, 1:-1][..., 4:, :], x[..., 3:, :].expand(-1, -1, 2, -1))
+    for rows in (slice(0, 4), slice(1, 2), slice(3, 4)):
+        for cols in (slice(0, 5), slice(2, 4)):
+            got = window_with_halo(x, rows, cols, 3)
+            want = padded[..., rows.start : rows.stop + 6, cols.start : cols.stop + 6]
+            assert torch.equal(got.double(), want)
 
 
 def test_places_of_a_parity() -> None:
