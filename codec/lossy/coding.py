@@ -29,9 +29,9 @@ from vbc.codec.lossy.latents import (
     N_SCALES,
     SCALE_MIN,
     SYMBOL_LIMIT,
-    clamped_positions,
+    extend,
     level_latents,
-    take,
+    window_with_halo,
 )
 from vbc.codec.lossy.model import LossyModel
 
@@ -91,7 +91,7 @@ def _code_level1(
 ) -> Tensor:
     """Level 1 of groups (N, h, w): grids of their blocks, coarse to fine, in passes."""
     c = LEVEL_LATENTS[0]
-    out = torch.empty((*shape, c), dtype=torch.int16, device=model.step.device)
+    out = torch.empty((*shape, c), dtype=torch.int32, device=model.step.device)
     latents = out.permute(0, 3, 1, 2)
     for step in interlaced_passes(INTEGERS, latents):
         part = out[:, step.rows, step.cols]
@@ -105,7 +105,7 @@ def _code_level1(
             log_scale = parameters[..., c:].flatten(1, 2)
         _, z = code_latents(model, coder, 1, mean, log_scale, quality, want, optimise)
         part.copy_(z.view(part.shape))
-    return latents
+    return latents.to(torch.int16)
 
 
 def _code_upper_level(
@@ -156,16 +156,8 @@ def prior_parameters(
     """
     net = model.priors[level]
     halo = net.radius + 1
-    (height, width), device = below.shape[-2:], below.device
-    parts = [
-        take(
-            below,
-            clamped_positions(rows, height, halo, device),
-            clamped_positions(cols, width, halo, device),
-        )
-        for rows, cols in windows
-    ]
-    planes = prior_planes(INTEGERS, torch.cat(parts).int())
+    parts = [prior_planes(INTEGERS, window_with_halo(below, *window, halo).int()) for window in windows]
+    planes = torch.cat(parts)
     return net(planes, quality).permute(0, 2, 3, 1).contiguous()
 
 
@@ -182,8 +174,7 @@ def neighbour_parameters(
     _, h, w, c = symbols.shape
     log_relative = parameters[..., c:] - model.log2_step[quality, level_latents(level)]
     planes = neighbour_planes(INTEGERS, symbols.permute(0, 3, 1, 2), log_relative.permute(0, 3, 1, 2))
-    rows, cols = (clamped_positions(slice(0, side), side, net.radius, symbols.device) for side in (h, w))
-    return net(take(planes, rows, cols), quality).permute(0, 2, 3, 1).contiguous()
+    return net(extend(planes, h, w, net.radius), quality).permute(0, 2, 3, 1).contiguous()
 
 
 def code_latents(
@@ -213,8 +204,8 @@ def code_latents(
         wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
-    symbols = decoded.view(index.shape[0], index.shape[2], -1).transpose(1, 2).contiguous()
-    symbols = symbols.clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+    n, _, c = index.shape
+    symbols = decoded.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).view(n, c, -1).transpose(1, 2).contiguous()
     return symbols, dequantise(mean, symbols, model.step[quality, channels])
 
 

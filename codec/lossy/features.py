@@ -12,10 +12,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vbc.codec.interlace import PHASE_OFFSET, PHASES, nearest_four
-from vbc.codec.lossy.latents import clamped_positions, mean_latents, positions, take
+from vbc.codec.lossy.latents import extend, mean_latents, positions
 
 INPUT_MIN, INPUT_MAX = -64, 63
 """Range of a network's input plane."""
@@ -52,12 +51,6 @@ class Numbers(Protocol):
     def planes(self, *parts: Tensor) -> Tensor:
         """Parts [N, C_i, h, w] one after the other, limited to -64..63; integers as int8."""
 
-    def extend(self, x: Tensor, height: int, width: int, halo: int) -> Tensor:
-        """A copy with its last row and column repeated up to this size, and then a border of `halo`.
-
-        x: [N, C, h, w], at least 1x1. Returns [N, C, height + 2 halo, width + 2 halo]; integers as int32.
-        """
-
 
 class Integers:
     """Integer tensors: what decodes."""
@@ -74,12 +67,6 @@ class Integers:
         """int8, -64..63."""
         return torch.cat([part.clamp(INPUT_MIN, INPUT_MAX).to(torch.int8) for part in parts], 1)
 
-    def extend(self, x: Tensor, height: int, width: int, halo: int) -> Tensor:
-        """int32, channels last."""
-        rows = clamped_positions(slice(0, height), x.shape[-2], halo, x.device)
-        cols = clamped_positions(slice(0, width), x.shape[-1], halo, x.device)
-        return take(x, rows, cols).int()
-
 
 class Floats:
     """Float tensors with gradients: what is trained."""
@@ -95,11 +82,6 @@ class Floats:
     def planes(self, *parts: Tensor) -> Tensor:
         """Float, -64..63."""
         return torch.cat(parts, 1).clamp(INPUT_MIN, INPUT_MAX)
-
-    def extend(self, x: Tensor, height: int, width: int, halo: int) -> Tensor:
-        """A copy: x may be a view of what is filled in later, and gradients need it as it is now."""
-        below, right = height - x.shape[-2] + halo, width - x.shape[-1] + halo
-        return F.pad(x.clone(), (halo, right, halo, below), mode="replicate")
 
 
 INTEGERS, FLOATS = Integers(), Floats()
@@ -140,8 +122,8 @@ class Pass:
 def interlaced_passes(numbers: Numbers, latents: Tensor) -> Iterator[Pass]:
     """The passes in which level 1 of a group is coded; none of them is empty.
 
-    latents: [N, 6, h, w], eighths, not yet known. The caller fills in those of a pass, `latents[..., rows,
-    cols]`, before it asks for the next one.
+    latents: [N, 6, h, w], eighths, not yet known; integers are int32. The caller fills in those of a pass,
+    `latents[..., rows, cols]`, before it asks for the next one.
     """
     h, w = latents.shape[-2:]
     coarsest = 0
@@ -153,7 +135,7 @@ def interlaced_passes(numbers: Numbers, latents: Tensor) -> Iterator[Pass]:
         stride = 2 << depth
         coarse = latents[..., ::stride, ::stride]
         n_h, n_w = coarse.shape[-2:]
-        a = numbers.extend(coarse, n_h, n_w, CONTEXT_RADIUS + 1)
+        a = extend(coarse, n_h, n_w, CONTEXT_RADIUS + 1)
         d = a  # stands for phase D where that is empty
         for phase in PHASES:
             rows, cols = (slice(offset << depth, None, stride) for offset in PHASE_OFFSET[phase])
@@ -167,7 +149,7 @@ def interlaced_passes(numbers: Numbers, latents: Tensor) -> Iterator[Pass]:
             planes = context_planes(numbers, four, base)
             yield Pass(rows, cols, phase, min(depth, 1), base[..., *inner], planes)
             if phase == "D":
-                d = numbers.extend(latents[..., rows, cols], n_h, n_w, CONTEXT_RADIUS + 1)
+                d = extend(latents[..., rows, cols], n_h, n_w, CONTEXT_RADIUS + 1)
 
 
 def context_base(numbers: Numbers, four: list[Tensor]) -> Tensor:

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from vbc.codec.colour import opponent_to_rgb
 from vbc.codec.lossy.coding import Window
 from vbc.codec.lossy.features import INTEGERS, enhance_planes
-from vbc.codec.lossy.latents import BLOCK, clamped_positions, plane_order, positions, take
+from vbc.codec.lossy.latents import BLOCK, plane_order, positions, repeat_edges
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
 
 SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""
 SQUARES_AT_ONCE = 4
-"""Squares of one shape that are worked out together: some 15 MB of activations each."""
+"""Squares of one shape that are worked out together: some 25 MB of activations each."""
 CELLS = BLOCK // 2
 """Cells of 2x2 pixels along a block."""
 
@@ -75,9 +75,11 @@ def synthesise_windows(
     use: number of the last level that is there, less one (0 if there is none).
     """
     halo = model.enhance.radius + 1
-    cells = torch.cat([window_cells(model, latents, window, halo) for window in windows])
-    correction = model.enhance(enhance_planes(INTEGERS, cells, halo - 1), quality, use)
-    samples = correction.add_(cells[..., halo:-halo, halo:-halo])
+    cells = [window_cells(model, latents, window, halo) for window in windows]
+    planes = torch.cat([enhance_planes(INTEGERS, part, halo - 1) for part in cells])
+    samples = model.enhance(planes, quality, use)
+    for corrected, part in zip(samples, cells, strict=True):
+        corrected.add_(part[0, :, halo:-halo, halo:-halo])
     return to_rgb(F.pixel_shuffle(samples, 2))
 
 
@@ -87,27 +89,30 @@ def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) 
     Beyond the picture's border its outermost cells are repeated.
     """
     margin = -(-halo // CELLS)
-    places, spans = [], []
-    for part, n_blocks in zip(window, latents.shape[-2:], strict=True):
-        span = slice(max(part.start - margin, 0), min(part.stop + margin, n_blocks))
-        cells = slice(part.start * CELLS, part.stop * CELLS)
-        place = clamped_positions(cells, n_blocks * CELLS, halo, latents.device)
-        places.append(place - span.start * CELLS)
-        spans.append(span)
-    around = inverse_transform(model.basis[BLOCK], latents[..., spans[0], spans[1]])
-    return take(around, places[0], places[1])
+    spans = [
+        slice(max(part.start - margin, 0), min(part.stop + margin, n_blocks))
+        for part, n_blocks in zip(window, latents.shape[-2:], strict=True)
+    ]
+    cells = inverse_transform(model.basis[BLOCK], latents[..., spans[0], spans[1]])
+    for dim, part, span, n_blocks in zip((2, 3), window, spans, latents.shape[-2:], strict=True):
+        first = max(part.start * CELLS - halo, 0)
+        last = min(part.stop * CELLS + halo, n_blocks * CELLS)
+        inside = cells.narrow(dim, first - span.start * CELLS, last - first)
+        before, after = first - (part.start * CELLS - halo), part.stop * CELLS + halo - last
+        cells = repeat_edges(inside, dim, before, after)
+    return cells
 
 
 def inverse_transform(basis: Tensor, latents: Tensor) -> Tensor:
-    """Samples from all latents int16 [1, 192, h, w], as cells: int32 [1, 12, 4h, 4w], channels last.
+    """Samples from all latents int16 [1, 192, h, w], as cells: int32 [1, 12, 4h, 4w].
 
     Exact in float64: all sums < 2^53.
     """
     _, _, h, w = latents.shape
-    by_plane = latents[0].permute(1, 2, 0)[..., positions(plane_order(BLOCK), latents.device)]
+    by_plane = latents[0].permute(1, 2, 0).index_select(2, positions(plane_order(BLOCK), latents.device))
     x = exact_product(by_plane.double().view(h, w, 3, BLOCK * BLOCK), basis)
     x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, CELLS, 2, CELLS, 2)
-    return x.permute(0, 3, 1, 5, 2, 4, 6).reshape(1, CELLS * h, CELLS * w, 12).permute(0, 3, 1, 2)
+    return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, CELLS * h, CELLS * w)
 
 
 def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The float model's pieces, and that the integers follow it."""
+"""The float model's pieces, and that the integers follow it (lossy levels: test_lossy_net.py)."""
 
 import math
 
@@ -12,15 +12,14 @@ from vbc.codec.entropy.coder import Counter
 from vbc.codec.exact import networks as exact
 from vbc.codec.exact import tuning
 from vbc.codec.exact.grids import code_step
-from vbc.codec.exact.networks import ExactNet, logistic_nll, training_bits
-from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.lossy import networks as lossy
-from vbc.codec.lossy.networks import LossyNet
+from vbc.codec.exact.networks import ExactNet, training_bits
 from vbc.codec.model import build_model
 from vbc.codec.nets.qconv import QConv, set_quantise, weight_shift
 from vbc.codec.train.export import export_model
-from vbc.codec.train.export_nets import export_conv, integer_basis
+from vbc.codec.train.export_nets import export_conv
 from vbc.codec.train.frequency_tables import initial_tables, logistic_table
+from vbc.codec.train.likelihood import logistic_nll
+from vbc.codec.train.lossy_net import LossyNet
 
 
 def test_ycocg_is_reversible_for_every_extreme_and_many_colours() -> None:
@@ -69,39 +68,6 @@ def test_initial_tables_cover_every_parameter() -> None:
     assert (tensors["tables"].long().sum(1) == 1 << 16).all()
 
 
-def test_dct_is_orthonormal_and_the_integers_are_near() -> None:
-    basis = lossy.latent_basis().double()
-    torch.testing.assert_close(basis @ basis.T, torch.eye(192, dtype=torch.float64), atol=1e-6, rtol=0)
-    for n in (2, 4, 8):
-        k = integer_basis(n).double() / 4096
-        torch.testing.assert_close(k @ k.T, torch.eye(n * n, dtype=torch.float64), atol=2e-3, rtol=0)
-
-
-def test_block_transform_inverts() -> None:
-    x = torch.randn(2, 3, 16, 24)
-    basis = lossy.latent_basis()
-    torch.testing.assert_close(
-        lossy.inverse_block_transform(lossy.block_transform(x, basis), basis), x, atol=1e-4, rtol=0
-    )
-
-
-def test_integer_inverse_transform_follows_the_float_one() -> None:
-    z = torch.randint(-4000, 4000, (1, 192, 3, 4))
-    z[:, 12:] //= 10
-    got = lossy_levels.inverse_transform(integer_basis(8).double(), z.to(torch.int16))
-    planes = lossy.inverse_block_transform(z.float() / 8, lossy.latent_basis())
-    want = torch.nn.functional.pixel_unshuffle(planes, 2) * 16
-    assert (got - want).abs().max() < 3
-
-
-def test_compand_twins_agree() -> None:
-    d = torch.arange(-511, 512)
-    whole = exact.compand(d.to(torch.int16)).float()
-    assert whole.min() == -64
-    assert whole.max() == 63
-    assert (whole - lossy.compand(d.float()) * 16).abs().max() <= 1
-
-
 def test_export_drops_bits_where_the_bound_would_break() -> None:
     torch.manual_seed(0)
     layer = QConv(400, 4, 3)
@@ -141,24 +107,6 @@ def test_integer_exact_levels_follow_the_float_network() -> None:
         counter = Counter(len(model.tables))
         code_step(model.exact, counter, rgb_to_ycocg(x[..., ::2, ::2]), (96, 96), 1, x)
     assert counter.bits(model.tables.frequencies) == pytest.approx(bits, rel=0.01)
-
-
-def test_levels_of_the_float_model_fit_together() -> None:
-    torch.manual_seed(4)
-    net = LossyNet()
-    planes = rgb_to_opponent(photo(64, 64)[None].float() - 128)
-    q = torch.tensor([100.0])
-    with torch.no_grad():
-        latents, bits = net(planes, q)
-        assert [z.shape[1] for z in latents] == [6, 42, 144]
-        assert all(b > 0 for b in bits)
-        errors = []
-        for n in (1, 2, 3):
-            picture = net.synthesise(net.complete(latents[:n], q), q, n)
-            errors.append((picture - planes).square().mean().item())
-    assert errors[2] < errors[1]
-    assert errors[2] < errors[0]
-    assert errors[2] < 10, "untrained, it is a plain 8x8 DCT at a step of ten"
 
 
 def test_tuning_scores_are_derivatives() -> None:
