@@ -10,7 +10,6 @@ last is decoded first, and within one `encode_reverse` the first symbol comes fi
 """
 
 from bisect import bisect_right
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -25,6 +24,7 @@ from vbc.kernels.dispatch import (
     constexpr,
     jit,
     known_answer,
+    on_device,
     tl,
     use_triton,
 )
@@ -212,7 +212,7 @@ def decode_step_triton(
     out = torch.zeros(tables.shape, dtype=torch.int16, device=tables.device)
     n_symbols = cumulative.shape[1] - 1
     if lanes.state.numel() and tables.numel():
-        with _on(tables.device):
+        with on_device(tables.device):
             _decode_kernel[(lanes.state.numel(),)](
                 lanes.words,
                 lanes.escapes,
@@ -237,11 +237,6 @@ def decode_step_triton(
                 num_warps=1,
             )
     return out
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Launches go to the current device of the thread, whatever the tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _triton_agrees(device: torch.device) -> bool:

@@ -106,12 +106,13 @@ def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) 
 def inverse_transform(basis: Tensor, latents: Tensor) -> Tensor:
     """Samples from all latents int16 [1, 192, h, w], as cells: int32 [1, 12, 4h, 4w].
 
-    Exact in float64: all sums < 2^53.
+    Exact in float64: all sums < 2^53. Samples are limited to 16 bits, which only damaged latents exceed: sums
+    of what is made from them then fit 32 bits.
     """
     _, _, h, w = latents.shape
     by_plane = latents[0].permute(1, 2, 0).index_select(2, positions(plane_order(BLOCK), latents.device))
     x = exact_product(by_plane.double().view(h, w, 3, BLOCK * BLOCK), basis)
-    x = x.add_(1024).mul_(2.0**-11).floor_().int().view(h, w, 3, CELLS, 2, CELLS, 2)
+    x = x.add_(1024).mul_(2.0**-11).floor_().clamp_(-32768, 32767).int().view(h, w, 3, CELLS, 2, CELLS, 2)
     return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, CELLS * h, CELLS * w)
 
 

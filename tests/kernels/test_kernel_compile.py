@@ -77,7 +77,15 @@ def cases() -> Iterator[Case]:
     yield "lanes", rans._decode_kernel, types, {"SIZE": 256}
     yield "lanes 1", rans._decode_kernel, types, {"SIZE": 256, "n": 1, "n_tables": 1}
 
-    types = {"base": SHORT, "out": INT, "linear": INT, "moves": INT, "before": INT, "values": SHORT}
+    types = {
+        "base": SHORT,
+        "out": INT,
+        "linear": INT,
+        "moves": INT,
+        "before": INT,
+        "first": SHORT,
+        "second": SHORT,
+    }
     types |= {"log2_residual": SHORT, "surprise": SHORT, "tables": SHORT, "index": SHORT, "rounded": SHORT}
     for channel in (0, 1, 2):
         for tuned in (False, True):

@@ -195,6 +195,7 @@ def launches(path: Path) -> Iterator[tuple[str, bool]]:
         "conv",
         "logistic",
         "predict",
+        "rans",
         *(f"research/{n}" for n in ("glimpse", "glimpse_box", "masked_conv", "mixture")),
     ],
 )
