@@ -205,7 +205,7 @@ class MadeUp:
 
 def header_of(weights: Weights, size: tuple[int, int], flags: int, quality: int = 60) -> Header:
     height, width = size
-    return Header(flags, width, height, 3, 8, quality, weights.model_hash, weights.tables_hash)
+    return Header(flags, width, height, 3, 8, 0, quality, weights.model_hash, weights.tables_hash)
 
 
 def make_up(
@@ -407,7 +407,8 @@ BROKEN: dict[str, tuple[type[FormatError], Change]] = {
     "level 5 before 4": (Corrupt, lambda h, p: (h, [p[0], p[2], p[1], p[3]])),
     "level 6": (Corrupt, lambda h, p: (h, [*p[:3], (6, 1, b"\1"), p[3]])),
     "a second group": (Corrupt, lambda h, p: (h, [*p[:3], (5, 2, b"\1"), p[3]])),
-    "part 0 of level 4": (Corrupt, lambda h, p: (h, [(4, 0, b"\2"), *p])),
+    "another colour": (UnsupportedVersion, lambda h, p: (replace(h, colour=1), p)),
+    "part 0 of level 4": (UnsupportedVersion, lambda h, p: (h, [p[0], (4, 0, b"\2"), *p[1:]])),
     "part 0 behind its groups": (Corrupt, lambda h, p: (h, [*p[:3], (5, 0, b"\2"), p[3]])),
     "a group twice": (Corrupt, lambda h, p: (h, [*p[:3], p[2], p[3]])),
     "ICC twice": (Corrupt, lambda h, p: (h, [p[0], *p])),
@@ -476,8 +477,9 @@ def test_damaged_bytes(weights: Weights) -> None:
         ("a run cut off", b"\4\1\1\5\0\0"),
         ("a length not in its shortest form", b"\4\1\1\x80\0" + bytes(4)),
         ("a number of eleven bytes", b"\4\1\1" + b"\x80" * 10 + b"\1" + bytes(4)),
+        ("two runs that are one", b"\4\0\1\0" + bytes(4) + b"\4\1\1\0" + bytes(4)),
         ("a part above 2^32", b"\4" + varint(1 << 32) + b"\1\0" + bytes(4)),
-        ("a length above 2^62", b"\4\1\1" + varint((1 << 62) + 1) + bytes(4)),
+        ("a length of 2^62", b"\4\1\1" + varint(1 << 62) + bytes(4)),
     ],
 )
 def test_broken_index(weights: Weights, what: str, index: bytes) -> None:

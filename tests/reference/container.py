@@ -16,7 +16,8 @@ LAST_LEVEL_UNIT = 63
 ICC, ALPHA, EXIF, XMP, LOW, PIXEL_HASH = range(65, 71)
 FIRST_ANCILLARY = 128
 MAX_SIDE, MAX_PIXELS = 65_535, 178_956_970
-MAX_ICC, MAX_METADATA, MAX_PAYLOADS = 1 << 20, 16 << 20, 1 << 62
+MAX_ICC, MAX_METADATA = 1 << 20, 16 << 20
+MAX_LENGTH = (1 << 62) - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Header:
     height: int
     channels: int
     bit_depth: int
+    colour: int
     quality: int
     model_hash: bytes
     tables_hash: bytes
@@ -152,7 +154,7 @@ def read_header(data: bytes) -> tuple[Header, int]:
     start = data[: len(MAGIC)]
     if start != MAGIC[: len(start)]:
         raise NotVbc("the magic is missing")
-    if len(data) > len(MAGIC) and data[len(MAGIC)] != MAJOR:
+    if len(data) > len(MAGIC) + 1 and data[len(MAGIC)] != MAJOR:
         raise UnsupportedVersion(f"major version {data[len(MAGIC)]}")
     if len(data) < HEADER_BYTES:
         raise Truncated(f"a header has {HEADER_BYTES} bytes, {len(data)} are there")
@@ -162,36 +164,40 @@ def read_header(data: bytes) -> tuple[Header, int]:
     flags, width, height, channels, bit_depth, colour, quality, model_hash, tables_hash, index_bytes = fields[
         3:
     ]
-    if not width or not height or quality > 100:
-        raise Corrupt("an empty picture, or a quality above 100")
-    if channels not in (1, 3) or bit_depth not in (8, 16) or colour or flags & ~(LOSSLESS | ARCHIVAL):
-        raise UnsupportedVersion("channels, bit depth, colour or flags")
+    if not width or not height:
+        raise Corrupt("an empty picture")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise LimitExceeded(f"{width} x {height} pixels")
-    header = Header(flags, width, height, channels, bit_depth, quality, model_hash, tables_hash)
+    header = Header(flags, width, height, channels, bit_depth, colour, quality, model_hash, tables_hash)
     return header, index_bytes
 
 
 def read_index(index: bytes, offset: int) -> list[Packet]:
     """The packets of an index; the first payload lies at `offset`."""
     cursor = Cursor(index)
-    packets = []
+    packets: list[Packet] = []
     while cursor.at < len(index):
         unit = cursor.u8()
         if not (1 <= unit <= LAST_LEVEL_UNIT or ICC <= unit <= PIXEL_HASH or unit >= FIRST_ANCILLARY):
             raise UnsupportedVersion(f"unit {unit}")
         first, count = (cursor.varint(), cursor.varint()) if unit <= LAST_LEVEL_UNIT else (0, 1)
-        if not count:
-            raise Corrupt("a run without packets")
+        last = packets[-1] if packets else None
+        if not count or (unit <= LAST_LEVEL_UNIT and last and (last.unit, last.part + 1) == (unit, first)):
+            raise Corrupt("a run without packets, or two runs that are one")
         for part in range(first, first + count):
-            length = cursor.varint(MAX_PAYLOADS)
+            length = cursor.varint(MAX_LENGTH)
             packets.append(Packet(unit, part, offset, length, cursor.u32()))
             offset += length
     return packets
 
 
 def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> None:
-    """Raises Corrupt or LimitExceeded where the index breaks a rule of section 3."""
+    """Raises an error where the fields of the header or the index break a rule of sections 2 and 3."""
+    if header.quality > 100:
+        raise Corrupt(f"quality {header.quality}")
+    known = header.channels in (1, 3) and header.bit_depth in (8, 16) and header.colour == 0
+    if not known or header.flags & ~(LOSSLESS | ARCHIVAL):
+        raise UnsupportedVersion("channels, bit depth, colour or flags")
     units = [p.unit for p in packets if p.unit < FIRST_ANCILLARY]
     singles = [unit for unit in units if unit > LAST_LEVEL_UNIT]
     if len(set(singles)) < len(singles):
@@ -207,9 +213,10 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
         level, part = packet.unit, packet.part
         if level > LAST_LEVEL_UNIT:
             continue
-        first = 0 if level > FIRST_EXACT else 1
-        if level > geometry.last_level or not first <= part <= geometry.n_groups(level):
+        if level > geometry.last_level or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
+        if not part and level <= FIRST_EXACT:
+            raise UnsupportedVersion(f"part 0 of level {level}")
         if (level, part) in seen:
             raise Corrupt(f"part {part} of level {level} is there twice")
         needs = geometry.needs(level, part, header.archival)
@@ -240,6 +247,6 @@ def check_lengths(packets: list[Packet], header: Header) -> None:
         any(p.unit == ICC and p.length > MAX_ICC for p in packets)
         or metadata > MAX_METADATA
         or total - metadata > (1 << 20) + 32 * padded
-        or total > MAX_PAYLOADS
+        or total > MAX_LENGTH
     ):
         raise LimitExceeded("bytes of payloads")

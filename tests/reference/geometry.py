@@ -94,8 +94,8 @@ class Geometry:
         return ceil_div(rows, side) * ceil_div(columns, side)
 
     def n_parts(self) -> int:
-        """The number of parts of the size: all groups, and part 0 of each level above 4."""
-        return sum(self.n_groups(n) for n in range(1, self.last_level + 1)) + self.top
+        """The number of parts of the size: the groups of all levels, and one more for each level."""
+        return sum(self.n_groups(level) + 1 for level in range(1, self.last_level + 1))
 
     def group(self, level: int, part: int) -> Rectangle:
         """The rectangle of a group, on its level's grid."""

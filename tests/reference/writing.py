@@ -66,15 +66,28 @@ def encode_lane(starts: list[list[int]], symbols: list[tuple[int, int]]) -> list
 
 
 def write_file(header: Header, packets: Sequence[tuple[int, int, bytes]]) -> bytes:
-    """A file of packets (unit, part, payload) in their order, one run a packet."""
-    index = b"".join(
-        bytes([unit])
-        + (varint(part) + varint(1) if unit <= LAST_LEVEL_UNIT else b"")
-        + varint(len(payload))
-        + struct.pack("<I", zlib.crc32(payload))
-        for unit, part, payload in packets
-    )
+    """A file of packets (unit, part, payload) in their order."""
+    index = b"".join(map(write_run, runs(packets)))
     return join_file(header, index, b"".join(payload for _, _, payload in packets))
+
+
+def runs(packets: Sequence[tuple[int, int, bytes]]) -> list[list[tuple[int, int, bytes]]]:
+    """The packets in runs as long as they can be."""
+    found: list[list[tuple[int, int, bytes]]] = []
+    for packet in packets:
+        unit, part, _ = packet
+        if found and unit <= LAST_LEVEL_UNIT and found[-1][-1][:2] == (unit, part - 1):
+            found[-1].append(packet)
+        else:
+            found.append([packet])
+    return found
+
+
+def write_run(packets: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """The entries of a run."""
+    unit, first, _ = packets[0]
+    head = bytes([unit]) + (varint(first) + varint(len(packets)) if unit <= LAST_LEVEL_UNIT else b"")
+    return head + b"".join(varint(len(body)) + struct.pack("<I", zlib.crc32(body)) for _, _, body in packets)
 
 
 def join_file(header: Header, index: bytes, payloads: bytes) -> bytes:
@@ -88,7 +101,7 @@ def join_file(header: Header, index: bytes, payloads: bytes) -> bytes:
         header.height,
         header.channels,
         header.bit_depth,
-        0,
+        header.colour,
         header.quality,
         header.model_hash,
         header.tables_hash,
