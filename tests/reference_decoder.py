@@ -75,7 +75,6 @@ def decode(
     """
     file = File(data)
     header, geometry = file.header, file.geometry
-    say(f"{header}")
     if (header.model_hash, header.tables_hash) != (weights.model_hash, weights.tables_hash):
         raise ModelMissing("the file was made with other weights")
     if levels is None and not partial and len(data) < file.end:

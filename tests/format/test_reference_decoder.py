@@ -6,6 +6,7 @@ hand, whose symbols are made up while the reference decoder asks for them.
 
 import hashlib
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -118,7 +119,22 @@ EXAMPLE = [
     (np.array([0]), np.array([-127])),
 ]
 """The steps of the example in docs/format.md."""
-EXAMPLE_PAYLOAD = "08 04 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00"
+TEXT = (TESTS.parent / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+def blocks_of_the_text(kind: str) -> list[list[str]]:
+    """The lines of each fenced block of a kind."""
+    return [
+        block.splitlines() for block in re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def dump_of_the_text(i: int) -> bytes:
+    """The bytes of the i-th hex dump: each line's, without what is said about them."""
+    return b"".join(bytes.fromhex(line[:26]) for line in blocks_of_the_text("hex")[i])
+
+
+EXAMPLE_PAYLOAD = dump_of_the_text(0)
 
 
 def read_all(payload: bytes, steps: Sequence[tuple[Array, Array]], most: int = 1 << 20) -> list[Array]:
@@ -130,9 +146,18 @@ def read_all(payload: bytes, steps: Sequence[tuple[Array, Array]], most: int = 1
 
 def test_lanes_of_the_text() -> None:
     payload = write_lanes(STARTS, EXAMPLE)
-    assert payload.hex(" ") == EXAMPLE_PAYLOAD
+    assert payload == EXAMPLE_PAYLOAD
     for (_, want), have in zip(EXAMPLE, read_all(payload, EXAMPLE), strict=True):
         assert (have == want).all()
+
+
+def test_file_of_the_text(weights: Weights) -> None:
+    lines: list[str] = []
+    picture = decode(dump_of_the_text(1), weights, say=lines.append)
+    assert [line for block in blocks_of_the_text("trace") for line in block] == lines
+    (rows,) = blocks_of_the_text("rgb")
+    want = [[bytes.fromhex(pixel) for pixel in row.split()] for row in rows]
+    assert [[bytes(pixel) for pixel in row] for row in picture.rgb.transpose(1, 2, 0)] == want
 
 
 def test_many_lanes() -> None:
@@ -174,7 +199,7 @@ def test_damaged_lanes(what: str, damaged: str) -> None:
 
 def test_more_symbols_than_a_packet_can_have() -> None:
     with pytest.raises(Corrupt):
-        read_all(bytes.fromhex(EXAMPLE_PAYLOAD), EXAMPLE, most=3)
+        read_all(EXAMPLE_PAYLOAD, EXAMPLE, most=3)
 
 
 # Files made by hand

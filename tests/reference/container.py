@@ -178,11 +178,10 @@ def read_index(index: bytes, offset: int) -> list[Packet]:
     packets: list[Packet] = []
     while cursor.at < len(index):
         unit = cursor.u8()
-        if not (1 <= unit <= LAST_LEVEL_UNIT or ICC <= unit <= PIXEL_HASH or unit >= FIRST_ANCILLARY):
-            raise UnsupportedVersion(f"unit {unit}")
-        first, count = (cursor.varint(), cursor.varint()) if unit <= LAST_LEVEL_UNIT else (0, 1)
+        is_level = 1 <= unit <= LAST_LEVEL_UNIT
+        first, count = (cursor.varint(), cursor.varint()) if is_level else (0, 1)
         last = packets[-1] if packets else None
-        if not count or (unit <= LAST_LEVEL_UNIT and last and (last.unit, last.part + 1) == (unit, first)):
+        if not count or (is_level and last and (last.unit, last.part + 1) == (unit, first)):
             raise Corrupt("a run without packets, or two runs that are one")
         for part in range(first, first + count):
             length = cursor.varint(MAX_LENGTH)
@@ -199,6 +198,9 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     if not known or header.flags & ~(LOSSLESS | ARCHIVAL):
         raise UnsupportedVersion("channels, bit depth, colour or flags")
     units = [p.unit for p in packets if p.unit < FIRST_ANCILLARY]
+    for unit in units:
+        if not (1 <= unit <= LAST_LEVEL_UNIT or ICC <= unit <= PIXEL_HASH):
+            raise UnsupportedVersion(f"unit {unit}")
     singles = [unit for unit in units if unit > LAST_LEVEL_UNIT]
     if len(set(singles)) < len(singles):
         raise Corrupt("a unit is there twice")
@@ -207,20 +209,18 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     places = [2 if unit <= LAST_LEVEL_UNIT else place[unit] for unit in units if unit not in (EXIF, XMP)]
     if places != sorted(places):
         raise Corrupt("units are out of order")
-    seen: set[tuple[int, int]] = set()
-    with_part0 = {p.unit for p in packets if p.unit <= LAST_LEVEL_UNIT and p.part == 0}
-    for packet in packets:
-        level, part = packet.unit, packet.part
-        if level > LAST_LEVEL_UNIT:
-            continue
+    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
+    for level, part in parts:
         if level > geometry.last_level or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
         if not part and level <= FIRST_EXACT:
             raise UnsupportedVersion(f"part 0 of level {level}")
-        if (level, part) in seen:
-            raise Corrupt(f"part {part} of level {level} is there twice")
+    if len(set(parts)) < len(parts):
+        raise Corrupt("a part of a level is there twice")
+    seen: set[tuple[int, int]] = set()
+    for level, part in parts:
         needs = geometry.needs(level, part, header.archival)
-        if part and level in with_part0:
+        if part and (level, 0) in parts:
             needs.append((level, 0))
         if not seen.issuperset(needs):
             raise Corrupt(f"what part {part} of level {level} needs does not stand before it")

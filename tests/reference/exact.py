@@ -118,7 +118,7 @@ class Grids:
             if mode not in PLAIN_DEPTH:
                 raise Corrupt(f"level 4 has mode {mode}")
             (pixels,) = plain(body, PLAIN_DEPTH[mode], [self.geometry.grids[top]])
-            self.say(f"level 4: grid {top}, Y {brief(pixels[0])} Co {brief(pixels[1])} Cg {brief(pixels[2])}")
+            self.say(f"level 4: Y {brief(pixels[0])}; Co {brief(pixels[1])}; Cg {brief(pixels[2])}")
         errors = np.zeros(pixels.shape, np.int32)
         blind = False
         for level in range(FIRST_EXACT + 1, self.geometry.last_level + 1):
@@ -273,7 +273,8 @@ class Group:
             base = base[:, 3:-3, 3:-3]
             if network:
                 output, feature = self.parameters(phase, inputs)
-                self.say(f"  phase {phase}")
+                self.say(f"  phase {phase}: base {brief(base)}")
+                self.say(f"    outputs at its first pixel {brief(output[:, 0, 0])}")
                 self.code_phase(coder, phase, base, output, feature, tunings.get(phase))
             else:
                 self.pixels[phase] = base
@@ -310,7 +311,7 @@ class Group:
             coded_scale = coded_scale.clip(-64, 96)
             rounded = (coded_mean + 8) >> 4
             tables = table_index[c, 16 * (coded_scale + 64) + coded_mean - 16 * rounded + 8]
-            self.say(f"    channel {c}: means {brief(coded_mean)} scales {brief(coded_scale)}")
+            self.say(f"    channel {c}: means {brief(coded_mean)}; scales {brief(coded_scale)}")
             value = (rounded + coder.step(tables)).astype(np.int16)
             self.say(f"      values {brief(value)}")
             self.pixels[phase][c] = value

@@ -27,6 +27,9 @@ class Rectangle:
     bottom: int
     right: int
 
+    def __str__(self) -> str:
+        return f"rows {self.top}..{self.bottom - 1}, columns {self.left}..{self.right - 1}"
+
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns."""

@@ -96,8 +96,8 @@ class Lanes:
             raise Corrupt("an escape that needs none")
         self.starts, self.say, self.lanes_used = starts, say, 0
         self.lanes = [Lane(stack, lane) for stack, lane in zip(stacks, values, strict=True)]
-        say(f"  lanes: chunks of 2^{self.chunk_bits}, {self.symbols_left} symbols, {n_lanes} lanes,")
-        say(f"    escapes {values}, states {[hex(lane.state) for lane in self.lanes]}")
+        say(f"  chunks of 2^{self.chunk_bits}, {self.symbols_left} symbols, {n_lanes} lanes")
+        say(f"  states {' '.join(hex(lane.state) for lane in self.lanes[:4])}")
 
     def _chunks(self, symbols: int) -> int:
         return -(-symbols >> self.chunk_bits)
@@ -116,8 +116,8 @@ class Lanes:
             part = order[j << self.chunk_bits : (j + 1) << self.chunk_bits]
             out[part] = self.lanes[j].decode(self.starts, flat[part].tolist())
         if order.size:
-            self.say(f"    step: tables {brief(flat[order])} symbols {brief(out[order])} (sorted)")
-            self.say(f"      states {[hex(lane.state) for lane in self.lanes][:4]}")
+            self.say(f"      in coding order: tables {brief(flat[order])}; symbols {brief(out[order])}")
+            self.say(f"      states {' '.join(hex(lane.state) for lane in self.lanes[:4])}")
         return out.reshape(tables.shape)
 
     def finish(self) -> None:

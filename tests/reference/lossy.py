@@ -94,11 +94,11 @@ class LossyDecoder:
         first = self.weights.number("lossy.first_table") + 48 * (level - 1)
         tables = np.where(scale_class < 3, NOTHING, first + scale_class)
         if tables.size:
-            self.say(f"  means {brief(mean)} scales {brief(scale)}")
+            self.say(f"    means {brief(mean)}; scales {brief(scale)}")
         steps = coder.step(tables).clip(-2047, 2047)
         latents = (mean + ((steps * self.step[number, None] + 16) >> 5)).clip(-32768, 32767)
         if tables.size:
-            self.say(f"    latents {brief(latents)}")
+            self.say(f"      latents {brief(latents)}")
         return latents, steps
 
     def code_grid(self, coder: Coder, grid: Array, use: int) -> None:
@@ -193,9 +193,7 @@ class LossyDecoder:
             use = max(int(self.used[i, j]) - 1, 0)
             out[:, *square.slices] = self.enhanced(cells, square, use)
         sample = out.reshape(3, 2, 2, n_rows, n_columns).transpose(0, 3, 1, 4, 2)
-        self.say(
-            f"  picture: samples before {brief(cells[:, 0, 0])}, after {brief(out[:, 0, 0])} (first cell)"
-        )
+        self.say(f"first cell: {brief(cells[:, 0, 0])}; enhanced: {brief(out[:, 0, 0])}")
         height, width = self.geometry.grids[0]
         return opponent_to_rgb(sample.reshape(3, 2 * n_rows, 2 * n_columns))[:, :height, :width]
 
