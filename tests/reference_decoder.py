@@ -81,8 +81,9 @@ def decode(
         raise Truncated(f"{file.end} bytes needed, {len(data)} there")
     used = file.levels[:levels]
     payloads = file.usable(used, partial)
-    if not payloads:
-        raise Truncated("no packet of a level is usable")
+    if not any(part for _, part in payloads):
+        error = Truncated if len(data) < file.end else Corrupt
+        raise error("no group is usable")
     alpha = read_alpha(file, weights, say)
     exact = {key: body for key, body in payloads.items() if key[0] >= FIRST_EXACT}
     check_packed(file, exact)

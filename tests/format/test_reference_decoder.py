@@ -452,6 +452,7 @@ BROKEN: dict[str, tuple[type[FormatError], Change]] = {
     "pixels too few": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2][:-1]), p[3]])),
     "pixels too many": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2] + b"\0"), p[3]])),
     "a packed picture before level 5": (Corrupt, lambda h, p: (h, [p[0], (4, 1, b"\4\3\0"), *p[2:]])),
+    "no level": (Corrupt, lambda h, p: (replace(h, flags=0), [p[0], p[3]])),
     "a lossless file of level 4": (Corrupt, lambda h, p: (h, p[:2])),
 }
 
