@@ -37,6 +37,9 @@ from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
 from reference_decoder import decode, silent
 
+from vbc.codec.model import Model
+from vbc.codec.pipeline import decode_image
+
 TESTS = Path(__file__).parents[1]
 FOLDER = TESTS / "golden"
 ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())
@@ -297,6 +300,33 @@ def test_any_order_within_the_rules(
     first = closure(file, [(file.levels[-1], file.geometry.n_groups(file.levels[-1]))])
     moved = sorted(packets, key=lambda p: (p[:2] not in first, p[:2]))
     assert (decode(write_file(header, moved), weights).rgb == want).all()
+
+
+@pytest.mark.parametrize("size", [*SIZES, (530, 130)])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+def test_the_codec_agrees(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, size: tuple[int, int], flags: int
+) -> None:
+    """On files with several groups on a level, symbols of all sizes, plain, tuned and missing groups."""
+    header = header_of(weights, size, flags)
+    packets, want = make_up(monkeypatch, weights, header, plain=3, tuned=2)
+    assert (decode_image(write_file(header, packets), model=tiny).rgb.numpy() == want).all()
+    header = replace(header, flags=flags & ~container.LOSSLESS)
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        data = write_file(header, some_packets(File(write_file(header, packets)), packets, rng))
+        assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
+
+
+def some_packets(file: File, packets: Packets, rng: np.random.Generator) -> Packets:
+    """A file's packets without some of its groups and those that need them."""
+    kept: dict[tuple[int, int], bytes] = {}
+    for level, part, payload in packets:
+        dropped = part > 0 and kept and rng.random() < 0.1
+        if not dropped and all(need in kept for need in file.needs(level, part)):
+            kept[level, part] = payload
+    with_groups = {level for level, part in kept if part}
+    return [(level, part, payload) for (level, part), payload in kept.items() if level in with_groups]
 
 
 def closure(file: File, wanted: list[tuple[int, int]]) -> set[tuple[int, int]]:
