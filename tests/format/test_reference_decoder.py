@@ -90,7 +90,8 @@ def test_prefixes_of_a_golden_file(weights: Weights, name: str) -> None:
         have = decode(prefix, weights, partial=True)
         assert (have.rgb == want.rgb).all()
         assert (have.alpha is None) == (want.alpha is None)
-        assert decode(prefix, weights, levels=count).sha256() == have.sha256()
+        if count < len(file.levels):  # with all of them the low bytes are wanted too
+            assert decode(prefix, weights, levels=count).sha256() == have.sha256()
         if last < len(data):
             with pytest.raises(Truncated):
                 decode(prefix, weights)
