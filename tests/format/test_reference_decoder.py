@@ -1,0 +1,552 @@
+"""docs/format.md is complete: a decoder written from it alone gives the pixels of the golden files.
+
+What no golden file shows (several groups on a level, missing ones, broken rules) is checked on files made by
+hand, whose symbols are made up while the reference decoder asks for them.
+"""
+
+import hashlib
+import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference.exact
+import reference.lossy
+from reference import container
+from reference.container import File, Header
+from reference.errors import (
+    Corrupt,
+    FormatError,
+    LimitExceeded,
+    ModelMissing,
+    NotVbc,
+    Truncated,
+    UnsupportedVersion,
+)
+from reference.exact import rgb_to_ycocg
+from reference.geometry import Geometry, Rectangle
+from reference.lanes import NOTHING, Lanes
+from reference.weights import Array, Weights
+from reference.writing import join_file, varint, write_file, write_lanes
+from reference_decoder import decode, silent
+
+from vbc.codec.model import Model
+from vbc.codec.pipeline import decode_image
+
+TESTS = Path(__file__).parents[1]
+FOLDER = TESTS / "golden"
+ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())
+"""By file, then by what is decoded of it: "N", the first N levels; "N native", those at their own size."""
+
+Packets = list[tuple[int, int, bytes]]
+"""(unit, part, payload) in the order of a file."""
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    """Those of the tiny frozen model."""
+    return Weights((FOLDER / "tiny.safetensors").read_bytes())
+
+
+def test_imports_nothing_of_vbc() -> None:
+    code = (
+        "import reference_decoder, sys; "
+        "assert not {'torch', 'constriction', 'safetensors', 'vbc'} & {m.split('.')[0] for m in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=TESTS, check=True, timeout=60)
+
+
+# Golden files
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_golden_file(weights: Weights, name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    assert ANSWERS[name]
+    for what, want in ANSWERS[name].items():
+        count, _, native = what.partition(" ")
+        assert native in ("", "native")
+        assert decode(data, weights, levels=int(count), native=bool(native)).sha256() == want, what
+    assert (
+        decode(data, weights).sha256() == ANSWERS[name][max(ANSWERS[name], key=lambda k: int(k.split()[0]))]
+    )
+
+
+@pytest.mark.parametrize("name", ["layered.vbc", "deep.vbc", "alpha-lossy.vbc"])
+def test_prefixes_of_a_golden_file(weights: Weights, name: str) -> None:
+    data = (FOLDER / name).read_bytes()
+    file = File(data)
+    for count, level in enumerate(file.levels, 1):
+        last = max(p.offset + p.length for p in file.packets if p.unit == level)
+        prefix = data[:last]
+        want = decode(data, weights, levels=count)
+        have = decode(prefix, weights, partial=True)
+        assert (have.rgb == want.rgb).all()
+        assert (have.alpha is None) == (want.alpha is None)
+        if count < len(file.levels):  # with all of them the low bytes are wanted too
+            assert decode(prefix, weights, levels=count).sha256() == have.sha256()
+        if last < len(data):
+            with pytest.raises(Truncated):
+                decode(prefix, weights)
+
+
+def test_pixel_hash_of_a_golden_file(weights: Weights) -> None:
+    data = (FOLDER / "deep-gray-alpha.vbc").read_bytes()
+    file = File(data)
+    picture = decode(data, weights)
+    packet = file.single(container.PIXEL_HASH)
+    assert packet is not None
+    assert picture.alpha is not None
+    assert picture.low is not None
+    samples = picture.rgb.transpose(1, 2, 0).tobytes() + picture.alpha.tobytes() + picture.low.tobytes()
+    assert hashlib.sha256(samples).digest().startswith(file.payload(packet))
+    assert picture.samples().shape == (20, 31, 2)
+    assert picture.samples().dtype == np.uint16
+
+
+# Lanes
+
+
+TABLES = np.ones((2, 256), np.int64)
+TABLES[0] = 256
+TABLES[1, 127] = 65281
+STARTS = (np.concatenate((np.zeros((2, 1), np.int64), TABLES.cumsum(1)), 1) << 8).tolist()
+EXAMPLE = [
+    (np.array([1, 0, 1]), np.array([0, 5, 200])),
+    (np.array([0]), np.array([-127])),
+]
+"""The steps of the example in docs/format.md."""
+TEXT = (TESTS.parent / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+def blocks_of_the_text(kind: str) -> list[list[str]]:
+    """The lines of each fenced block of a kind."""
+    return [
+        block.splitlines() for block in re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def dump_of_the_text(i: int) -> bytes:
+    """The bytes of the i-th hex dump: each line's, without what is said about them."""
+    return b"".join(bytes.fromhex(line[:26]) for line in blocks_of_the_text("hex")[i])
+
+
+EXAMPLE_PAYLOAD = dump_of_the_text(0)
+
+
+def read_all(payload: bytes, steps: Sequence[tuple[Array, Array]], most: int = 1 << 20) -> list[Array]:
+    lanes = Lanes(STARTS, payload, most, silent)
+    found = [lanes.step(tables) for tables, _ in steps]
+    lanes.finish()
+    return found
+
+
+def test_lanes_of_the_text() -> None:
+    payload = write_lanes(STARTS, EXAMPLE)
+    assert payload == EXAMPLE_PAYLOAD
+    for (_, want), have in zip(EXAMPLE, read_all(payload, EXAMPLE), strict=True):
+        assert (have == want).all()
+
+
+def test_file_of_the_text(weights: Weights) -> None:
+    lines: list[str] = []
+    picture = decode(dump_of_the_text(1), weights, say=lines.append)
+    assert [line for block in blocks_of_the_text("trace") for line in block] == lines
+    (rows,) = blocks_of_the_text("rgb")
+    want = [[bytes.fromhex(pixel) for pixel in row.split()] for row in rows]
+    assert [[bytes(pixel) for pixel in row] for row in picture.rgb.transpose(1, 2, 0)] == want
+
+
+def test_many_lanes() -> None:
+    rng = np.random.default_rng(3)
+    steps = []
+    for n in (700, 0, 3, 1025, 256):
+        tables = rng.choice([0, 1, NOTHING], n)
+        symbols = np.where(rng.random(n) < 0.05, rng.integers(-32768, 32768, n), rng.integers(-5, 6, n))
+        steps.append((tables, np.where(tables == NOTHING, 0, symbols)))
+    for bits in (8, 9, 20):
+        payload = write_lanes(STARTS, steps, bits)
+        for (_, want), have in zip(steps, read_all(payload, steps), strict=True):
+            assert (have == want).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "damaged"),
+    [
+        ("small chunks", "07 04 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00"),
+        ("large chunks", "15 04 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00"),
+        ("one symbol more", "08 05 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00"),
+        ("no lane", "08 04 00 00"),
+        ("two lanes", "08 04 02 01 01 00 02 00 c8 00 00 7d 84 01 01 00 00 00"),
+        ("escapes that do not add up", "08 04 01 01 02 02 c8 00 00 7d 84 01 01 00 00 00"),
+        ("an escape of 100", "08 04 01 01 01 02 64 00 00 7d 84 01 01 00 00 00"),
+        ("no escape", "08 04 01 00 02 00 7d 84 01 01 00 00 00"),
+        ("a word less", "08 04 01 01 01 01 c8 00 00 7d 84 01"),
+        ("a word more", "08 04 01 01 01 03 c8 00 01 00 00 00 00 7d 84 01 01 00 00 00"),
+        ("a last word of zero", "08 04 01 01 01 02 c8 00 00 7d 84 01 00 00 00 00"),
+        ("a byte more", "08 04 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00 00"),
+        ("a long varint", "08 84 00 01 01 01 02 c8 00 00 7d 84 01 01 00 00 00"),
+        ("another state", "08 04 01 01 01 02 c8 00 01 7d 84 01 01 00 00 00"),
+    ],
+)
+def test_damaged_lanes(what: str, damaged: str) -> None:
+    with pytest.raises(Corrupt):
+        read_all(bytes.fromhex(damaged), EXAMPLE)
+
+
+def test_more_symbols_than_a_packet_can_have() -> None:
+    with pytest.raises(Corrupt):
+        read_all(EXAMPLE_PAYLOAD, EXAMPLE, most=3)
+
+
+# Files made by hand
+
+
+class MadeUp:
+    """In place of lanes: symbols from a generator, kept to be written."""
+
+    made: list["MadeUp"]
+    rng: np.random.Generator
+
+    def __init__(self, starts: object, payload: bytes, most: int, say: object):
+        self.steps: list[tuple[Array, Array]] = []
+        self.made.append(self)
+
+    def step(self, tables: Array) -> Array:
+        # a few large ones among small ones, as a damaged file may have
+        symbols = self.rng.integers(-3, 4, tables.shape)
+        large = self.rng.random(tables.shape) < 0.01
+        symbols = np.where(large, self.rng.integers(-32768, 32768, tables.shape), symbols)
+        symbols = np.where(tables == NOTHING, 0, symbols).astype(np.int32)
+        self.steps.append((tables, symbols))
+        return symbols
+
+    def finish(self) -> None:
+        pass
+
+
+def header_of(weights: Weights, size: tuple[int, int], flags: int, quality: int = 60) -> Header:
+    height, width = size
+    return Header(flags, width, height, 3, 8, 0, quality, weights.model_hash, weights.tables_hash)
+
+
+def make_up(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, header: Header, plain: int = 0, tuned: int = 0
+) -> tuple[Packets, Array]:
+    """Packets of all groups of all levels with made-up symbols, and the picture they give.
+
+    plain: every so many exact groups hold plain pixels; tuned: every so many levels have a part 0. 0: none.
+    """
+    geometry = Geometry(header.height, header.width)
+    rng = np.random.default_rng(11)
+    shells: Packets = []
+    for level in range(4 if header.archival else 1, geometry.last_level + 1):
+        has_part0 = bool(tuned) and level > 4 and level % tuned == 0
+        if has_part0:
+            shells.append((level, 0, b"\2"))
+        for part, group in geometry.groups(level):
+            rows, columns = group.size
+            if level == 4:
+                body = rng.integers(0, 256, 3 * rows * columns, np.uint8).tobytes()
+                shells.append((level, part, b"\1" + body))
+            elif level > 4 and plain and part % plain == 0:
+                new = rows * columns - -(-rows // 2) * -(-columns // 2)
+                shells.append((level, part, b"\3" + rng.integers(0, 256, new, np.uint8).tobytes()))
+            else:
+                shells.append((level, part, b"\2" if has_part0 else b"\0"))
+    with monkeypatch.context() as patch:
+        MadeUp.made, MadeUp.rng = [], rng
+        patch.setattr(reference.lossy, "Lanes", MadeUp)
+        patch.setattr(reference.exact, "Lanes", MadeUp)
+        picture = decode(write_file(header, shells), weights).rgb
+    made = iter(MadeUp.made)
+    packets = [
+        (
+            level,
+            part,
+            shell if len(shell) > 1 or shell in b"\1\3" else shell + write_made(weights, next(made)),
+        )
+        for level, part, shell in shells
+    ]
+    assert next(made, None) is None
+    return packets, picture
+
+
+def write_made(weights: Weights, made: MadeUp) -> bytes:
+    return write_lanes(weights.starts, made.steps, 10)
+
+
+SIZES = [(513, 20), (21, 520), (3, 5)]
+"""The first two have two groups on some levels, the last ones of one row or a few columns."""
+LAYERED, ARCHIVAL = container.LOSSLESS, container.LOSSLESS | container.ARCHIVAL
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+def test_any_order_within_the_rules(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, size: tuple[int, int], flags: int
+) -> None:
+    header = header_of(weights, size, flags)
+    packets, want = make_up(monkeypatch, weights, header, plain=3, tuned=2)
+    assert (decode(write_file(header, packets), weights).rgb == want).all()
+    # the last group first, with what it needs, then the others
+    file = File(write_file(header, packets))
+    first = closure(file, [(file.levels[-1], file.geometry.n_groups(file.levels[-1]))])
+    moved = sorted(packets, key=lambda p: (p[:2] not in first, p[:2]))
+    assert (decode(write_file(header, moved), weights).rgb == want).all()
+
+
+@pytest.mark.parametrize("size", [*SIZES, (530, 130)])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+def test_the_codec_agrees(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, size: tuple[int, int], flags: int
+) -> None:
+    """On files with several groups on a level, symbols of all sizes, plain, tuned and missing groups."""
+    header = header_of(weights, size, flags)
+    packets, want = make_up(monkeypatch, weights, header, plain=3, tuned=2)
+    assert (decode_image(write_file(header, packets), model=tiny).rgb.numpy() == want).all()
+    header = replace(header, flags=flags & ~container.LOSSLESS)
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        data = write_file(header, some_packets(File(write_file(header, packets)), packets, rng))
+        assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
+
+
+def some_packets(file: File, packets: Packets, rng: np.random.Generator) -> Packets:
+    """A file's packets without some of its groups and those that need them."""
+    kept: dict[tuple[int, int], bytes] = {}
+    for level, part, payload in packets:
+        dropped = part > 0 and kept and rng.random() < 0.1
+        if not dropped and all(need in kept for need in file.needs(level, part)):
+            kept[level, part] = payload
+    with_groups = {level for level, part in kept if part}
+    return [(level, part, payload) for (level, part), payload in kept.items() if level in with_groups]
+
+
+def closure(file: File, wanted: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    """The packets wanted and all that they need."""
+    found = set(wanted)
+    for key in wanted:
+        found |= closure(file, file.needs(*key))
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+def test_needs_are_enough(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, size: tuple[int, int], flags: int
+) -> None:
+    header = header_of(weights, size, flags)
+    packets, _ = make_up(monkeypatch, weights, header, tuned=2)
+    header = replace(header, flags=flags & ~container.LOSSLESS)
+    file = File(write_file(header, packets))
+    geometry = file.geometry
+    for level in file.levels:
+        whole = decode(write_file(header, [p for p in packets if p[0] <= level]), weights).rgb
+        for part, group in geometry.groups(level):
+            needed = closure(file, [(level, part)])
+            alone = decode(write_file(header, [p for p in packets if p[:2] in needed]), weights).rgb
+            if level <= 3:  # pixels on which no other group of the level has an influence
+                grid, area = 0, inner(group, *geometry.blocks, REACH[level]).times(8).cut(*size)
+            else:
+                grid, area = geometry.grid_of(level), group
+            have, want = (x[:, :: 1 << grid, :: 1 << grid][:, *area.slices] for x in (alone, whole))
+            assert (have == want).all()
+            assert have.size or level == 2 or level == 3
+
+
+REACH = {1: 10, 2: 6, 3: 2}
+"""Blocks over which a lossy level has an influence on the picture: two by the enhancement, and four by each
+prior that completes the levels above."""
+
+
+def inner(group: Rectangle, rows: int, columns: int, n: int) -> Rectangle:
+    """A group without n positions at those of its borders that are not the grid's."""
+    return Rectangle(
+        group.top + n * (group.top > 0),
+        group.left + n * (group.left > 0),
+        group.bottom - n * (group.bottom < rows),
+        group.right - n * (group.right < columns),
+    )
+
+
+def test_plain_groups_hold_the_picture(weights: Weights) -> None:
+    """Geometry without networks: every group of every level as plain pixels."""
+    rgb = np.random.default_rng(1).integers(0, 256, (3, 530, 1100), np.uint8)
+    header = header_of(weights, (530, 1100), ARCHIVAL)
+    geometry = Geometry(530, 1100)
+    assert [geometry.n_groups(n) for n in range(1, 13)] == [1, 6, 6, 1, 1, 1, 1, 1, 2, 6, 6, 6]
+    packets: Packets = []
+    for level in range(4, geometry.last_level + 1):
+        k = geometry.grid_of(level)
+        for part, group in geometry.groups(level):
+            pixels = rgb[:, :: 1 << k, :: 1 << k][:, *group.slices]
+            if level == 4:
+                parts = [pixels]
+            else:
+                parts = [pixels[:, 1::2, 1::2], pixels[:, ::2, 1::2], pixels[:, 1::2, ::2]]
+            packets.append((level, part, b"\1" + b"".join(p.transpose(1, 2, 0).tobytes() for p in parts)))
+    data = write_file(header, packets)
+    assert (decode(data, weights).rgb == rgb).all()
+    # a prefix: the groups of the last level that are there are exact
+    file = File(data)
+    last = geometry.last_level
+    third = file.level_packets[last, 3]
+    shown = decode(data[: third.offset + third.length], weights, partial=True).rgb
+    for part, group in geometry.groups(last):
+        assert (shown[:, *group.slices] == rgb[:, *group.slices]).all() == (part <= 3)
+    # a damaged group is missing, and no other one of its level
+    damaged = bytearray(data)
+    damaged[third.offset + 5] ^= 1
+    with pytest.raises(Corrupt):
+        decode(bytes(damaged), weights)
+    shown = decode(bytes(damaged), weights, partial=True).rgb
+    for part, group in geometry.groups(last):
+        assert (shown[:, *group.slices] == rgb[:, *group.slices]).all() == (part != 3)
+
+
+def test_missing_archival_levels(weights: Weights) -> None:
+    """The first level without groups is the networks' means, finer ones are means of neighbours."""
+    rgb = np.full((3, 40, 40), 77, np.uint8)
+    rgb[:, ::32, ::32] = 99
+    header = header_of(weights, (40, 40), container.ARCHIVAL)
+    geometry = Geometry(40, 40)
+    base = rgb[:, :: 1 << geometry.top, :: 1 << geometry.top]
+    data = write_file(header, [(4, 1, b"\1" + base.transpose(1, 2, 0).tobytes())])
+    shown = decode(data, weights).rgb
+    assert (shown[:, :: 1 << geometry.top, :: 1 << geometry.top] == base).all()
+    pixels = rgb_to_ycocg(shown)
+    corners = pixels[:, ::2, ::2]
+    four = corners[:, :-1, :-1] + corners[:, :-1, 1:] + corners[:, 1:, :-1] + corners[:, 1:, 1:]
+    assert (pixels[:, 1:-1:2, 1:-1:2] == (four + 2) >> 2).all()
+
+
+# Broken rules
+
+
+def small(weights: Weights) -> tuple[Header, Packets]:
+    """A file of three groups of plain pixels: 9 x 9 pixels."""
+    rng = np.random.default_rng(2)
+    header = header_of(weights, (9, 9), ARCHIVAL)
+    return header, [
+        (container.ICC, 0, b"icc"),
+        (4, 1, b"\1" + rng.bytes(75)),
+        (5, 1, b"\1" + rng.bytes(168)),
+        (container.PIXEL_HASH, 0, bytes(8)),
+    ]
+
+
+Change = Callable[[Header, Packets], tuple[Header, Packets]]
+
+BROKEN: dict[str, tuple[type[FormatError], Change]] = {
+    "width 0": (Corrupt, lambda h, p: (replace(h, width=0), p)),
+    "quality 101": (Corrupt, lambda h, p: (replace(h, quality=101), p)),
+    "two channels": (UnsupportedVersion, lambda h, p: (replace(h, channels=2), p)),
+    "twelve bits": (UnsupportedVersion, lambda h, p: (replace(h, bit_depth=12), p)),
+    "a new flag": (UnsupportedVersion, lambda h, p: (replace(h, flags=h.flags | 4), p)),
+    "a wide picture": (LimitExceeded, lambda h, p: (replace(h, width=65_536), p)),
+    "many pixels": (LimitExceeded, lambda h, p: (replace(h, width=65_535, height=65_535), p)),
+    "sixteen bits without LOW": (Corrupt, lambda h, p: (replace(h, bit_depth=16), p)),
+    "LOW in eight bits": (Corrupt, lambda h, p: (h, [*p[:3], (container.LOW, 0, b""), p[3]])),
+    "other weights": (ModelMissing, lambda h, p: (replace(h, model_hash=bytes(8)), p)),
+    "other tables": (ModelMissing, lambda h, p: (replace(h, tables_hash=bytes(8)), p)),
+    "a level missing in a lossless file": (Corrupt, lambda h, p: (h, [*p[:2], p[3]])),
+    "a lossy level in an archival file": (Corrupt, lambda h, p: (h, [(1, 1, b"\0\10\0\0\0"), *p])),
+    "no need of level 5": (Corrupt, lambda h, p: (replace(h, flags=2), [p[0], p[2]])),
+    "level 5 before 4": (Corrupt, lambda h, p: (h, [p[0], p[2], p[1], p[3]])),
+    "level 6": (Corrupt, lambda h, p: (h, [*p[:3], (6, 1, b"\1"), p[3]])),
+    "a second group": (Corrupt, lambda h, p: (h, [*p[:3], (5, 2, b"\1"), p[3]])),
+    "another colour": (UnsupportedVersion, lambda h, p: (replace(h, colour=1), p)),
+    "part 0 of level 4": (UnsupportedVersion, lambda h, p: (h, [p[0], (4, 0, b"\2"), *p[1:]])),
+    "part 0 behind its groups": (Corrupt, lambda h, p: (h, [*p[:3], (5, 0, b"\2"), p[3]])),
+    "a group twice": (Corrupt, lambda h, p: (h, [*p[:3], p[2], p[3]])),
+    "ICC twice": (Corrupt, lambda h, p: (h, [p[0], *p])),
+    "ICC behind a level": (Corrupt, lambda h, p: (h, [p[1], p[0], *p[2:]])),
+    "alpha before ICC": (Corrupt, lambda h, p: (h, [(container.ALPHA, 0, b""), *p])),
+    "the hash before a level": (Corrupt, lambda h, p: (h, [p[3], *p[:3]])),
+    "a short hash": (Corrupt, lambda h, p: (h, [*p[:3], (container.PIXEL_HASH, 0, bytes(7))])),
+    "unit 64": (UnsupportedVersion, lambda h, p: (h, [*p, (64, 0, b"")])),
+    "unit 71": (UnsupportedVersion, lambda h, p: (h, [*p, (71, 0, b"")])),
+    "a large profile": (LimitExceeded, lambda h, p: (h, [(container.ICC, 0, bytes((1 << 20) + 1)), *p[1:]])),
+    "large metadata": (LimitExceeded, lambda h, p: (h, [*p, (container.XMP, 0, bytes((16 << 20) + 1))])),
+    "a large level": (LimitExceeded, lambda h, p: (h, [*p[:2], (5, 1, bytes(2 << 20)), p[3]])),
+    "a mode that there is not": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, b"\5"), p[3]])),
+    "a tuned group without part 0": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, b"\2\10\0\0\0"), p[3]])),
+    "an empty group": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, b""), p[3]])),
+    "pixels too few": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2][:-1]), p[3]])),
+    "pixels too many": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2] + b"\0"), p[3]])),
+    "a packed picture before level 5": (Corrupt, lambda h, p: (h, [p[0], (4, 1, b"\4\3\0"), *p[2:]])),
+    "no level": (Corrupt, lambda h, p: (replace(h, flags=0), [p[0], p[3]])),
+    "a lossless file of level 4": (Corrupt, lambda h, p: (h, p[:2])),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_rule(weights: Weights, what: str) -> None:
+    error, change = BROKEN[what]
+    header, packets = change(*small(weights))
+    with pytest.raises(error) as caught:
+        decode(write_file(header, packets), weights)
+    assert caught.type is error
+
+
+def test_what_is_allowed(weights: Weights) -> None:
+    header, packets = small(weights)
+    want = decode(write_file(header, packets), weights).rgb
+    around = [(200, 0, b"ancillary"), (container.EXIF, 0, b"exif"), *packets, (200, 0, b""), (255, 0, b"x")]
+    assert (decode(write_file(header, around), weights).rgb == want).all()
+    newer = bytearray(write_file(header, packets))
+    newer[9] = 7  # minor version
+    newer[44:48] = struct.pack("<I", zlib.crc32(newer[:44]))
+    assert (decode(bytes(newer), weights).rgb == want).all()
+
+
+def test_damaged_bytes(weights: Weights) -> None:
+    header, packets = small(weights)
+    data = write_file(header, packets)
+    index_bytes = int.from_bytes(data[40:44], "little")
+    for n in range(len(data)):
+        with pytest.raises(Truncated):
+            decode(data[:n], weights)
+    for at in range(len(data) - 8):  # the pixel hash is not looked at
+        damaged = bytearray(data)
+        damaged[at] ^= 4
+        error = NotVbc if at < 8 else UnsupportedVersion if at == 8 else Corrupt
+        if index_bytes + 52 <= at < index_bytes + 55:
+            continue  # the profile is not looked at
+        with pytest.raises(error):
+            decode(bytes(damaged), weights)
+    with pytest.raises(Corrupt):
+        decode(data + b"\0", weights)
+
+
+@pytest.mark.parametrize(
+    ("what", "index"),
+    [
+        ("a run of no packets", b"\4\1\0"),
+        ("a run cut off", b"\4\1\1\5\0\0"),
+        ("a length not in its shortest form", b"\4\1\1\x80\0" + bytes(4)),
+        ("a number of eleven bytes", b"\4\1\1" + b"\x80" * 10 + b"\1" + bytes(4)),
+        ("two runs that are one", b"\4\0\1\0" + bytes(4) + b"\4\1\1\0" + bytes(4)),
+        ("a part above 2^32", b"\4" + varint(1 << 32) + b"\1\0" + bytes(4)),
+        ("a length of 2^62", b"\4\1\1" + varint(1 << 62) + bytes(4)),
+    ],
+)
+def test_broken_index(weights: Weights, what: str, index: bytes) -> None:
+    header = header_of(weights, (5, 5), container.ARCHIVAL)
+    with pytest.raises(Corrupt):
+        decode(join_file(header, index, b""), weights)
+
+
+def test_an_index_above_its_limit(weights: Weights) -> None:
+    header = header_of(weights, (5, 5), container.ARCHIVAL)
+    parts = Geometry(5, 5).n_parts()
+    with pytest.raises(LimitExceeded):
+        decode(join_file(header, bytes(1025 + 32 * parts), b""), weights)

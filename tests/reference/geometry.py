@@ -1,0 +1,132 @@
+"""Grids, groups and what a packet needs (docs/format.md, sections 4 and 5)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LOSSY_LEVELS = (1, 2, 3)
+FIRST_EXACT = 4
+BLOCK = 8
+SQUARE = 64
+"""Side of the groups of levels 2 and 3, in blocks."""
+LEVEL1_SIDE = 256
+EXACT_SIDES = (512, 256, 128)
+"""Sides of the groups on grids 0, 1, and 2 and above."""
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Rows top <= i < bottom and columns left <= j < right."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def __str__(self) -> str:
+        return f"rows {self.top}..{self.bottom - 1}, columns {self.left}..{self.right - 1}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """For indexing a plane."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def divided(self, by: int) -> "Rectangle":
+        """On a coarser grid, rounded out."""
+        return Rectangle(self.top // by, self.left // by, ceil_div(self.bottom, by), ceil_div(self.right, by))
+
+    def times(self, by: int) -> "Rectangle":
+        """On a finer grid."""
+        return Rectangle(by * self.top, by * self.left, by * self.bottom, by * self.right)
+
+    def grown(self, n: int) -> "Rectangle":
+        """With n more positions on each side."""
+        return Rectangle(self.top - n, self.left - n, self.bottom + n, self.right + n)
+
+    def cut(self, rows: int, columns: int) -> "Rectangle":
+        """Without what lies outside a grid of this size."""
+        return Rectangle(
+            max(self.top, 0), max(self.left, 0), min(self.bottom, rows), min(self.right, columns)
+        )
+
+    def meets(self, other: "Rectangle") -> bool:
+        """Whether they have a position in common."""
+        rows = max(self.top, other.top) < min(self.bottom, other.bottom)
+        return rows and max(self.left, other.left) < min(self.right, other.right)
+
+
+class Geometry:
+    """Levels, grids and groups of a picture of height x width pixels."""
+
+    def __init__(self, height: int, width: int):
+        self.blocks = ceil_div(height, BLOCK), ceil_div(width, BLOCK)
+        self.grids = [(height, width)]
+        while max(self.grids[-1]) > 8:
+            rows, columns = self.grids[-1]
+            self.grids.append((ceil_div(rows, 2), ceil_div(columns, 2)))
+        self.top = len(self.grids) - 1
+        self.last_level = FIRST_EXACT + self.top
+
+    def grid_of(self, level: int) -> int:
+        """The number of the grid that an exact level completes."""
+        return self.top - (level - FIRST_EXACT)
+
+    def size_of(self, level: int) -> tuple[int, int]:
+        """Rows and columns of a level's grid."""
+        return self.blocks if level in LOSSY_LEVELS else self.grids[self.grid_of(level)]
+
+    def side_of(self, level: int) -> int:
+        """The side of a level's groups; level 4 has one."""
+        if level in LOSSY_LEVELS:
+            return LEVEL1_SIDE if level == 1 else SQUARE
+        return 8 if level == FIRST_EXACT else EXACT_SIDES[min(self.grid_of(level), 2)]
+
+    def n_groups(self, level: int) -> int:
+        """How many groups a level has."""
+        rows, columns = self.size_of(level)
+        side = self.side_of(level)
+        return ceil_div(rows, side) * ceil_div(columns, side)
+
+    def n_parts(self) -> int:
+        """The number of parts of the size: the groups of all levels, and one more for each level."""
+        return sum(self.n_groups(level) + 1 for level in range(1, self.last_level + 1))
+
+    def group(self, level: int, part: int) -> Rectangle:
+        """The rectangle of a group, on its level's grid."""
+        rows, columns = self.size_of(level)
+        side = self.side_of(level)
+        i, j = divmod(part - 1, ceil_div(columns, side))
+        return Rectangle(i * side, j * side, (i + 1) * side, (j + 1) * side).cut(rows, columns)
+
+    def groups(self, level: int) -> Iterator[tuple[int, Rectangle]]:
+        """Parts and rectangles of all groups of a level, in raster order."""
+        return ((part, self.group(level, part)) for part in range(1, self.n_groups(level) + 1))
+
+    def meeting(self, level: int, area: Rectangle) -> list[tuple[int, int]]:
+        """(level, part) of the level's groups that meet a rectangle of its grid."""
+        return [(level, part) for part, group in self.groups(level) if group.meets(area)]
+
+    def needs(self, level: int, part: int, archival: bool) -> list[tuple[int, int]]:
+        """(level, part) of the packets that a packet needs at first hand, but part 0 of its own level."""
+        if part == 0 or level in (1, FIRST_EXACT):
+            return []
+        group = self.group(level, part)
+        if level in LOSSY_LEVELS:
+            area = group.grown(8).cut(*self.blocks)
+            return [need for below in range(1, level) for need in self.meeting(below, area)]
+        k = self.grid_of(level)
+        near = group.divided(2).grown(4).cut(*self.grids[k + 1])
+        needs = self.meeting(level - 1, near)
+        if not archival:
+            seen = near.times(1 << (k + 1)).cut(*self.grids[0]).divided(BLOCK).grown(2).cut(*self.blocks)
+            needs += self.meeting(3, seen)
+        return needs

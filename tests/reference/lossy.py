@@ -1,0 +1,237 @@
+"""The lossy levels and their picture (docs/format.md, sections 9 and 10)."""
+
+import numpy as np
+
+from reference.errors import Corrupt
+from reference.geometry import BLOCK, LOSSY_LEVELS, SQUARE, Geometry, Rectangle, ceil_div
+from reference.lanes import NOTHING, Coder, Lanes, Say, brief
+from reference.networks import around, chain, coarse, compand, edge, fine
+from reference.weights import Array, Weights
+
+FIRST = {1: 0, 2: 6, 3: 48}
+END = {1: 6, 2: 48, 3: 192}
+"""The latents of a level."""
+DC = (0, 4, 5)
+PHASES = ("D", "H", "V")
+OFFSET = {"A": (0, 0), "D": (1, 1), "H": (0, 1), "V": (1, 0)}
+NEAREST = {
+    "D": (("A", 0, 0), ("A", 0, 1), ("A", 1, 0), ("A", 1, 1)),
+    "H": (("A", 0, 0), ("A", 0, 1), ("D", -1, 0), ("D", 0, 0)),
+    "V": (("A", 0, 0), ("A", 1, 0), ("D", 0, -1), ("D", 0, 0)),
+}
+"""n0 to n3 of a phase: plane, rows down, columns right."""
+
+
+def latent_order() -> list[tuple[int, int, int]]:
+    """(opponent plane, fy, fx) of each latent."""
+    low = [(fy, fx) for fy in range(2) for fx in range(2)]
+    middle = [(fy, fx) for fy in range(4) for fx in range(4) if max(fy, fx) >= 2]
+    high = [(fy, fx) for fy in range(8) for fx in range(8) if max(fy, fx) >= 4]
+    order = [(0, fy, fx) for fy, fx in low] + [(1, 0, 0), (2, 0, 0)]
+    order += [(plane, fy, fx) for plane in (1, 2) for fy, fx in low[1:]]
+    for frequencies in (middle, high):
+        order += [(plane, fy, fx) for plane in range(3) for fy, fx in frequencies]
+    return order
+
+
+def phase_part(grid: Array, phase: str) -> Array:
+    """The positions of a phase, or of A, in a grid [..., h, w]; a view."""
+    dy, dx = OFFSET[phase]
+    return grid[..., dy::2, dx::2]
+
+
+class LossyDecoder:
+    """The latents int32 [192, h, w] of a file, and the picture they make.
+
+    used: the last level whose group is there, for each square of 64 x 64 blocks.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        geometry: Geometry,
+        quality: int,
+        payloads: dict[tuple[int, int], bytes],
+        say: Say,
+    ):
+        """payloads: of the usable packets, by (level, part)."""
+        self.weights, self.geometry, self.quality, self.say = weights, geometry, quality, say
+        self.step = weights.integers("lossy.step")[quality]
+        self.log2_step = weights.integers("lossy.log2_step")[quality]
+        rows, columns = geometry.blocks
+        self.latents = np.zeros((192, rows, columns), np.int32)
+        self.used = np.zeros((ceil_div(rows, SQUARE), ceil_div(columns, SQUARE)), np.int32)
+        for level in LOSSY_LEVELS:
+            for part, group in geometry.groups(level):
+                if (level, part) in payloads:
+                    self.say(f"level {level}, part {part}: blocks {group}")
+                    self.read_group(payloads[level, part], level, group)
+                    self.used[group.divided(SQUARE).slices] = level  # a group of level 1 has whole squares
+                elif level > 1:
+                    mean, _ = self.prior(level, group)
+                    self.latents_of(level, group)[:] = mean.clip(-32768, 32767)
+
+    def latents_of(self, level: int, group: Rectangle) -> Array:
+        """A level's latents of a group, a view."""
+        return self.latents[FIRST[level] : END[level], *group.slices]
+
+    def read_group(self, payload: bytes, level: int, group: Rectangle) -> None:
+        """Decode a group. Raises Corrupt."""
+        if payload[:1] != b"\0":
+            raise Corrupt(f"a group of level {level} has mode {payload[:1].hex()}")
+        out = self.latents_of(level, group)
+        lanes = Lanes(self.weights.starts, payload[1:], out.size, self.say)
+        if level == 1:
+            self.code_grid(lanes, out, 0)
+        else:
+            self.code_group(lanes, level, group, out)
+        lanes.finish()
+
+    def code(self, coder: Coder, level: int, mean: Array, scale: Array) -> tuple[Array, Array]:
+        """One step: latents and steps, int32 [C, n] from means and scales [C, n]."""
+        number = np.arange(FIRST[level], END[level])
+        scale_class = ((scale - self.log2_step[number, None] + 66) >> 2).clip(0, 47)
+        first = self.weights.number("lossy.first_table") + 48 * (level - 1)
+        tables = np.where(scale_class < 3, NOTHING, first + scale_class)
+        if tables.size:
+            self.say(f"    means {brief(mean)}; scales {brief(scale)}")
+        steps = coder.step(tables).clip(-2047, 2047)
+        latents = (mean + ((steps * self.step[number, None] + 16) >> 5)).clip(-32768, 32767)
+        if tables.size:
+            self.say(f"      latents {brief(latents)}")
+        return latents, steps
+
+    def code_grid(self, coder: Coder, grid: Array, use: int) -> None:
+        """Level 1 of a grid of blocks, into the array [6, h, w].
+
+        use: 0 for all blocks of a group, 1 for coarser grids.
+        """
+        _, rows, columns = grid.shape
+        if rows <= 4 and columns <= 4:
+            scale = np.broadcast_to(self.weights.integers("lossy.first_scale")[:, None], (6, rows * columns))
+            latents, _ = self.code(coder, 1, np.zeros_like(scale), scale)
+            grid[:] = latents.reshape(grid.shape)
+            return
+        self.code_grid(coder, phase_part(grid, "A"), 1)
+        for phase in PHASES:
+            part = phase_part(grid, phase)
+            if part.size:
+                mean, scale = self.context(grid, phase, use)
+                latents, _ = self.code(coder, 1, mean.reshape(6, -1), scale.reshape(6, -1))
+                part[:] = latents.reshape(part.shape)
+
+    def context(self, grid: Array, phase: str, use: int) -> tuple[Array, Array]:
+        """Mean and scale [6, h, w] of a phase of level 1, from A and D of the grid."""
+        known = {"A": phase_part(grid, "A"), "D": phase_part(grid, "D")}
+        if not known["D"].size:
+            known["D"] = known["A"]
+        rows, columns = phase_part(grid, phase).shape[1:]
+        i, j = around(0, rows, 2), around(0, columns, 2)
+        four = [edge(known[plane], i + dy, j + dx) for plane, dy, dx in NEAREST[phase]]
+        base = np.zeros_like(four[0])
+        base[list(DC)] = ((four[0] + four[1] + four[2] + four[3] + 2) >> 2)[list(DC)]
+        difference = np.concatenate([(n - base)[list(DC)] for n in four[:3]])
+        others = np.concatenate([n[1:4] for n in four])
+        inputs = np.concatenate((fine(difference), coarse(difference), fine(others)))
+        out = chain(self.weights, f"lossy.context.{phase}", inputs, use, self.quality)
+        return base[:, 2:-2, 2:-2] + 2 * out[:6], out[6:]
+
+    def prior(self, level: int, area: Rectangle) -> tuple[Array, Array]:
+        """Mean and scale [C, h, w] of a rectangle of blocks, from the levels below."""
+        below = self.latents[: FIRST[level]]
+        i, j = around(area.top, area.bottom, 4), around(area.left, area.right, 4)
+        z = edge(below, i, j)
+        d = z[:, 1:-1, 1:-1].copy()
+        for latent in DC:
+            d[latent] -= (455 * sum_3x3(z[latent]) + 2048) >> 12
+        inputs = np.concatenate((fine(d), coarse(d)))
+        out = chain(self.weights, f"lossy.prior{level}", inputs, 0, self.quality)
+        count = END[level] - FIRST[level]
+        return 2 * out[:count], out[count:]
+
+    def code_group(self, coder: Coder, level: int, group: Rectangle, out: Array) -> None:
+        """A group of level 2 or 3, into the array [C, h, w]."""
+        rows, columns = group.size
+        even = (np.arange(rows)[:, None] + np.arange(columns)) % 2 == 0
+        mean, scale = self.prior(level, group)
+        steps = np.zeros_like(mean)
+        out[:, even], steps[:, even] = self.code(coder, level, mean[:, even], scale[:, even])
+        number = slice(FIRST[level], END[level])
+        relative = ((scale - self.log2_step[number, None, None] + 2) >> 2).clip(-64, 63)
+        inputs = np.concatenate(((8 * steps).clip(-64, 63), relative))
+        inputs = edge(inputs, around(0, rows, 2), around(0, columns, 2))
+        change = chain(self.weights, f"lossy.neighbours{level}", inputs, 0, self.quality)
+        count = len(mean)
+        mean = mean + ((change[:count] * self.step[number, None, None] + 256) >> 9)
+        scale = scale + change[count:]
+        out[:, ~even], _ = self.code(coder, level, mean[:, ~even], scale[:, ~even])
+
+    def samples(self, side: int, bits: int) -> Array:
+        """Samples int32 [3, side * h, side * w], sixteenths, of the side x side lowest frequencies."""
+        place = {key: i for i, key in enumerate(latent_order())}
+        order = [place[c, fy, fx] for c in range(3) for fy in range(side) for fx in range(side)]
+        _, rows, columns = self.latents.shape
+        z = self.latents[order].astype(np.int64).reshape(3, side * side, rows, columns)
+        basis = self.weights[f"lossy.basis{side}"].astype(np.int64)
+        total = np.einsum("fp,cfij->cpij", basis, z)
+        sample = ((total + (1 << (bits - 1))) >> bits).reshape(3, side, side, rows, columns)
+        planes = sample.transpose(0, 3, 1, 4, 2).reshape(3, side * rows, side * columns)
+        out: Array = planes.astype(np.int32)
+        return out
+
+    def picture(self) -> Array:
+        """uint8 RGB [3, H, W]."""
+        sample = self.samples(BLOCK, 11)
+        _, height, width = sample.shape
+        n_rows, n_columns = height // 2, width // 2
+        cells = sample.reshape(3, n_rows, 2, n_columns, 2).transpose(0, 2, 4, 1, 3)
+        cells = cells.reshape(12, n_rows, n_columns)
+        out = np.empty_like(cells)
+        for i, j in np.ndindex(*self.used.shape):
+            side = SQUARE * BLOCK // 2
+            square = Rectangle(i * side, j * side, (i + 1) * side, (j + 1) * side).cut(n_rows, n_columns)
+            use = max(int(self.used[i, j]) - 1, 0)
+            out[:, *square.slices] = self.enhanced(cells, square, use)
+        sample = out.reshape(3, 2, 2, n_rows, n_columns).transpose(0, 3, 1, 4, 2)
+        self.say(f"first cell: {brief(cells[:, 0, 0])}; enhanced: {brief(out[:, 0, 0])}")
+        height, width = self.geometry.grids[0]
+        return opponent_to_rgb(sample.reshape(3, 2 * n_rows, 2 * n_columns))[:, :height, :width]
+
+    def enhanced(self, cells: Array, square: Rectangle, use: int) -> Array:
+        """The cells of a square after the network [12, h, w]."""
+        i, j = around(square.top, square.bottom, 6), around(square.left, square.right, 6)
+        cell = edge(cells, i, j)
+        rows, columns = cell.shape[1] - 2, cell.shape[2] - 2
+        colour = cell.reshape(3, 4, *cell.shape[1:]).sum(1, dtype=np.int32)
+        local = (sum_3x3(colour) * np.int32(1820) + np.int32(32768)) >> 16
+        inner = cell[:, 1:-1, 1:-1]
+        difference = compand((inner - local.repeat(4, axis=0) + 4) >> 3)
+        place_i, place_j = (np.where((n[1:-1] % 4) % 3 == 0, 32, -32).astype(np.int32) for n in (i, j))
+        places = np.broadcast_to(place_i[:, None], (rows, columns)), np.broadcast_to(place_j, (rows, columns))
+        inputs = np.concatenate((difference, np.stack(places)))
+        correction = chain(self.weights, "lossy.enhance", inputs, use, self.quality)
+        return cells[:, *square.slices] + correction
+
+    def native_picture(self, level: int) -> Array:
+        """Level 1 at 1/4 or level 2 at 1/2 of the size, uint8 RGB [3, h, w]."""
+        side = 2 * level
+        height, width = (ceil_div(n * side, BLOCK) for n in self.geometry.grids[0])
+        return opponent_to_rgb(self.samples(side, 14 - level))[:, :height, :width]
+
+
+def sum_3x3(planes: Array) -> Array:
+    """Sums of int32 [..., h, w] over 3 x 3 positions: [..., h - 2, w - 2]."""
+    rows, columns = planes.shape[-2] - 2, planes.shape[-1] - 2
+    total = np.zeros((*planes.shape[:-2], rows, columns), np.int32)
+    for y in range(3):
+        for x in range(3):
+            total += planes[..., y : y + rows, x : x + columns]
+    return total
+
+
+def opponent_to_rgb(sample: Array) -> Array:
+    """uint8 RGB of three planes of samples, sixteenths."""
+    o0, o1, o2 = sample
+    rgb = np.stack((o0 + o1 + o2, o0 - 2 * o2, o0 - o1 + o2))
+    out: Array = (((rgb + 8) >> 4) + 128).clip(0, 255).astype(np.uint8)
+    return out
