@@ -92,9 +92,12 @@ def read_packets(
         chosen = {i for parts in places.values() for i in parts.values()}
         good = container.usable(header, lambda i: i in payloads or i not in chosen)
         payloads = {i: payload for i, payload in payloads.items() if good[i]}
-    if not payloads:
-        need = min(header.span(i)[1] for parts in places.values() for i in parts.values())
-        raise Truncated(need, source.n_bytes, ())
+    groups = [i for parts in places.values() for part, i in parts.items() if part]
+    if not payloads.keys() & set(groups):
+        need = min((header.ends[i] for i in groups), default=header.file_bytes)
+        if source.n_bytes < need:
+            raise Truncated(need, source.n_bytes, ())
+        raise Corrupt("no group of the file can be decoded")
     return {
         level: {part: payloads[i] for part, i in parts.items() if i in payloads}
         for level, parts in places.items()

@@ -22,6 +22,7 @@ from vbc.codec.exact.planes import (
     extend,
     halved,
     in_windows,
+    lossy_plane,
     lossy_planes,
     phase_size,
     phase_view,
@@ -159,15 +160,28 @@ class GroupBatch:
             self._lossy = lossy if self._keep_lossy else None
         return self.seen.parameters(self.step, lossy, phase, self.size(phase))
 
-    def see(self, phase: str, pixels: Tensor) -> None:
-        """Let later phases see a phase's pixels, int16 [N, 3, h, w]."""
-        self._extend(self.seen.planes, phase, pixels, HALO)
+    def is_empty(self, phase: str) -> bool:
+        """Whether the groups, of one row or column, have no pixels of a phase."""
+        return 0 in self.size(phase)
 
-    def _extend(self, planes: dict[str, Tensor], phase: str, new: Tensor, halo: int) -> None:
-        if phase != PHASES[-1]:
-            # a group of one row or column has empty phases: A stands for them among later ones' inputs
-            own = new if new.numel() else planes["A"][..., halo:-halo, halo:-halo]
-            planes[phase] = extend(own, *self._size, halo)
+    def see(self, phase: str, pixels: Tensor) -> None:
+        """Let later phases see a phase's pixels, int16 [N, 3, h, w].
+
+        Beyond the group its outermost pixels are repeated, in a layered file their differences to the lossy
+        picture. A stands for a phase without pixels.
+        """
+        if phase == PHASES[-1]:
+            return
+        planes = self.seen.planes
+        if self.step.lossy is None or not pixels.numel():
+            own = pixels if pixels.numel() else planes["A"][..., HALO:-HALO, HALO:-HALO]
+            planes[phase] = extend(own, *self._size)
+            return
+        kept = self._lossy
+        guide = lossy_plane(self.step.lossy, self.coarse, phase) if kept is None else kept[phase]
+        h, w = pixels.shape[-2:]
+        difference = pixels - guide[..., HALO : HALO + h, HALO : HALO + w]
+        planes[phase] = extend(difference, *self._size).add_(guide)
 
     def code(
         self, phase: str, coder: Coder, parameters: Parameters, tuning: Tuning | None, target: Tensor | None
@@ -192,7 +206,8 @@ class GroupBatch:
                 torch.add(rounded, decoded.view(-1), out=values[c])
             predictor.learn(values[c])
         if target is None:
-            self._take(phase, in_windows(values, n, h, w))
+            self.pixels[phase] = in_windows(values, n, h, w)
+            self.see(phase, self.pixels[phase])
         self._take_errors(phase, in_windows(predictor.prior_errors(), n, h, w))
 
     def interpolate(self, phase: str) -> None:
@@ -204,16 +219,21 @@ class GroupBatch:
 
     def set_pixels(self, phase: str, pixels: Tensor) -> None:
         """Take a phase's pixels, int16 [N, 3, h, w], as decoded, without prior errors."""
-        self._take(phase, pixels)
-        self._take_errors(phase, torch.zeros_like(pixels, dtype=torch.int8))
-
-    def _take(self, phase: str, pixels: Tensor) -> None:
         self.pixels[phase] = pixels
         self.see(phase, pixels)
+        self._take_errors(phase, torch.zeros_like(pixels, dtype=torch.int8))
+
+    def set_empty(self, phase: str) -> None:
+        """Take a phase that has no pixels as decoded."""
+        size = (len(self.windows), 3, *self.size(phase))
+        self.set_pixels(phase, torch.empty(size, dtype=torch.int16, device=self.step.coarse.device))
 
     def _take_errors(self, phase: str, errors: Tensor) -> None:
         self.errors[phase] = errors
-        self._extend(self.seen.errors, phase, errors, ERROR_HALO)
+        if phase != PHASES[-1]:
+            halo = ERROR_HALO
+            own = errors if errors.numel() else self.seen.errors["A"][..., halo:-halo, halo:-halo]
+            self.seen.errors[phase] = extend(own, *self._size, halo)
 
 
 def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str) -> Tensor:

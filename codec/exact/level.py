@@ -40,7 +40,8 @@ KEEP_POSITIONS = 1 << 20
 of them: 100 bytes each. Larger ones run the networks once more on sampled windows."""
 
 TuningOf = Callable[[str, list[Tensor] | None, list[Parameters] | None], Tuning | None]
-"""From a phase, its pixels and its entropy parameters (by batch; None where not at hand) to what tunes it."""
+"""From a phase, its pixels and its entropy parameters (None where not at hand) to what tunes it: by batch,
+the parameters of those batches alone that have pixels of the phase."""
 
 
 def code_groups(
@@ -62,14 +63,18 @@ def code_groups(
         coded: list[Future[None] | None] = [None] * len(batches)
         for phase in PHASES:
             targets = None if picture is None else [phase_pixels(picture, b.windows, phase) for b in batches]
-            known = [b.parameters(phase) for b in batches] if keep else None
+            known = [b.parameters(phase) for b in batches if not b.is_empty(phase)] if keep else None
             tuning = follow(tuning_of, phase, targets, known)
+            at_hand = None if known is None else iter(known)
             for i, (batch, coder) in enumerate(zip(batches, coders, strict=True)):
                 before, target = coded[i], None if targets is None else targets[i]
                 if target is None and before is not None:
                     before.result()
-                parameters = batch.parameters(phase) if known is None else known[i]
-                coded[i] = follow(_code, batch, phase, coder, parameters, tuning, target)
+                if batch.is_empty(phase):
+                    coded[i] = follow(batch.set_empty, phase)
+                else:
+                    parameters = batch.parameters(phase) if at_hand is None else next(at_hand)
+                    coded[i] = follow(_code, batch, phase, coder, parameters, tuning, target)
                 if target is not None:
                     batch.see(phase, target)
                 if phase == PHASES[-1]:
@@ -227,7 +232,9 @@ def fill_groups(
     """
     for numbers, batch in make_batches(step, windows):
         for phase in PHASES:
-            if network:
+            if batch.is_empty(phase):
+                batch.set_empty(phase)
+            elif network:
                 batch.code(phase, Means(), batch.parameters(phase), None, None)
                 batch.errors[phase].zero_()
             else:

@@ -103,17 +103,18 @@ def empty_planes(height: int, width: int, dtype: torch.dtype, device: torch.devi
 
 
 def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:
-    """Planes A, D, H, V of a lossy picture for windows of the coarser grid, with halo.
+    """Planes A, D, H, V of a lossy picture for windows of the coarser grid, with halo: as `lossy_plane`."""
+    return {p: lossy_plane(lossy, windows, p) for p in ("A", *PHASES)}
 
-    lossy: uint8 RGB [1, 3, h, w] on the finer grid. Returns int16 YCoCg-R [N, 3, h+8, w+8] each. A phase that
-    the picture has no pixels of is replaced by A.
+
+def lossy_plane(lossy: Tensor, windows: Sequence[Window], phase: str) -> Tensor:
+    """A phase, or "A", of a lossy picture for windows of the coarser grid: int16 YCoCg-R [N, 3, h+8, w+8].
+
+    lossy: uint8 RGB [1, 3, h, w] on the finer grid. A phase that the picture has no pixels of is replaced by
+    A.
     """
-    planes = {}
-    for p in ("A", *PHASES):
-        view = phase_view(lossy, p)
-        source = view if view.numel() else phase_view(lossy, "A")
-        planes[p] = rgb_to_ycocg(cut_with_halo(source, windows))
-    return planes
+    view = phase_view(lossy, phase)
+    return rgb_to_ycocg(cut_with_halo(view if view.numel() else phase_view(lossy, "A"), windows))
 
 
 def every(picture: Tensor, k: int) -> Tensor:

@@ -69,11 +69,13 @@ def fit_tuning(
 ) -> Tensor | None:
     """Corrections of a phase of all groups of a level, or None where they would not pay for themselves.
 
-    batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: their entropy
-    parameters where they are at hand; else the networks are run on sampled windows. effort: 1 or 2, how many
-    positions to look at. Returns int64 [2 (mean, log-scale), 3 channels, width + 1 features + groups of
-    `NEIGHBOURS` + 2 channels before].
+    batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: entropy
+    parameters of the batches that have pixels of it, where they are at hand; else the networks are run on
+    sampled windows. effort: 1 or 2, how many positions to look at. Returns int64 [2 (mean, log-scale), 3
+    channels, width + 1 features + groups of `NEIGHBOURS` + 2 channels before].
     """
+    some = [i for i, target in enumerate(targets) if target.numel()]
+    batches, targets = [batches[i] for i in some], [targets[i] for i in some]
     n_positions = sum(x.numel() // 3 for x in targets)
     if n_positions < MIN_POSITIONS:
         return None
@@ -128,8 +130,6 @@ def look_at_windows(
     parts = []
     step = batches[0].step
     for shape, chosen in by_shape.items():
-        if 0 in shape:
-            continue
         seen = Surroundings.join([batches[i].seen.part(n, window) for i, n, window in chosen])
         lossy = None
         if step.lossy is not None:
