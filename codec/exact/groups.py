@@ -33,6 +33,10 @@ from vbc.codec.interlace import PHASES
 from vbc.kernels.predict import ChannelPredictor, Corrections
 
 ERROR_HALO = 1
+"""Positions around a group whose prior errors tuned means may follow."""
+PIECE = 1 << 13
+"""Positions that are predicted at a time on the CPU: what is worked out for them stays in the cache, and
+torch does not wake other threads for it, which are busy with networks."""
 
 
 @dataclass(frozen=True)
@@ -189,26 +193,39 @@ class GroupBatch:
         """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them
         seen."""
         n, _, h, w = parameters.base.shape
-        corrections = None
+        linear = around = None
         if tuning is not None:
             linear = by_channel(tuning.layer(parameters.features))
-            moves = error_moves(self.seen.errors_around(phase, (h, w)), tuning.around)
-            corrections = Corrections(linear, moves, tuning.before)
+            around = by_channel(self.seen.errors_around(phase, (h, w)))
         base, out = by_channel(parameters.base), by_channel(parameters.out)
-        predictor = ChannelPredictor(base, out, corrections, self.step.model.maps[phase])
+        pieces = positions_in_pieces(base)
+        predictors = []
+        for part in pieces:
+            corrections = None
+            if tuning is not None and linear is not None and around is not None:
+                moves = error_moves(around[:, part], tuning.around)
+                corrections = Corrections(linear[:, part], moves, tuning.before)
+            maps = self.step.model.maps[phase]
+            predictors.append(ChannelPredictor(base[:, part], out[:, part], corrections, maps))
         wanted = None if target is None else by_channel(target)
         values = torch.empty_like(base) if wanted is None else wanted
         for c in range(3):
-            index, rounded = predictor.tables()
-            symbols = None if wanted is None else (wanted[c] - rounded).view(n, -1)
-            decoded = coder.code(index.view(n, -1), symbols)
-            if wanted is None:
-                torch.add(rounded, decoded.view(-1), out=values[c])
-            predictor.learn(values[c])
+            # a coder may keep what it is given until it is finished, so each channel has its own
+            index, rounded, symbols = torch.empty((3, base.shape[1]), dtype=torch.int16, device=base.device)
+            for part, predictor in zip(pieces, predictors, strict=True):
+                index[part], rounded[part] = predictor.tables()
+                if wanted is not None:
+                    torch.sub(wanted[c, part], rounded[part], out=symbols[part])
+            decoded = coder.code(index.view(n, -1), None if wanted is None else symbols.view(n, -1)).view(-1)
+            for part, predictor in zip(pieces, predictors, strict=True):
+                if wanted is None:
+                    torch.add(rounded[part], decoded[part], out=values[c, part])
+                predictor.learn(values[c, part])
         if target is None:
             self.pixels[phase] = in_windows(values, n, h, w)
             self.see(phase, self.pixels[phase])
-        self._take_errors(phase, in_windows(predictor.prior_errors(), n, h, w))
+        errors = torch.cat([predictor.prior_errors() for predictor in predictors], 1)
+        self._take_errors(phase, in_windows(errors, n, h, w))
 
     def interpolate(self, phase: str) -> None:
         """Let the mean of the four nearest known pixels stand for each pixel of a phase, without prior
@@ -242,13 +259,21 @@ def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str) -> Tens
     return rgb_to_ycocg(phase_view(cut(picture, windows), phase))
 
 
+def positions_in_pieces(base: Tensor) -> list[slice]:
+    """Ranges of the positions of [3, P] that are predicted at a time: all on a device."""
+    n = base.shape[1]
+    size = PIECE if base.device.type == "cpu" else max(n, 1)
+    return [slice(start, min(n, start + size)) for start in range(0, n, size)]
+
+
 def error_moves(around: Tensor, slopes: Tensor) -> Tensor:
     """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel
     value.
 
-    The rounding constant is in it. around: as `GroupBatch.errors_around`; slopes: as `Tuning.around`.
+    The rounding constant is in it. around: int16 [3 K, n], as `Surroundings.errors_around` by channel;
+    slopes: as `Tuning.around`.
     """
-    sums = by_channel(around).view(len(slopes), 3, -1)
+    sums = around.reshape(len(slopes), 3, -1)
     total = torch.full(sums.shape[1:], 128, dtype=torch.int32, device=around.device)
     for part, slope in zip(sums, 4 * slopes, strict=True):
         total += part * slope[:, None]
