@@ -11,7 +11,8 @@ from vbc.bitstream import container
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
 from vbc.bitstream.errors import FormatError
 from vbc.bitstream.tables import TableSet, normalise_counts
-from vbc.codec.pipeline import Decoded
+from vbc.codec.model import Model
+from vbc.codec.pipeline import Decoded, decode_image
 
 
 def check_inverse(f: Callable[[Any], Any], g: Callable[[Any], Any], x: Any) -> Any:
@@ -38,19 +39,31 @@ def decoded_hash(decoded: Decoded) -> str:
     return digest.hexdigest()
 
 
-def rebuild(header: container.Header, payloads: list[bytearray]) -> bytes:
+def decode_answer(data: bytes, model: Model, answer: str) -> Decoded:
+    """Decode a file as one of its golden answers names it: "3", "native-1" or "region 10,20,30,40"."""
+    if answer.startswith("region "):
+        x, y, width, height = map(int, answer.removeprefix("region ").split(","))
+        return decode_image(data, model=model, region=(x, y, width, height))
+    native = answer.startswith("native-")
+    return decode_image(data, model=model, levels=int(answer.removeprefix("native-")), native=native)
+
+
+def payloads_of(data: bytes) -> list[bytearray]:
+    """The payload of each packet, in the order of the file."""
+    header = container.unpack_header(data)
+    return [bytearray(container.read_packet(data, header, i)) for i in range(len(header.packets))]
+
+
+def rebuild(header: container.Header, payloads: Sequence[bytes | bytearray]) -> bytes:
     """The file again with other payloads, its checksums right."""
-    return container.write_file(
-        [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, payloads, strict=True)],
-        width=header.width,
-        height=header.height,
-        channels=header.channels,
-        quality=header.quality,
-        flags=header.flags,
-        model_hash=header.model_hash,
-        tables_hash=header.tables_hash,
-        bit_depth=header.bit_depth,
-    )
+    packets = [(p.unit, p.part, bytes(body)) for p, body in zip(header.packets, payloads, strict=True)]
+    return rewritten(header, packets)
+
+
+def rewritten(header: container.Header, packets: Sequence[tuple[int, int, bytes]], **changed: Any) -> bytes:
+    """A file of other packets (unit, part, payload), its header the same but for what has `changed`."""
+    names = ("width", "height", "channels", "quality", "flags", "model_hash", "tables_hash", "bit_depth")
+    return container.write_file(packets, **{name: getattr(header, name) for name in names} | changed)
 
 
 def truncations(data: bytes) -> Iterator[bytes]:
@@ -67,7 +80,7 @@ def bit_flips(data: bytes, bits: Sequence[int] | None = None) -> Iterator[bytes]
 
 
 Steps = list[tuple[np.ndarray, np.ndarray]]
-"""Steps of a level: (index uint16 [n], symbol int16 [n]) each."""
+"""Steps of a packet: (index int16 [n], symbol int16 [n]) each."""
 
 
 def encode_lanes(tables: TableSet, steps: Steps) -> bytes:
@@ -77,8 +90,10 @@ def encode_lanes(tables: TableSet, steps: Steps) -> bytes:
     return encoder.finish()
 
 
-def decode_lanes(tables: TableSet, payload: bytes, indices: list[np.ndarray]) -> list[np.ndarray]:
-    decoder = LaneDecoder(tables, payload)
+def decode_lanes(
+    tables: TableSet, payload: bytes, indices: list[np.ndarray], max_symbols: int = 1 << 20
+) -> list[np.ndarray]:
+    decoder = LaneDecoder(tables, payload, max_symbols)
     symbols = [decoder.get(index) for index in indices]
     decoder.finish()
     return symbols
@@ -87,7 +102,7 @@ def decode_lanes(tables: TableSet, payload: bytes, indices: list[np.ndarray]) ->
 def check_lanes(tables: TableSet, steps: Steps) -> bytes:
     """The steps come back from their payload, with the type the decoder promises; returns the payload."""
     payload = encode_lanes(tables, steps)
-    decoded = decode_lanes(tables, payload, [index for index, _ in steps])
+    decoded = decode_lanes(tables, payload, [index for index, _ in steps], sum(len(i) for i, _ in steps))
     for (_, symbol), out in zip(steps, decoded, strict=True):
         assert out.dtype == np.int16
         np.testing.assert_array_equal(out, symbol)
