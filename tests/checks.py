@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from vbc.bitstream import container
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
 from vbc.bitstream.errors import FormatError
+from vbc.bitstream.geometry import Sides
 from vbc.bitstream.tables import TableSet, normalise_counts
 from vbc.codec.model import Model
 from vbc.codec.pipeline import Decoded, decode_image
@@ -37,6 +39,19 @@ def decoded_hash(decoded: Decoded) -> str:
         if part is not None:
             digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+SMALL_SIDES = Sides(lossy=(8, 4, 4), exact=(32, 16, 16))
+"""Groups of level 1 of 64 x 64 pixels, of all other levels of 32 x 32 or so."""
+
+
+@contextmanager
+def group_sides(sides: Sides = SMALL_SIDES) -> Iterator[None]:
+    """A format with groups of other sides, for files that are written and read inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbc.bitstream.geometry.SIDES", sides)
+        patch.setattr("vbc.codec.lossy.synthesis.SQUARE", sides.lossy[-1])
+        yield
 
 
 def decode_answer(data: bytes, model: Model, answer: str) -> Decoded:
