@@ -81,23 +81,27 @@ def read_packets(
 ) -> dict[int, dict[int, memoryview]]:
     """Level -> part -> payload of the packets that a plan reads.
 
-    allow_partial: leave out packets that are missing or damaged, and those that need them. Else raises
-    Truncated or Corrupt for the first of them.
+    allow_partial: leave out packets that are missing or damaged, and those that need them. Else, and where no
+    group is left, raises Truncated or Corrupt for the first of them.
     """
     places = {level: packets_of(header, plan, level) for level in plan.levels}
     payloads: dict[int, memoryview] = {}
+    damage: Corrupt | None = None
     for i in (i for parts in places.values() for i in parts.values()):
         try:
             payloads[i] = container.read_packet(source, header, i)
-        except (Truncated, Corrupt):
+        except (Truncated, Corrupt) as e:
             if not allow_partial:
                 raise
+            damage = damage or (e if isinstance(e, Corrupt) else None)
     if allow_partial:
         chosen = {i for parts in places.values() for i in parts.values()}
         good = container.usable(header, lambda i: i in payloads or i not in chosen)
         payloads = {i: payload for i, payload in payloads.items() if good[i]}
-    if not payloads:
-        need = min(header.span(i)[1] for parts in places.values() for i in parts.values())
+    if not any(header.packets[i].part for i in payloads):  # what groups share shows nothing without them
+        if damage is not None:
+            raise damage
+        need = min(header.ends[i] for parts in places.values() for part, i in parts.items() if part)
         raise Truncated(need, source.n_bytes, ())
     return {
         level: {part: payloads[i] for part, i in parts.items() if i in payloads}
