@@ -66,9 +66,13 @@ def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:
 
 
 def all_packets(header: Header, plan: DecodePlan) -> list[int]:
-    """Places in the index of all packets that a plan reads, with ICC and alpha, which every picture has."""
+    """Places in the index of all packets that a plan reads, with ICC and alpha, which every picture has, and
+    the low bytes, which one of all levels has."""
     places = [i for level in plan.levels for i in packets_of(header, plan, level).values()]
-    carried = (header.find(unit) for unit in (container.ICC, container.ALPHA))
+    units = [container.ICC, container.ALPHA]
+    if plan.levels == container.levels_present(header):
+        units.append(container.LOW)
+    carried = (header.find(unit) for unit in units)
     return sorted([*places, *(i for i in carried if i is not None)])
 
 
@@ -77,27 +81,29 @@ def read_packets(
 ) -> dict[int, dict[int, memoryview]]:
     """Level -> part -> payload of the packets that a plan reads.
 
-    allow_partial: leave out packets that are missing or damaged, and those that need them. Else raises
-    Truncated or Corrupt for the first of them.
+    allow_partial: leave out packets that are missing or damaged, and those that need them. Else, and where no
+    group is left, raises Truncated or Corrupt for the first of them.
     """
     places = {level: packets_of(header, plan, level) for level in plan.levels}
     payloads: dict[int, memoryview] = {}
+    damage: Corrupt | None = None
     for i in (i for parts in places.values() for i in parts.values()):
         try:
             payloads[i] = container.read_packet(source, header, i)
-        except (Truncated, Corrupt):
+        except (Truncated, Corrupt) as e:
             if not allow_partial:
                 raise
+            damage = damage or (e if isinstance(e, Corrupt) else None)
     if allow_partial:
         chosen = {i for parts in places.values() for i in parts.values()}
         good = container.usable(header, lambda i: i in payloads or i not in chosen)
         payloads = {i: payload for i, payload in payloads.items() if good[i]}
-    groups = [i for parts in places.values() for part, i in parts.items() if part]
-    if not payloads.keys() & set(groups):
-        need = min((header.ends[i] for i in groups), default=header.file_bytes)
-        if source.n_bytes < need:
-            raise Truncated(need, source.n_bytes, ())
-        raise Corrupt("no group of the file can be decoded")
+    if not any(header.packets[i].part for i in payloads):  # what groups share shows nothing without them
+        if damage is not None:
+            raise damage
+        groups = (header.ends[i] for parts in places.values() for part, i in parts.items() if part)
+        need = min(groups, default=header.file_bytes)
+        raise Truncated(need, source.n_bytes, ())
     return {
         level: {part: payloads[i] for part, i in parts.items() if i in payloads}
         for level, parts in places.items()

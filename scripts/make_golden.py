@@ -1,89 +1,126 @@
-"""Write the golden files of the current format with the tiny frozen model.
+"""Write the golden files of the current format with the tiny frozen model, and what they decode to.
 
-Only for a new format version, never to make a test pass.
+Only for a new format version, never to make a test pass. Without options the files that are not there yet are
+written, and no other is touched.
 
-python scripts/make_golden.py [--new-model]
+python scripts/make_golden.py [--new-format] [--known-answers] [--new-model]
 """
 
+import argparse
 import json
+import struct
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vbc.bitstream import container
+from vbc.bitstream.geometry import LOSSY_LEVELS, SIDES
 from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 from vbc.codec.train.exact_net import ExactNet
-from vbc.codec.train.export import export_model, save_model
+from vbc.codec.train.export import export_model, known_answers, save_model
 from vbc.codec.train.lossy_net import LossyNet, Widths
 
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path.insert(0, str(TESTS))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
 
 from checks import decoded_hash  # noqa: E402
-from pictures import checker, noise, photo, soft_mask, stripes  # noqa: E402
+from pictures import checker, noise, photo, smooth, soft_mask, stripes  # noqa: E402
 
-FOLDER = TESTS / "golden"
+FOLDER = ROOT / "tests" / "golden"
 TINY = FOLDER / "tiny.safetensors"
+WEIGHTS = (TINY, ROOT / "codec" / "weights" / "vbc-1.safetensors")
+"""Weights files with known answers of the decoder in their metadata."""
+
+LONG = SIDES.exact[0]
+"""Pixels along a group of the last level: longer pictures have several in each of their finer levels."""
+LOSSY_LONG = 8 * SIDES.lossy[LOSSY_LEVELS - 1]
+"""Pixels along a group of level 3."""
+FIRST_LONG = 8 * SIDES.lossy[0]
+"""Pixels along a group of level 1."""
 
 
-def checkered(height: int, width: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class Case:
+    """A picture and how it is encoded: the settings, and whatever else `encode_image` takes."""
+
+    rgb: Tensor
+    settings: EncodeSettings
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+def gray(rgb: Tensor) -> Tensor:
+    """uint8 [3, H, W] of three planes that are the green one."""
+    return rgb[1:2].expand(3, -1, -1).contiguous()
+
+
+def checkered(height: int, width: int) -> Tensor:
     """uint8 [3, height, width] that is packed whole."""
-    return torch.from_numpy(
-        np.stack([checker(height, width), soft_mask(height, width) & 0xC0, checker(height, width) // 2])
-    )
+    return planes(checker(height, width), soft_mask(height, width) & 0xC0, checker(height, width) // 2)
 
 
-def planes(*arrays: np.ndarray) -> torch.Tensor:
+def planes(*arrays: np.ndarray) -> Tensor:
     """uint8 [C, H, W]."""
     return torch.from_numpy(np.stack(arrays))
 
 
+def soft(height: int, width: int) -> Tensor:
+    """Alpha: uint8 [height, width]."""
+    return planes(soft_mask(height, width))[0]
+
+
+LOSSY, LAYERED = EncodeSettings(), EncodeSettings(lossless=True)
+ARCHIVAL = EncodeSettings(levels=0, lossless=True)
 CASES = {
-    "lossy-1": (photo(37, 53), {"levels": 1}),
-    "lossy-2": (photo(37, 53), {"levels": 2, "quality": 30}),
-    "lossy-3": (photo(37, 53), {"levels": 3}),
-    "lossy-low": (photo(64, 40), {"quality": 0}),
-    "lossy-high": (photo(40, 64), {"quality": 100}),
-    "archival": (photo(37, 53), {"levels": 0, "lossless": True}),
-    "archival-tuned": (photo(220, 230), {"levels": 0, "lossless": True, "effort": 2}),
-    "layered": (photo(37, 53), {"lossless": True}),
-    "layered-stripes": (stripes(20, 33), {"lossless": True, "quality": 95}),
-    "noise-raw": (noise(16, 19), {"levels": 0, "lossless": True}),
-    "graphic": (checkered(40, 50), {"levels": 0, "lossless": True}),
-    "graphic-gray-layered": (
-        checkered(40, 50)[:1].expand(3, -1, -1).contiguous(),
-        {"lossless": True, "gray": True},
-    ),
-    "one-pixel": (photo(1, 1), {"lossless": True}),
-    "one-row": (photo(1, 77), {"lossless": True}),
-    "one-column": (photo(50, 1), {"lossless": True}),
-    "gray": (photo(21, 22)[1:2].expand(3, -1, -1).contiguous(), {"lossless": True, "gray": True}),
-    "alpha": (photo(37, 53), {"lossless": True, "alpha": planes(soft_mask(37, 53))[0]}),
-    "alpha-lossy": (photo(21, 22), {"levels": 2, "alpha": planes(checker(21, 22))[0]}),
-    "alpha-photo": (
-        photo(70, 41),
-        {"levels": 0, "lossless": True, "alpha": photo(140, 41)[1, :70].contiguous()},
-    ),
-    "deep": (  # low bytes of every mode: noise, smooth, equal to the upper ones
+    "lossy-1": Case(photo(37, 53), EncodeSettings(levels=1)),
+    "lossy-2": Case(photo(37, 53), EncodeSettings(levels=2, quality=30)),
+    "lossy-3": Case(photo(37, 53), LOSSY),
+    "lossy-low": Case(photo(64, 40), EncodeSettings(quality=0)),
+    "lossy-high": Case(photo(40, 64), EncodeSettings(quality=100)),
+    "archival": Case(photo(37, 53), ARCHIVAL),
+    "layered": Case(photo(37, 53), LAYERED),
+    "layered-stripes": Case(stripes(20, 33), EncodeSettings(lossless=True, quality=95)),
+    "noise-raw": Case(noise(16, 19), ARCHIVAL),
+    "graphic": Case(checkered(40, 50), ARCHIVAL),
+    "graphic-gray-layered": Case(gray(checkered(40, 50)), LAYERED, {"gray": True}),
+    "one-pixel": Case(photo(1, 1), LAYERED),
+    "one-row": Case(photo(1, 77), LAYERED),
+    "one-column": Case(photo(50, 1), LAYERED),
+    "gray": Case(gray(photo(21, 22)), LAYERED, {"gray": True}),
+    "alpha": Case(photo(37, 53), LAYERED, {"alpha": soft(37, 53)}),
+    "alpha-lossy": Case(photo(21, 22), EncodeSettings(levels=2), {"alpha": planes(checker(21, 22))[0]}),
+    "alpha-photo": Case(photo(70, 41), ARCHIVAL, {"alpha": photo(140, 41)[1, :70].contiguous()}),
+    # low bytes of every mode: noise, smooth, equal to the upper ones
+    "deep": Case(
         photo(33, 40),
-        {
-            "lossless": True,
-            "low": torch.stack((noise(33, 40)[0], photo(66, 80)[1, :33, :40], photo(33, 40)[2])),
-        },
+        LAYERED,
+        {"low": torch.stack((noise(33, 40)[0], photo(66, 80)[1, :33, :40], photo(33, 40)[2]))},
     ),
-    "deep-gray-alpha": (
-        photo(20, 31)[1:2].expand(3, -1, -1).contiguous(),
-        {
-            "levels": 0,
-            "lossless": True,
-            "gray": True,
-            "alpha": planes(soft_mask(20, 31))[0],
-            "low": planes(soft_mask(20, 31)[::-1], checker(20, 31)),
-        },
+    "deep-gray-alpha": Case(
+        gray(photo(20, 31)),
+        ARCHIVAL,
+        {"gray": True, "alpha": soft(20, 31), "low": planes(soft_mask(20, 31)[::-1], checker(20, 31))},
     ),
+    # several groups a level, some of them of a single row or column
+    "groups-archival-tall": Case(smooth(LONG + 18, 16), ARCHIVAL),
+    "groups-archival-wide": Case(smooth(13, LONG + 1), ARCHIVAL),
+    "groups-layered-tall": Case(smooth(LONG + 1, 13), LAYERED),
+    "groups-layered-wide": Case(
+        smooth(16, LONG + 18), EncodeSettings(lossless=True, quality=25), {"alpha": soft(16, LONG + 18)}
+    ),
+    "groups-tuned": Case(smooth(79, LONG + 2), EncodeSettings(levels=0, lossless=True, effort=2)),
+    "groups-gray": Case(gray(smooth(LONG + 9, 11)), LAYERED, {"gray": True}),
+    "groups-noise": Case(  # plain groups beside coded ones
+        torch.cat((noise(9, 40), smooth(9, LONG)), 2), EncodeSettings(levels=0, lossless=True, effort=0)
+    ),
+    "groups-lossy-square": Case(photo(LOSSY_LONG + 8, LOSSY_LONG + 9), EncodeSettings(quality=12)),
+    "groups-lossy-wide": Case(photo(16, FIRST_LONG + 20), LOSSY),
 }
 
 
@@ -99,24 +136,65 @@ def tiny_model() -> None:
     save_model(TINY, export_model(exact, lossy, None))
 
 
+def write_known_answers(path: Path) -> None:
+    """Bring the known answers in a weights file up to date; its tensors stay as they are, byte for byte."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    head = json.loads(data[8 : 8 + length])
+    head["__metadata__"] = {"format": head["__metadata__"]["format"], **known_answers(load_model(path))}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def regions(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """Two regions of a picture, x, y, width, height: one inside it, one in the last corner."""
+    inside = (width // 3, height // 4, max(1, width // 4), max(1, height // 3))
+    w, h = max(1, width // 6), max(1, height // 5)
+    return [inside, (width - w, height - h, w, h)]
+
+
+def answers_of(data: bytes) -> dict[str, str]:
+    """Hashes of what a file decodes to: by number of levels, at the levels' own sizes, of two regions."""
+    model, header = load_model(TINY), container.unpack_header(data)
+    levels = container.levels_present(header)
+    found = {str(n): decode_image(data, model=model, levels=n) for n in range(1, len(levels) + 1)}
+    for n in sorted({1, 2} & set(levels)):
+        found[f"native-{n}"] = decode_image(data, model=model, levels=n, native=True)
+    for region in regions(header.width, header.height):
+        name = "region " + ",".join(map(str, region))
+        found[name] = decode_image(data, model=model, region=region)
+    return {name: decoded_hash(decoded) for name, decoded in found.items()}
+
+
 def main() -> None:
-    """Write the files that are not there yet; existing ones are never touched."""
+    """Write what the options ask for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--new-format", action="store_true", help="write all files anew")
+    parser.add_argument(
+        "--known-answers", action="store_true", help="write the known answers of the weights files anew"
+    )
+    parser.add_argument("--new-model", action="store_true", help="write a new tiny model first")
+    options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    if "--new-model" in sys.argv:
+    if options.new_model:
         tiny_model()
-    model = load_model(TINY)
+    if options.known_answers:
+        for weights in WEIGHTS:
+            write_known_answers(weights)
     path = FOLDER / "answers.json"
-    answers = json.loads(path.read_text()) if path.exists() else {}
-    for name, (rgb, options) in CASES.items():
+    answers = {} if options.new_format or not path.exists() else json.loads(path.read_text())
+    if options.new_format:
+        for file in FOLDER.glob("*.vbc"):
+            file.unlink()
+    model = load_model(TINY)
+    for name, case in CASES.items():
         file = FOLDER / f"{name}.vbc"
         if file.exists():
             continue
-        data = encode_image(rgb, model=model, **options)
+        data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
         file.write_bytes(data)
-        count = len(container.level_ends(container.unpack_header(data)))
-        pictures = (decode_image(data, model=model, levels=n) for n in range(1, count + 1))
-        hashes = [decoded_hash(p) for p in pictures]
-        answers[file.name] = {str(n): h for n, h in enumerate(hashes, 1)}
+        answers[file.name] = answers_of(data)
     path.write_text(json.dumps(answers, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from vbc.bitstream import container
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
 from vbc.bitstream.errors import FormatError
+from vbc.bitstream.geometry import Sides
 from vbc.bitstream.tables import TableSet, normalise_counts
-from vbc.codec.pipeline import Decoded
+from vbc.codec.model import Model
+from vbc.codec.pipeline import Decoded, decode_image
 
 
 def check_inverse(f: Callable[[Any], Any], g: Callable[[Any], Any], x: Any) -> Any:
@@ -38,19 +41,44 @@ def decoded_hash(decoded: Decoded) -> str:
     return digest.hexdigest()
 
 
-def rebuild(header: container.Header, payloads: list[bytearray]) -> bytes:
+SMALL_SIDES = Sides(lossy=(8, 4, 4), exact=(32, 16, 16))
+"""Groups of level 1 of 64 x 64 pixels, of all other levels of 32 x 32 or so."""
+
+
+@contextmanager
+def group_sides(sides: Sides = SMALL_SIDES) -> Iterator[None]:
+    """A format with groups of other sides, for files that are written and read inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbc.bitstream.geometry.SIDES", sides)
+        patch.setattr("vbc.codec.lossy.synthesis.SQUARE", sides.lossy[-1])
+        yield
+
+
+def decode_answer(data: bytes, model: Model, answer: str) -> Decoded:
+    """Decode a file as one of its golden answers names it: "3", "native-1" or "region 10,20,30,40"."""
+    if answer.startswith("region "):
+        x, y, width, height = map(int, answer.removeprefix("region ").split(","))
+        return decode_image(data, model=model, region=(x, y, width, height))
+    native = answer.startswith("native-")
+    return decode_image(data, model=model, levels=int(answer.removeprefix("native-")), native=native)
+
+
+def payloads_of(data: bytes) -> list[bytearray]:
+    """The payload of each packet, in the order of the file."""
+    header = container.unpack_header(data)
+    return [bytearray(container.read_packet(data, header, i)) for i in range(len(header.packets))]
+
+
+def rebuild(header: container.Header, payloads: Sequence[bytes | bytearray]) -> bytes:
     """The file again with other payloads, its checksums right."""
-    return container.write_file(
-        [(c.kind, c.number, bytes(p)) for c, p in zip(header.chunks, payloads, strict=True)],
-        width=header.width,
-        height=header.height,
-        channels=header.channels,
-        quality=header.quality,
-        flags=header.flags,
-        model_hash=header.model_hash,
-        tables_hash=header.tables_hash,
-        bit_depth=header.bit_depth,
-    )
+    packets = [(p.unit, p.part, bytes(body)) for p, body in zip(header.packets, payloads, strict=True)]
+    return rewritten(header, packets)
+
+
+def rewritten(header: container.Header, packets: Sequence[tuple[int, int, bytes]], **changed: Any) -> bytes:
+    """A file of other packets (unit, part, payload), its header the same but for what has `changed`."""
+    names = ("width", "height", "channels", "quality", "flags", "model_hash", "tables_hash", "bit_depth")
+    return container.write_file(packets, **{name: getattr(header, name) for name in names} | changed)
 
 
 def truncations(data: bytes) -> Iterator[bytes]:

@@ -7,9 +7,11 @@ import os
 os.environ["TRITON_INTERPRET"] = "1" if os.environ.get("VBC_KERNEL_DEVICE", "cpu") == "cpu" else "0"
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checks import group_sides
 
 from vbc.codec.model import Model, load_model
 
@@ -39,3 +41,10 @@ def tiny_path() -> Path:
 def tiny(tiny_path: Path) -> Model:
     """The tiny frozen model: fast, and never retrained."""
     return load_model(tiny_path)
+
+
+@pytest.fixture
+def small_groups() -> Iterator[None]:
+    """Groups so small that a picture of a few thousand pixels has dozens of them."""
+    with group_sides():
+        yield

@@ -6,11 +6,12 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from checks import check_format_error, truncations
 from pictures import SIZES, checker, noise, photo, soft_mask
 
-from vbc.bitstream.ans import pack_varints, unpack_varints
 from vbc.bitstream.errors import Corrupt
+from vbc.bitstream.varint import pack_varints, unpack_varints
 from vbc.codec.entropy.coder import Writer
 from vbc.codec.extra import extra_planes as planes
 from vbc.codec.extra.extra_planes import (
@@ -130,11 +131,11 @@ def test_steps_cross_regions(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> No
 
 def body(model: Model, residual: np.ndarray, classes: np.ndarray, predictor: int = NONE) -> bytes:
     """A coded plane written by hand: residuals int16 of all pixels of its classes' blocks."""
-    writer = Writer(model.tables)
-    index = class_tables(model)[np.full(residual.size, int(classes.max()) - 1)]
-    writer.code(index, residual.astype(np.int16).reshape(-1))
+    writer = Writer(model.tables, 1)
+    index = class_tables(model)[np.full((1, residual.size), int(classes.max()) - 1)]
+    writer.code(torch.from_numpy(index), torch.from_numpy(residual.astype(np.int16).reshape(1, -1)))
     packed = zlib.compress(classes.astype(np.uint8).tobytes())
-    return bytes([CODED, predictor]) + pack_varints([len(packed)]) + packed + writer.finish()
+    return bytes([CODED, predictor]) + pack_varints([len(packed)]) + packed + writer.finish()[0]
 
 
 def payload_of(plane: bytes) -> bytes:
@@ -191,6 +192,20 @@ def test_damage_is_corrupt(tiny: Model) -> None:
 
 def decode_one(payload: bytes, size: tuple[int, int], model: Model) -> list[Plane]:
     return decode_planes(memoryview(payload), size, [None], model)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_windows_of_planes(tiny: Model, predictor: int) -> None:
+    """A window of a plane, of which the reference is given on the window alone."""
+    size, window = (70, 101), (slice(13, 50), slice(90, 101))
+    reference = soft_mask(*size)
+    plane = add_prediction(half_noise(*size) >> 6, predictor, reference)
+    whole_reference = reference if predictor == REFERENCE else None
+    payload = memoryview(encode_planes([plane, plane], [whole_reference, None], tiny))
+    part = None if whole_reference is None else reference[window]
+    got = decode_planes(payload, size, [part, None], tiny, window)
+    assert np.array_equal(got[0], plane[window])
+    assert np.array_equal(got[1], plane[window])
 
 
 @pytest.mark.parametrize("content", ["half_noise", "checker", "constant"])

@@ -10,11 +10,12 @@ import torch
 from pictures import photo
 from PIL import Image
 
-from vbc.codec.exact.networks import ExactNet
 from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, validate_exact
+from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import known_answers, stored_answers
 from vbc.codec.train.stages import train
 from vbc.codec.train.training_loop import Schedule, run_stage
@@ -100,7 +101,8 @@ def test_all_stages(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model = load_model(path)
     assert stored_answers(path) == known_answers(model)
     x = photo(40, 40)
-    assert torch.equal(decode_image(encode_image(x, model=model, lossless=True), model=model).rgb, x)
+    data = encode_image(x, model=model, settings=EncodeSettings(lossless=True))
+    assert torch.equal(decode_image(data, model=model).rgb, x)
     again: list[str] = []
     train(folder, folder, tmp_path, stage="lossy", steps=1, emit=again.append)
     assert len(again) == 1, "a finished stage is not trained again"

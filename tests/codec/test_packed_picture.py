@@ -13,12 +13,15 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
-from vbc.codec import payloads as levels
-from vbc.codec.extra import packed_picture as whole
+from vbc.codec import encode_levels
+from vbc.codec.decode_state import DecodeState
+from vbc.codec.exact.level import PACKED
+from vbc.codec.extra import packed_picture
 from vbc.codec.extra.extra_planes import GRADIENT, LEFT, NONE, UP
-from vbc.codec.extra.packed_picture import decode_whole, encode_whole
+from vbc.codec.extra.packed_picture import decode_packed, encode_packed
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 
 
 def screen(height: int, width: int) -> Tensor:
@@ -35,9 +38,10 @@ def screen(height: int, width: int) -> Tensor:
 def body_of(data: bytes) -> memoryview:
     """The payload of level 4, without its mode."""
     header = container.unpack_header(data)
-    i = next(i for i, c in enumerate(header.chunks) if (c.kind, c.number) == (container.LEVEL, 4))
-    payload = container.read_chunk(data, header, i)
-    assert payload[0] == levels.WHOLE
+    place = header.find(4, 1)
+    assert place is not None
+    payload = container.read_packet(data, header, place)
+    assert payload[0] == PACKED
     return payload[1:]
 
 
@@ -49,30 +53,31 @@ def test_pack_and_unpack_are_inverse(size: tuple[int, int], depth: int, predicto
         picture = make(*size)[None]
         if depth == 1:
             picture = picture[:, :1].expand(-1, 3, -1, -1).contiguous()
-        body = whole._pack(picture[0, :depth].permute(1, 2, 0).numpy(), predictor)
+        body = packed_picture._pack(picture[0, :depth].permute(1, 2, 0).numpy(), predictor)
         assert body[:2] == bytes([depth, predictor])
-        assert torch.equal(decode_whole(memoryview(body), size), picture)
+        assert torch.equal(decode_packed(memoryview(body), size), picture)
 
 
 def test_what_is_packed() -> None:
-    assert encode_whole(noise(64, 64)[None], 3, 2) is None
-    assert encode_whole(photo(300, 300)[None], 3, 2) is None
+    assert encode_packed(noise(64, 64)[None], 3, 2) is None
+    assert encode_packed(photo(300, 300)[None], 3, 2) is None
     for picture in (screen(200, 300), constant(5, 5), from_array(checker(90, 70)[..., None].repeat(3, 2))):
-        sizes = [len(encode_whole(picture[None], 3, effort) or b"") for effort in (0, 1, 2)]
+        sizes = [len(encode_packed(picture[None], 3, effort) or b"") for effort in (0, 1, 2)]
         assert sizes[0] == sizes[1] >= sizes[2] > 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"levels": 0}, {"levels": 3}, {"levels": 0, "effort": 2}, {"levels": 0, "gray": True}]
-)
-def test_a_graphic_is_one_exact_level(tiny: Model, options: dict[str, int]) -> None:
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize(("levels", "effort"), [(0, 1), (3, 1), (0, 2), (0, 0)])
+def test_a_graphic_is_one_exact_level(tiny: Model, levels: int, effort: int, gray: bool) -> None:
     picture = screen(70, 90)
-    if "gray" in options:
+    if gray:
         picture = picture[:1].expand(3, -1, -1).contiguous()
-    data = encode_image(picture, model=tiny, lossless=True, **options)
-    numbers = list(container.level_ends(container.unpack_header(data)))
-    assert numbers == [*range(1, options["levels"] + 1), 4]
-    assert body_of(data)[0] == (1 if "gray" in options else 3)
+    settings = EncodeSettings(levels, lossless=True, effort=effort)
+    data = encode_image(picture, model=tiny, settings=settings, gray=gray)
+    header = container.unpack_header(data)
+    assert list(container.level_ends(header)) == [*range(1, levels + 1), 4]
+    assert header.lossless
+    assert body_of(data)[0] == (1 if gray else 3)
     decoded = decode_image(data, model=tiny)
     assert decoded.exact
     assert torch.equal(decoded.rgb, picture)
@@ -81,11 +86,11 @@ def test_a_graphic_is_one_exact_level(tiny: Model, options: dict[str, int]) -> N
 
 def test_networks_are_kept_where_they_are_smaller(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = screen(70, 90)
-    packed = encode_whole(picture[None], 3, 1)
+    packed = encode_packed(picture[None], 3, 1)
     assert packed is not None
     padded = packed + bytes(picture.numel())
-    monkeypatch.setattr(levels, "encode_whole", lambda *a: padded)
-    data = encode_image(picture, model=tiny, levels=0, lossless=True)
+    monkeypatch.setattr(encode_levels, "encode_packed", lambda *a: padded)
+    data = encode_image(picture, model=tiny, settings=EncodeSettings(0, lossless=True))
     assert len(container.level_ends(container.unpack_header(data))) > 1
 
 
@@ -118,32 +123,42 @@ def bodies() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", bodies())
 def test_wrong_bodies_are_corrupt(name: str) -> None:
     with pytest.raises(Corrupt):
-        decode_whole(memoryview(bodies()[name]), (9, 10))
+        decode_packed(memoryview(bodies()[name]), (9, 10))
 
 
 def test_far_too_much_is_not_allocated() -> None:
     body = memoryview(bodies()["far too much"])
     tracemalloc.start()
     with pytest.raises(Corrupt):
-        decode_whole(body, (9, 10))
+        decode_packed(body, (9, 10))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
 
 
 def test_damage_is_an_error_or_a_picture() -> None:
-    body = encode_whole(screen(40, 50)[None], 3, 1)
+    body = encode_packed(screen(40, 50)[None], 3, 1)
     assert body is not None
     for prefix in truncations(body):
-        check_format_error(lambda p=prefix: decode_whole(memoryview(p), (40, 50)), Corrupt)
+        check_format_error(lambda p=prefix: decode_packed(memoryview(p), (40, 50)), Corrupt)
     for changed in bit_flips(body):
         with contextlib.suppress(Corrupt):
-            assert decode_whole(memoryview(changed), (40, 50)).shape == (1, 3, 40, 50)
+            assert decode_packed(memoryview(changed), (40, 50)).shape == (1, 3, 40, 50)
 
 
 def test_levels_behind_a_packed_picture(tiny: Model) -> None:
     picture = screen(20, 30)
-    data = encode_image(picture, model=tiny, levels=0, lossless=True)
-    payloads = [bytes([levels.WHOLE]) + body_of(data), b"\x01"]
+    data = encode_image(picture, model=tiny, settings=EncodeSettings(0, lossless=True))
+    state = DecodeState(tiny, container.unpack_header(data))
+    state = state.advance(4, {0: memoryview(bytes([PACKED]) + body_of(data))})
+    assert torch.equal(state.picture(4, {})[0], picture)
     with pytest.raises(Corrupt, match="behind"):
-        levels.decode_exact([memoryview(p) for p in payloads], tiny, (20, 30), None, 60, lambda *a: None)
+        state.advance(5, {0: memoryview(b"\x01")})
+
+
+def test_only_a_packed_picture_makes_level_4_alone_lossless(tiny: Model) -> None:
+    """The header says lossless: plain samples of the base grid are not the picture."""
+    data = encode_image(screen(20, 30), model=tiny, settings=EncodeSettings(0, lossless=True))
+    state = DecodeState(tiny, container.unpack_header(data))
+    with pytest.raises(Corrupt, match="lossless but has only the base grid"):
+        state.advance(4, {0: memoryview(bytes([1]) + bytes(3 * 5 * 8))})
