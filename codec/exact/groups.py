@@ -98,6 +98,11 @@ class Surroundings:
 
         lossy: `planes.lossy_planes` of the same windows in a layered file.
         """
+        if 0 in size:  # a group of one row or column has no pixels of some phases, and networks want some
+            n, device = self.planes["A"].shape[0], self.planes["A"].device
+            width = step.model.phases[phase].width
+            kinds = ((3, torch.int16), (9, torch.int32), (width, torch.uint8))
+            return Parameters(*(torch.empty((n, c, *size), dtype=t, device=device) for c, t in kinds))
         inner = (..., slice(size[0] + 2 * HALO), slice(size[1] + 2 * HALO))
         known = {p: self.planes[p][inner] for p in ("A", *PHASES[: PHASES.index(phase)])}
         guides = None if lossy is None else {p: plane[inner] for p, plane in lossy.items()}
@@ -175,6 +180,9 @@ class GroupBatch:
         """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them
         seen."""
         n, _, h, w = parameters.base.shape
+        if not parameters.base.numel():
+            self.set_pixels(phase, parameters.base)
+            return
         corrections = None
         if tuning is not None:
             linear = by_channel(tuning.layer(parameters.features))
