@@ -24,8 +24,8 @@ VERSION = (2, 0)
 """A reader accepts every minor version of its major version."""
 
 LOSSLESS = 1
-"""Flag: all groups of all exact levels of the picture are in the index, or level 4 alone, which then holds all
-of the picture."""
+"""Flag: all groups of all exact levels of the picture are in the index, or level 4 alone, which then has the
+whole picture, packed."""
 
 ARCHIVAL = 2
 """Flag: the exact levels are coded without a lossy picture, and there are no lossy levels."""
@@ -550,10 +550,9 @@ def _check_packets(header: Header) -> None:
     if header.archival and any(level <= LOSSY_LEVELS for level in places):
         raise Corrupt("an archival file has lossy levels")
     _check_needs(header, places)
-    base = LOSSY_LEVELS + 1
-    # level 4 alone may hold the whole picture, which its first byte tells
-    if header.lossless and not (base in places and max(places) == base):
-        for level in range(base, geometry.last_level + 1):
+    # level 4 alone may hold the whole picture, packed; whoever decodes it sees
+    if header.lossless and max(places, default=0) != LOSSY_LEVELS + 1:
+        for level in range(LOSSY_LEVELS + 1, geometry.last_level + 1):
             if None in places.get(level, [None]):
                 raise Corrupt(f"the file says lossless but level {level} is not whole")
     if (header.bit_depth == 16) != header.has(LOW) or (header.has(LOW) and not header.lossless):
