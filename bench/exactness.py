@@ -1,7 +1,7 @@
 """Same bytes in, same pixels out: one mismatch fails.
 
-Hashes of every level across threads, batches, concurrent decoding, block sizes, slower paths, Triton's
-kernels and the devices at hand.
+Hashes of every level across threads, batches, concurrent decoding, groups in other batches and orders, files
+that arrive in pieces, regions, slower paths, Triton's kernels and the devices at hand.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ import torch
 from bench import common, rivals
 from bench.common import Results, Rgb, say
 from vbc.bitstream import container
+from vbc.bitstream.source import MemorySource
 from vbc.codec import api, pipeline
-from vbc.codec import payloads as levels
-from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
-from vbc.codec.exact import grids as exact_levels
-from vbc.codec.lossy import coding as lossy_levels
+from vbc.codec.decode_plan import make_plan, read_packets
+from vbc.codec.decode_state import DecodeState
+from vbc.codec.incremental import IncrementalReader
 from vbc.kernels import conv, dispatch
 
 if TYPE_CHECKING:
@@ -35,15 +35,21 @@ if TYPE_CHECKING:
 THREADS = (1, 2, 4)
 BATCH = 8
 CONCURRENT = 4
-SYNTHESIS_BLOCKS = (5, 16, 128)
-"""Sides of the blocks that synthesis works in, in 8x8 blocks; the default is 64."""
-EXACT_BLOCKS = (7, 64)
-"""Likewise of the exact levels, in positions of the coarse grid; the default is 512."""
+ORDERS = 3
+"""Random orders of groups, each level's own."""
+REGIONS = 8
+"""Random regions of each file, beside one pixel and all of it."""
+PIECES = (7, 4099)
+"""Bytes of the pieces in which files arrive."""
+WIDE = (40, 1100)
+"""Rows and columns of a picture that has several groups a level, made of the first image repeated."""
 REFERENCE_SIDE = 96
 """Side of the crop for the int64 reference, which is a hundred times slower."""
 INTERPRETED_SIDE = 24
 """Side of the crop for Triton's interpreter, which is slower still."""
 PATHS = ("float32", "int64")
+DEVICE_SIDE = 64
+"""Side of the crop for the device's path run by torch on the CPU."""
 QUALITIES = (0, 100)
 """Of the lossy files; the layered one has the default."""
 IMAGES = 4
@@ -92,6 +98,13 @@ def coded_files(rgb: Rgb, model: "Model") -> dict[str, bytes]:
     }
 
 
+def wide(rgb: Rgb) -> Rgb:
+    """A picture of the size `WIDE`: the rows of an image, repeated where they end."""
+    rows, cols = WIDE
+    repeated = np.tile(rgb, (-(-rows // rgb.shape[0]), -(-cols // rgb.shape[1]), 1))
+    return np.ascontiguousarray(repeated[:rows, :cols])
+
+
 # Variants. Each yields its name and hashes, which must equal the reference's under the same keys.
 
 
@@ -120,25 +133,84 @@ def concurrently(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str,
             yield f"{CONCURRENT} at once", hashes
 
 
-def in_blocks(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Hashes]]:
-    """Synthesis and the exact levels' networks in blocks of other sizes; the hashes name what they are of."""
-    data = files["layered"]
-    info = api.read_info(data)
-    size = (info.height, info.width)
-    with torch.no_grad():
-        payloads = pipeline.read_levels(data, container.unpack_header(data), 3, False)
-        latents = levels.decode_lossy(list(payloads.values()), model, size, info.quality)
-        for block in SYNTHESIS_BLOCKS:
-            rgb = lossy_levels.synthesise(model.lossy, latents, size, 3, info.quality, block)
-            yield f"synthesis in blocks of {block}", {"layered 3 levels": digest(rgb[0])}
-        sizes = exact_levels.grid_sizes(*size)
-        coarse = rgb_to_ycocg(levels.grid(rgb, 1))
-        for block in (exact_levels.BLOCK_SIDE, *EXACT_BLOCKS):
-            coded = exact_levels.code_step(
-                model.exact, levels.Means(), coarse, sizes[0], 1, None, rgb, info.quality, block=block
+def in_groups(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Hashes]]:
+    """Groups one by one, and in random orders and batches; the usual way is all of a level together."""
+    rng = np.random.default_rng(0)
+    one_by_one: Hashes = {}
+    shuffled: list[Hashes] = [{} for _ in range(ORDERS)]
+    for name, data in files.items():
+        n_levels = len(api.read_info(data).level_ends)
+        for n in range(1, n_levels + 1):
+            key = f"{name} {n} levels"
+            one_by_one[key] = digest(decode_in_batches(data, model, n, lambda order: [[i] for i in order]))
+        for hashes in shuffled:
+            whole = decode_in_batches(data, model, n_levels, lambda order: random_batches(order, rng))
+            hashes[f"{name} {n_levels} levels"] = digest(whole)
+    yield "groups one by one", one_by_one
+    for hashes in shuffled:
+        yield "groups in a random order", hashes
+
+
+def random_batches(order: list[int], rng: np.random.Generator) -> list[list[int]]:
+    """The numbers in another order, cut at random places."""
+    cuts = np.flatnonzero(rng.random(len(order)) < 0.3)
+    return [part.tolist() for part in np.split(rng.permutation(order), cuts) if part.size]
+
+
+@torch.no_grad()
+def decode_in_batches(
+    data: bytes, model: "Model", levels: int, batches: Callable[[list[int]], list[list[int]]]
+) -> torch.Tensor:
+    """The picture uint8 [3, H, W] of the first levels. batches: which groups of a level go together."""
+    source = MemorySource(data)
+    header = container.unpack_header(data)
+    plan = make_plan(header, levels, None)
+    packets = read_packets(source, header, plan, allow_partial=False)
+    state = DecodeState(model, header)
+    for level in plan.levels:
+        parts = packets[level]
+        for batch in batches([part - 1 for part in parts if part]):
+            state = state.advance(level, {n: parts[n + 1] for n in batch}, parts.get(0))
+    return pipeline.finish(state, plan, source).rgb
+
+
+def arriving(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Hashes]]:
+    """Files that arrive in pieces, the picture shown as each level is complete."""
+    for size in PIECES:
+        hashes: Hashes = {}
+        for name, data in files.items():
+            reader = IncrementalReader(model=model)
+            at = 0
+            for n, end in enumerate(api.read_info(data).level_ends.values(), 1):
+                while at < end:
+                    reader.feed(data[at : min(at + size, end)])
+                    at = min(at + size, end)
+                hashes[f"{name} {n} levels"] = digest(reader.picture().picture.rgb)
+        yield f"in pieces of {size} bytes", hashes
+
+
+def in_regions(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Hashes]]:
+    """Regions of each file against the same parts of the whole picture, after every number of levels."""
+    rng = np.random.default_rng(1)
+    wanted: Hashes = {}
+    found: Hashes = {}
+    for name, data in files.items():
+        info = api.read_info(data)
+        n_levels = len(info.level_ends)
+        for i in range(REGIONS + 2):
+            levels = n_levels if i < REGIONS // 2 else int(rng.integers(1, n_levels + 1))
+            (x, end_x), (y, end_y) = (
+                sorted(rng.choice(size + 1, 2, replace=False).tolist()) for size in (info.width, info.height)
             )
-            picture = ycocg_to_rgb(exact_levels.assemble(coarse, coded.pixels, sizes[0]))
-            yield f"exact levels in blocks of {block}", {"predictions of the last step": digest(picture[0])}
+            if i == REGIONS:
+                x, y, end_x, end_y = 0, 0, info.width, info.height
+            elif i == REGIONS + 1:
+                end_x, end_y = x + 1, y + 1
+            key = f"{name} {levels} levels {x},{y} to {end_x},{end_y}"
+            wanted[key] = digest(decode(data, model, levels=levels)[y:end_y, x:end_x])
+            found[key] = digest(decode(data, model, levels=levels, region=(x, y, end_x - x, end_y - y)))
+    yield "crops of the whole", wanted
+    yield "regions", found
 
 
 @contextmanager
@@ -157,6 +229,16 @@ def slow_paths(files: dict[str, bytes], model_path: Path | None) -> Iterator[tup
     for path in PATHS:
         with forced_path(path):
             yield f"{path} convolutions", level_hashes(files, fresh_model(model_path))
+
+
+def device_path(files: dict[str, bytes], model_path: Path | None) -> Iterator[tuple[str, Hashes]]:
+    """What runs on a device, by torch on the CPU: symbols are coded there too."""
+    from vbc.codec.model import place
+
+    yield (
+        "the device's path on the CPU",
+        level_hashes(files, place(api.load(model_path), torch.device("cpu"))),
+    )
 
 
 def fresh_model(path: Path | None) -> "Model":
@@ -196,8 +278,8 @@ def interpreted(files: dict[str, bytes], model_path: Path | None) -> Iterator[tu
 
 def on_devices(files: dict[str, bytes], model: "Model") -> Iterator[tuple[str, Hashes]]:
     """The networks on other devices."""
-    if "cuda" not in api.DEVICES or not torch.cuda.is_available():
-        say("note: no CUDA device that the networks can run on, left out")
+    if not torch.cuda.is_available():
+        say("note: no CUDA device, left out")
         return
     for name, data in files.items():
         for n in range(1, len(api.read_info(data).level_ends) + 1):
@@ -251,17 +333,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             once = {k: digest(np.frombuffer(d, np.uint8)) for k, d in files.items()}
             check(photo.name, once, iter([("bytes of a second encoding", again)]))
             every: list[Callable[[dict[str, bytes], Model], Iterator[tuple[str, Hashes]]]]
-            every = [with_threads, in_batches, concurrently, in_blocks, on_devices]
+            in_parts = [in_groups, arriving, in_regions]
+            every = [with_threads, in_batches, concurrently, *in_parts, on_devices]
             for variants in every:
                 check(photo.name, reference, variants(files, model))
-            for side, variants_of in ((REFERENCE_SIDE, slow_paths), (INTERPRETED_SIDE, interpreted)):
-                if i == 0:  # slow ones see a crop of one image
-                    crop = coded_files(np.ascontiguousarray(photo.rgb[:side, :side]), model)
-                    check(
-                        f"{photo.name} {side}x{side}",
-                        level_hashes(crop, model),
-                        variants_of(crop, args.model),
-                    )
+            if i:
+                continue
+            files = coded_files(wide(photo.rgb), model)
+            reference = level_hashes(files, model)
+            for variants in in_parts:
+                check(f"{photo.name} repeated", reference, variants(files, model))
+            slow = (
+                (REFERENCE_SIDE, slow_paths),
+                (DEVICE_SIDE, device_path),
+                (INTERPRETED_SIDE, interpreted),
+            )
+            for side, variants_of in slow:  # they see a crop of one image
+                crop = coded_files(np.ascontiguousarray(photo.rgb[:side, :side]), model)
+                wanted = level_hashes(crop, model)
+                check(f"{photo.name} {side}x{side}", wanted, variants_of(crop, args.model))
         results.add("summary", n_hashes=n_checked, n_mismatches=n_wrong)
         say(f"{n_checked} hashes, {n_wrong} mismatches")
     return int(n_wrong > 0)

@@ -24,9 +24,10 @@ WARM_SIDE = 64
 def our_codecs(model_path: Path | None, quick: bool) -> list[Codec]:
     """Archival and layered files at each effort."""
     from vbc.codec import api
+    from vbc.codec.settings import MAX_EFFORT
 
     model = api.load(model_path)
-    efforts = (0, 1) if quick else range(api.MAX_EFFORT + 1)
+    efforts = (0, 1) if quick else range(MAX_EFFORT + 1)
     archival = [
         rivals.ours(model, f"archival, effort {e}", lossless=True, levels=0, effort=e) for e in efforts
     ]

@@ -1,4 +1,4 @@
-"""Prefixes: the picture after a share of the bytes of our layered lossless file.
+"""Prefixes: the picture after a share of the bytes of our layered lossless file, and after each packet.
 
 Against progressive rivals cut at the same byte and against dedicated files of that many bytes. A rival's
 prefix is of its own progressive file; JPEG 2000 gets a quality layer for every cut. A dedicated file is the
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw
 from bench import common, rivals
 from bench.common import Results, Rgb, Row, say
 from bench.rivals import Codec
+from vbc.bitstream import container
 from vbc.bitstream.errors import Truncated
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)
@@ -25,6 +27,8 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9, 1.0)
 FIRST_IMAGES = 3
 """How many images the time to the first picture is measured on."""
 FIRST_REPEATS = 5
+MOST_PACKETS = 48
+"""Of a file with more packets of groups, so many are looked at, evenly spaced, and the last."""
 SHEET_WIDTH = 288
 CAPTION = 16
 """Height in pixels."""
@@ -62,7 +66,7 @@ def measure_image(file: Path, model_path: Path | None, quality: int, quick: bool
     model = api.load(model_path)
     data = rivals.encode_ours(photo.rgb, model, lossless=True, quality=quality)
     budgets = [int(share * len(data)) for share in SHARES]
-    rows = list(our_levels(photo, data, model))
+    rows = [*our_levels(photo, data, model), *our_packets(photo, data, model)]
     for stream in progressive_files(photo.rgb, data, model, budgets, quick):
         n_bytes = len(stream.data)
         for share, budget in zip(SHARES, budgets, strict=True):
@@ -131,8 +135,20 @@ def our_levels(photo: common.Photo, data: bytes, model: object) -> Iterator[Row]
         yield about | quality_row(photo, rgb, end)
 
 
+def our_packets(photo: common.Photo, data: bytes, model: object) -> Iterator[Row]:
+    """Our file cut at the end of each packet that holds a group."""
+    header = container.unpack_header(data)
+    groups = [i for i, packet in enumerate(header.packets) if packet.level and packet.part]
+    step = -(-len(groups) // MOST_PACKETS)
+    for i in sorted({*groups[::step], groups[-1]}):
+        packet, end = header.packets[i], header.ends[i]
+        about = {"codec": rivals.OURS, "what": "packet", "level": packet.level, "part": packet.part}
+        about |= {"file_bytes": len(data), "share": end / len(data)}
+        yield about | quality_row(photo, decode_ours_prefix(data[:end], model), end)
+
+
 def decode_ours_prefix(data: bytes, model: object) -> Rgb | None:
-    """The best picture of a prefix; None before the end of the first level."""
+    """The best picture of a prefix; None before the end of the first group."""
     try:
         return rivals.decode_ours(data, model, allow_partial=True)  # type: ignore[arg-type]
     except Truncated:
@@ -227,13 +243,23 @@ def summarise(rows: list[Row]) -> Row:
 
 
 def summaries(rows: list[Row]) -> Iterator[Row]:
-    """Of prefixes and dedicated files by share, of levels by number, of first pictures by codec."""
+    """Of prefixes and dedicated files by share, of levels by number, of packets all together, of first
+    pictures by codec."""
     for what, key in (("prefix", "share"), ("dedicated", "share"), ("level", "level")):
         chosen = [r for r in rows if r["what"] == what]
         for (_, value), found in common.group(chosen, "codec", key).items():
             total = summarise(found)
             share = value if key == "share" else common.mean(r["share"] for r in found)
             yield total | {"share": share}
+    packets = [r for r in rows if r["what"] == "packet"]
+    if packets:
+        yield {
+            "codec": rivals.OURS,
+            "what": "packet",
+            "n_images": len(common.group(packets, "image")),
+            "n_packets": len(packets),
+            "largest_fall_db": largest_fall(packets),
+        }
     for (name,), found in common.group([r for r in rows if r["what"] == "first"], "codec").items():
         yield {
             "codec": name,
@@ -243,6 +269,15 @@ def summaries(rows: list[Row]) -> Iterator[Row]:
             "psnr_db": common.mean(r["psnr_db"] for r in found),
             "time_ms": common.mean(r["time_ms"] for r in found),
         }
+
+
+def largest_fall(packets: list[Row]) -> float:
+    """By how many dB the next packet of an image has made its picture worse, at most."""
+    worst = 0.0
+    for found in common.group(packets, "image").values():
+        qualities = [r["psnr_db"] for r in found if r["psnr_db"] is not None]
+        worst = max([worst, *(a - b for a, b in pairwise(qualities))])
+    return worst
 
 
 def plot(path: Path, points: list[Row]) -> None:
@@ -330,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{r['codec']:20} {r['share']:6.0%} {psnr:>6} dB, "
                     f"{r['n_decoded']} of {r['n_images']}, {r['n_exact']} exact"
                 )
+            elif r["what"] == "packet":
+                say(f"{r['n_packets']} packets, none costs more than {r['largest_fall_db']:.2f} dB")
         plot(args.out / "progressive.png", points)
         contact_sheet(args.out / "levels.png", files[0], args.model, args.quality)
     whole = [r for r in rows if r["codec"] == rivals.OURS and r["what"] == "prefix" and r["share"] == 1]

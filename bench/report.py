@@ -17,13 +17,14 @@ from typing import Any
 from bench import common, progressive, rate_distortion, rivals
 from bench.common import Row, say
 
-BENCHES = ("lossless", "rate_distortion", "progressive", "speed_photos", "speed", "exactness")
+BENCHES = ("lossless", "rate_distortion", "progressive", "speed_photos", "speed", "regions", "exactness")
 TITLES = {
     "lossless": "Lossless",
     "rate_distortion": "Rate and distortion",
     "progressive": "Prefixes",
     "speed_photos": "Speed on photographs",
     "speed": "Speed by size",
+    "regions": "Regions",
     "exactness": "Exactness",
 }
 PLOTS = {"rate_distortion": ("rate_distortion.png",), "progressive": ("progressive.png", "levels.png")}
@@ -77,6 +78,7 @@ def run_all(args: argparse.Namespace) -> bool:
         "progressive": ["progressive", folder],
         "speed_photos": ["speed", folder, "--photos", "--repeats", "3"],
         "speed": ["speed", folder],
+        "regions": ["regions", folder],
         "exactness": ["exactness", folder],
     }
     codes = []
@@ -405,6 +407,28 @@ def beat_prefixes(results: Results) -> str:
     return table(("PSNR, dB, at", *(f"{share:.0%}" for share in FLIF_PREFIXES), ""), lines)
 
 
+def region_table(results: Results) -> str:
+    """Time and bytes of regions, and of the whole picture that they are compared with."""
+    rows = of_kind(results["regions"], "summary")
+    head = ("file", "part", "share of the pixels", "bytes", "share", "seconds", "share")
+    body = []
+    for r in rows:
+        shares = [f"{100 * r[key]:.2f} %" for key in ("pixels_share", "bytes_share", "time_share")]
+        cells = [shares[0], f"{r['n_bytes']:,}", shares[1], number(r["time_s"], 3), shares[2]]
+        body.append([f"{r['setting']}, {r['size']} x {r['size']}", r["part"], *cells])
+    return table(head, body)
+
+
+def index_table(results: Results) -> str:
+    """What the files of the regions are made of."""
+    head = ("file", "packets", "index, bytes", "share of the file", "lanes of the finest level", "a group")
+    body = []
+    for r in of_kind(results["regions"], "file"):
+        cells = [f"{r['n_packets']:,}", f"{r['index_bytes']:,}", f"{r['index_percent']:.3f} %"]
+        body.append([r["setting"], *cells, f"{r['lanes']:,}", number(r["lanes_of_a_group"], 1)])
+    return table(head, body)
+
+
 def exactness_table(results: Results) -> str:
     """Hashes compared and mismatches, by variant."""
     cells = []
@@ -482,6 +506,11 @@ def sections(results: Results, plots: str) -> str:
             stage_table(results),
             stage_speed_table(results),
             startup_table(results, "speed"),
+        ],
+        "regions": lambda: [
+            "A square of 512 pixels of a large lossless file, on the corners of groups and across them.",
+            region_table(results),
+            index_table(results),
         ],
         "exactness": lambda: [
             "Hashes of every decoded level against the first decode.",

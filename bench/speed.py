@@ -57,35 +57,49 @@ STAGES = {
         "colour:rgb_to_opponent",
         "colour:opponent_to_rgb",
     ),
-    "analysis": ("lossy.coding:analyse",),
-    "network inputs": ("exact.grids:extend", "exact.block:phase_inputs", "exact.block:lossy_windows"),
+    "analysis": ("lossy.analysis:analyse",),
+    "rate-distortion rounding": ("lossy.analysis:rdo_round",),
+    "network inputs": (
+        "exact.features:phase_inputs",
+        "exact.planes:extend",
+        "exact.planes:cut_with_halo",
+        "exact.planes:lossy_planes",
+        "lossy.features:context_planes",
+        "lossy.features:prior_planes",
+        "lossy.features:neighbour_planes",
+        "lossy.features:enhance_planes",
+    ),
     "networks": ("nets.int_nets:IntChain.__call__", "nets.int_nets:IntPhase.__call__"),
     "parameters": (
-        "exact.block:BlockPredictor.__init__",
-        "exact.block:BlockPredictor.predict",
-        "exact.block:BlockPredictor.learn",
-        "exact.block:table_index",
-        "lossy.coding:Priors.__init__",
-        "lossy.coding:Priors.block",
-        "lossy.coding:Priors.refined_block",
+        "exact.groups:GroupBatch.code",
+        "/kernels/predict:ChannelPredictor.tables",
+        "/kernels/predict:ChannelPredictor.learn",
+        "lossy.coding:code_groups",
         "lossy.coding:code_latents",
-        "lossy.coding:code_level1",
+        "lossy.coding:prior_parameters",
+        "lossy.coding:neighbour_parameters",
     ),
-    "rate-distortion rounding": ("lossy.coding:spend_less",),
-    "transform": ("lossy.coding:inverse_transform", "lossy.coding:enhance_planes"),
-    "tuning": ("exact.grids:fit_tuning", "exact.grids:code_tuning"),
+    "transform": ("lossy.synthesis:inverse_transform", "lossy.synthesis:synthesise"),
+    "tuning": ("exact.tuning_fit:fit_tuning", "exact.tuning:code_tuning"),
+    "graphics": ("extra.packed_picture:encode_packed", "extra.packed_picture:decode_packed"),
     "entropy coding": (
         "/bitstream/ans:LaneEncoder.put",
         "/bitstream/ans:LaneEncoder.finish",
         "/bitstream/ans:LaneDecoder.__init__",
         "/bitstream/ans:LaneDecoder.get",
         "/bitstream/ans:LaneDecoder.finish",
+        "entropy.tensor_coder:TensorReader.__init__",
+        "entropy.tensor_coder:TensorReader.code",
+        "entropy.tensor_coder:TensorReader.finish",
+        "entropy.tensor_coder:TensorWriter.code",
+        "entropy.tensor_coder:TensorWriter.finish",
     ),
+    "planes": ("exact.level:put_group", "exact.groups:phase_pixels"),
     "container": (
         "/bitstream/container:write_file",
         "/bitstream/container:unpack_header",
-        "/bitstream/container:read_chunk",
-        "pipeline:pixel_hash",
+        "/bitstream/container:read_packet",
+        "extra.carried:pixel_hash",
     ),
 }
 """The functions of each stage, in vbc.codec unless a package is named. Time inside a stage that a nested
@@ -93,7 +107,7 @@ stage spends is the nested one's."""
 SELF_CHECK = "self-check"
 """The encoder's own decode of a lossless file, with all stages inside."""
 REST = "rest"
-"""What no stage covers: assembling planes and grids, threads and files."""
+"""What no stage covers: taking groups apart and together, threads and files."""
 
 
 # Stages
@@ -251,9 +265,7 @@ def devices() -> list[str]:
     """Where the networks can run on this machine."""
     import torch
 
-    from vbc.codec import api
-
-    return [d for d in api.DEVICES if d != "cuda" or torch.cuda.is_available()]
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def measure_size(args: argparse.Namespace) -> Iterator[Row]:

@@ -200,7 +200,7 @@ def decode_picture(
         limits=limits,
         progress=progress,
     )
-    picture = picture_of(decoded, read_metadata(data, decoded.header))
+    picture = picture_of(decoded, read_metadata(data, decoded.header, allow_partial))
     return DecodedPicture(picture, tuple(decoded.levels), decoded.exact)
 
 
@@ -327,17 +327,28 @@ def verify(
 
 
 def read_metadata(
-    data: "bytes | bytearray | memoryview | ByteSource", header: container.Header
+    data: "bytes | bytearray | memoryview | ByteSource",
+    header: container.Header,
+    allow_partial: bool = False,
 ) -> "Metadata":
-    """Metadata of a file; what lies behind the end of a truncated file is left out. Raises Corrupt."""
+    """Metadata of a file; what lies behind the end of a truncated file is left out.
+
+    allow_partial: what is damaged is left out too. Else raises Corrupt.
+    """
+    from vbc.bitstream.errors import Corrupt
     from vbc.codec.files.image_io import Metadata
 
     source = as_source(data)
     parts = {}
     for name, unit in METADATA_UNITS.items():
         i = header.find(unit)
-        if i is not None and header.ends[i] <= source.n_bytes:
+        if i is None or header.ends[i] > source.n_bytes:
+            continue
+        try:
             parts[name] = bytes(container.read_packet(source, header, i))
+        except Corrupt:
+            if not allow_partial:
+                raise
     return Metadata(**parts)
 
 

@@ -67,7 +67,7 @@ def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:
 
 def all_packets(header: Header, plan: DecodePlan) -> list[int]:
     """Places in the index of all packets that a plan reads, with ICC and alpha, which every picture has, and
-    the low bytes, which one of all levels has."""
+    the low bytes, which a picture of all levels has."""
     places = [i for level in plan.levels for i in packets_of(header, plan, level).values()]
     units = [container.ICC, container.ALPHA]
     if plan.levels == container.levels_present(header):

@@ -2,9 +2,13 @@
 
 Needs a CUDA device and the packages of pyproject.toml, but no installation of the checkout. Runs the kernel
 tests on the device; decodes the golden files there; writes pictures on the CPU and decodes every level on
-CUDA, and the other way round, comparing SHA-256; damages files; then times whole images. PICTURES is a
-folder of images; without one, generated pictures are used. The first line names the machine. Exit status 1
-where a check failed, 4 where there is no CUDA device.
+CUDA, and the other way round, comparing SHA-256; decodes regions; damages files; then times lossless
+pictures, one large one and many at a time. PICTURES is a folder of images; without one, generated pictures
+are used. The first line names the machine. Exit status 1 where a check failed, 4 where there is no CUDA
+device.
+
+`--device cpu` tries the checks themselves where there is no such device: torch runs the device's path on
+the CPU, small numbers of everything, without the kernel tests.
 """
 
 import argparse
@@ -17,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ["VBC_KERNEL_DEVICE"] = "cuda"
+# the kernels are defined for a device when they are imported
+os.environ["VBC_KERNEL_DEVICE"] = "cpu" if {"cpu", "--device=cpu"} & {*sys.argv} else "cuda"
 os.environ.pop("TRITON_INTERPRET", None)
 # triton 3.9 warns where it is unset; warnings are errors
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -26,21 +31,53 @@ import checkout  # before vbc
 import numpy as np
 import pytest
 import torch
-from checks import decoded_hash, rebuild
+from checks import decoded_hash
 from torch import Tensor
+from torture.material import rewritten
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import FormatError
 from vbc.codec.example import make_example
+from vbc.codec.model import Model, load_model, place
+from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 
 HERE = checkout.ROOT / "tests"
-SIZES = ((512, 768), (301, 517), (1100, 1203), (1, 1), (1, 90), (64, 3))
-"""Of generated pictures: one block and several, odd sides, the smallest."""
-BATCH, SIDE, STREAMS = 32, 1024, 8
-KINDS: dict[str, dict[str, Any]] = {
-    "archival": {"levels": 0, "lossless": True},
-    "layered": {"levels": 3, "lossless": True},
-    "lossy": {"levels": 3, "quality": 80},
+TINY = HERE / "golden" / "tiny.safetensors"
+DEVICE = os.environ["VBC_KERNEL_DEVICE"]
+DRY = DEVICE == "cpu"
+SIZES = (
+    ((40, 530), (1, 1), (1, 90))
+    if DRY
+    else (
+        (512, 768),
+        (301, 517),
+        (1100, 1203),
+        (1, 1),
+        (1, 90),
+        (64, 3),
+        (40, 2100),
+    )
+)
+"""Of generated pictures: one group a level and several, odd sides, the smallest."""
+REGIONS = 3 if DRY else 16
+"""Random regions of each file."""
+DAMAGED = 10 if DRY else 200
+LARGE_SIDE = 128 if DRY else 4096
+"""Of the one picture whose decoding is timed."""
+BATCH, SIDE, STREAMS = (2, 64, 2) if DRY else (32, 1024, 8)
+"""Many pictures: how many, how large, and how many at a time."""
+REPEATS = 1 if DRY else 3
+KINDS = {
+    "archival": EncodeSettings(levels=0, lossless=True),
+    "tuned": EncodeSettings(levels=0, lossless=True, effort=2),
+    "layered": EncodeSettings(lossless=True),
+    "lossy": EncodeSettings(quality=80),
+}
+TIMED = {
+    f"{kind} effort {effort}": EncodeSettings(levels=levels, lossless=True, effort=effort)
+    for kind, levels in (("archival", 0), ("layered", 3))
+    for effort in (0, 1)
 }
 
 failed: list[str] = []
@@ -91,28 +128,35 @@ class Lines:
         print(json.dumps(line), flush=True)
 
 
+def on_device(model: Model) -> Model:
+    """The model where the checks run."""
+    return place(model, torch.device("cpu")) if DRY else model.to(DEVICE)
+
+
+def wait() -> None:
+    """Until the device has done what it was given."""
+    if not DRY:
+        torch.cuda.synchronize()
+
+
 def kernel_tests() -> None:
-    """All tests/test_kernel_*.py on CUDA."""
-    files = sorted(str(p) for p in HERE.glob("test_kernel_*.py"))
+    """All of tests/kernels on CUDA."""
+    files = sorted(str(p) for p in (HERE / "kernels").glob("test_*.py"))
     options = ["--tb=short", "-p", "no:cacheprovider", f"--rootdir={HERE.parent}"]
-    if pytest.main([*options, *files], plugins=[Lines()]):
+    if not files or pytest.main([*options, *files], plugins=[Lines()]):
         failed.append("kernel tests")
 
 
 def golden_files() -> None:
     """Every level of every golden file, by the tiny model."""
-    from vbc.codec.model import load_model
-    from vbc.codec.pipeline import decode_image
-
-    folder = HERE / "golden"
-    model = load_model(folder / "tiny.safetensors").to("cuda")
-    for name, answers in json.loads((folder / "answers.json").read_text()).items():
+    model = on_device(load_model(TINY))
+    for name, answers in json.loads((TINY.parent / "answers.json").read_text()).items():
 
         def work(name: str = name, answers: dict[str, str] = answers) -> dict[str, Any]:
-            data = (folder / name).read_bytes()
+            data = (TINY.parent / name).read_bytes()
             for n, want in answers.items():
                 decoded = decode_image(data, model=model, levels=int(n))
-                demand(decoded.rgb.is_cuda, "decoded elsewhere")
+                demand(decoded.rgb.device.type == DEVICE, "decoded elsewhere")
                 demand(decoded_hash(decoded) == want, f"level {n} differs")
             return {"levels": len(answers)}
 
@@ -134,80 +178,110 @@ def pictures(folder: Path | None) -> Iterator[tuple[str, Tensor]]:
 
 def both_ways(name: str, rgb: Tensor) -> None:
     """Written here and read there, level by level, and the other way round, by the shipped model."""
-    from vbc.codec.model import load_model
-    from vbc.codec.pipeline import decode_image, encode_image
-
     cpu = load_model()
-    models = {"cpu": cpu, "cuda": cpu.to("cuda")}
-    for kind, options in KINDS.items():
-        for writer, reader in (("cpu", "cuda"), ("cuda", "cpu")):
+    models = {"cpu": cpu, "device": on_device(cpu)}
+    for kind, settings in KINDS.items():
+        for writer, reader in (("cpu", "device"), ("device", "cpu")):
 
             def work(
-                options: dict[str, Any] = options, writer: str = writer, reader: str = reader
+                settings: EncodeSettings = settings, writer: str = writer, reader: str = reader
             ) -> dict[str, Any]:
-                data = encode_image(rgb, model=models[writer], **options)
-                count = len(container.level_ends(container.unpack_header(data)))
+                data = encode_image(rgb, model=models[writer], settings=settings)
+                count = len(container.levels_present(container.unpack_header(data)))
                 for n in range(1, count + 1):
                     a, b = (decode_image(data, model=models[m], levels=n) for m in (writer, reader))
                     demand(decoded_hash(a) == decoded_hash(b), f"level {n} of {count} differs")
-                if options.get("lossless"):
+                if settings.lossless:
                     demand(torch.equal(b.rgb.cpu(), rgb), "not lossless")
                 return {"n_bytes": len(data), "levels": count}
 
             check(f"{kind} {name} {writer} to {reader}", work)
 
 
-def damage() -> None:
-    """Files with right checksums and wrong payloads have the same outcome on both devices."""
-    from vbc.codec.model import load_model
-    from vbc.codec.pipeline import decode_image, encode_image
+def regions(name: str, rgb: Tensor) -> None:
+    """Regions decoded on the device are parts of the picture that the CPU decodes."""
+    cpu = load_model()
+    device = on_device(cpu)
+    height, width = rgb.shape[1:]
+    rng = np.random.default_rng(2)
+    for kind, settings in KINDS.items():
 
-    cpu = load_model(HERE / "golden" / "tiny.safetensors")
-    models = (cpu, cpu.to("cuda"))
-    rgb = torch.from_numpy(make_example(150, 120).copy()).permute(2, 0, 1)
-    data = encode_image(rgb, model=cpu, lossless=True)
-    header = container.unpack_header(data)
+        def work(settings: EncodeSettings = settings) -> dict[str, Any]:
+            data = encode_image(rgb, model=cpu, settings=settings)
+            count = len(container.levels_present(container.unpack_header(data)))
+            for i in range(REGIONS):
+                levels = count if i % 2 else int(rng.integers(1, count + 1))
+                whole = decode_image(data, model=cpu, levels=levels).rgb
+                (x, end_x), (y, end_y) = (
+                    sorted(rng.choice(size + 1, 2, replace=False).tolist()) for size in (width, height)
+                )
+                region = (x, y, end_x - x, end_y - y)
+                part = decode_image(data, model=device, levels=levels, region=region).rgb
+                same = torch.equal(part.cpu(), whole[:, y:end_y, x:end_x])
+                demand(same, f"region {region} of {levels} levels differs")
+            return {"regions": REGIONS}
+
+        check(f"regions {kind} {name}", work)
+
+
+def damage() -> None:
+    """Files with right checksums and wrong payloads have the same outcome on both devices, and so have files
+    of which packets are missing."""
+    cpu = load_model(TINY)
+    models = (cpu, on_device(cpu))
+    rgb = torch.from_numpy(make_example(530, 530)[:60].copy()).permute(2, 0, 1)
     rng = np.random.default_rng(1)
 
-    def outcome(broken: bytes, model: Any) -> str:
+    def outcome(broken: bytes, model: Model, **options: Any) -> str:
         try:
-            return decoded_hash(decode_image(broken, model=model))
+            return decoded_hash(decode_image(broken, model=model, **options))
         except FormatError as e:
             return type(e).__name__
 
-    def work() -> dict[str, Any]:
+    def work(settings: EncodeSettings) -> dict[str, Any]:
+        data = encode_image(rgb, model=cpu, settings=settings)
+        header = container.unpack_header(data)
         seen: dict[str, int] = {}
-        for _ in range(100):
-            parts = [bytearray(container.read_chunk(data, header, i)) for i in range(len(header.chunks))]
-            part = parts[rng.integers(0, len(parts))]
+        for i in range(DAMAGED):
+            parts = [
+                (packet.unit, packet.part, bytearray(data[slice(*header.span(j))]))
+                for j, packet in enumerate(header.packets)
+            ]
+            part = parts[rng.integers(0, len(parts))][2]
             part[rng.integers(0, len(part))] ^= int(rng.integers(1, 256))
-            broken = rebuild(header, parts)
-            want, have = (outcome(broken, m) for m in models)
-            demand(want == have, f"{want} on the CPU, {have} on CUDA")
+            packed = rewritten(header, [(unit, number, bytes(body)) for unit, number, body in parts])
+            # with the old checksums the changed packet counts as missing
+            missing = data[: header.header_bytes] + packed[len(packed) - len(data) + header.header_bytes :]
+            broken, options = (packed, {}) if i % 2 else (missing, {"allow_partial": True})
+            want, have = (outcome(broken, model, **options) for model in models)
+            demand(want == have, f"{want} on the CPU, {have} on the device")
             key = want if len(want) < 64 else "a picture"
             seen[key] = seen.get(key, 0) + 1
         return {"outcomes": seen}
 
-    check("damaged payloads", work)
+    for kind in ("archival", "layered"):
+        check(f"damaged payloads, {kind}", lambda settings=KINDS[kind]: work(settings))
 
 
 def throughput(device_name: str) -> None:
-    """Whole lossless images of a megapixel, encoded with their check, and decoded: bytes of pixels a second.
+    """Lossless pictures, encoded with their check, and decoded: bytes of pixels a second.
 
-    One after the other, and on several threads with a CUDA stream each.
+    One large one; and many of a megapixel, one after the other, and on several threads with a stream each.
     """
-    from vbc.codec.model import load_model
-    from vbc.codec.pipeline import decode_image, encode_image
-
-    model = load_model().to("cuda")
+    model = on_device(load_model())
     whole = make_example(SIDE + BATCH, SIDE + BATCH)
-    images = [
-        torch.from_numpy(whole[i : i + SIDE, i : i + SIDE].copy()).permute(2, 0, 1).cuda()
-        for i in range(BATCH)
-    ]
-    n_bytes = BATCH * 3 * SIDE * SIDE
+    many = [torch.from_numpy(whole[i : i + SIDE, i : i + SIDE].copy()).permute(2, 0, 1) for i in range(BATCH)]
+    repeats = -(-LARGE_SIDE // whole.shape[0])
+    large = torch.from_numpy(np.tile(whole, (repeats, repeats, 1))[:LARGE_SIDE, :LARGE_SIDE].copy())
+    sets = {
+        "one picture": ([large.permute(2, 0, 1)], 1),
+        "many pictures": (many, 1),
+        f"many pictures, {STREAMS} at a time": (many, STREAMS),
+    }
 
     def on_stream(work: Callable[[Any], Any], item: Any) -> Any:
+        if DRY:
+            return work(item)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.default_stream())
         with torch.cuda.stream(stream):
@@ -215,71 +289,91 @@ def throughput(device_name: str) -> None:
         stream.synchronize()
         return result
 
-    def rate(work: Callable[[Any], Any], items: list[Any], threads: int) -> tuple[float, list[Any]]:
-        torch.cuda.synchronize()
+    def timed(work: Callable[[Any], Any], items: list[Any], threads: int) -> tuple[float, list[Any]]:
+        wait()
         started = time.perf_counter()
         if threads == 1:
             results = [work(item) for item in items]
         else:
             with ThreadPoolExecutor(threads) as pool:
                 results = list(pool.map(lambda item: on_stream(work, item), items))
-        torch.cuda.synchronize()
-        return n_bytes / 1e6 / (time.perf_counter() - started), results
+        wait()
+        return time.perf_counter() - started, results
 
-    for kind in ("archival", "layered"):
-        for effort in (0, 1):
-            options = KINDS[kind] | {"effort": effort}
+    for kind, settings in TIMED.items():
 
-            def encode(rgb: Tensor, options: dict[str, Any] = options) -> bytes:
-                return encode_image(rgb, model=model, **options)
+        def encode(rgb: Tensor, settings: EncodeSettings = settings) -> bytes:
+            return encode_image(rgb, model=model, settings=settings)
 
-            def decode(data: bytes) -> Tensor:
-                return decode_image(data, model=model).rgb
+        def decode(data: bytes) -> Tensor:
+            return decode_image(data, model=model).rgb
 
-            decode(encode(images[0]))  # kernels are compiled and tested
-            for threads in (1, STREAMS):
+        for name, (pictures, threads) in sets.items():
 
-                def work(
-                    encode: Callable[[Tensor], bytes] = encode, threads: int = threads
-                ) -> dict[str, Any]:
-                    encode_rate, files = rate(encode, images, threads)
-                    decode_rate, decoded = rate(decode, files, threads)
+            def work(
+                encode: Callable[[Tensor], bytes] = encode,
+                pictures: list[Tensor] = pictures,
+                threads: int = threads,
+            ) -> dict[str, Any]:
+                images = [picture.to(model.device) for picture in pictures]
+                decode(encode(images[0]))  # kernels are compiled and tested
+                encode_s, files = timed(encode, images, threads)
+                runs = [timed(decode, files, threads) for _ in range(REPEATS)]
+                for _, decoded in runs:
                     same = all(torch.equal(a, b) for a, b in zip(decoded, images, strict=True))
                     demand(same, "not lossless")
-                    return {
-                        "device": device_name,
-                        "images": BATCH,
-                        "bpsp": round(8 * sum(map(len, files)) / n_bytes, 4),
-                        "encode_MB_s": round(encode_rate, 2),
-                        "decode_MB_s": round(decode_rate, 2),
-                    }
+                n_bytes = sum(image.numel() for image in images)
+                return {
+                    "device": device_name,
+                    "images": len(images),
+                    "side": images[0].shape[1],
+                    "bpsp": round(8 * sum(map(len, files)) / n_bytes, 4),
+                    "encode_MB_s": round(n_bytes / 1e6 / encode_s, 2),
+                    "decode_MB_s": round(n_bytes / 1e6 / min(seconds for seconds, _ in runs), 2),
+                }
 
-                check(f"throughput {kind} effort {effort} threads {threads}", work)
+            check(f"throughput {kind}, {name}", work)
 
 
 def main() -> int:
     """Run all checks, or those of the groups named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="?", type=Path, help="folder of images; else generated ones")
-    groups = ("kernels", "golden", "pictures", "damage", "throughput")
-    parser.add_argument("-k", "--only", nargs="+", choices=groups, default=groups, help="groups of checks")
+    groups = ("kernels", "golden", "pictures", "regions", "damage", "throughput")
+    parser.add_argument(
+        "-k",
+        "--only",
+        nargs="+",
+        choices=groups,
+        default=groups[1:] if DRY else groups,
+        help="groups of checks",
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the checks, no result"
+    )
     options = parser.parse_args()
     if options.pictures is not None and not options.pictures.is_dir():
         parser.error(f"{options.pictures} is no folder")
-    if not torch.cuda.is_available():
+    if DRY:
+        say(device="cpu", torch=torch.__version__, dry_run=True)
+        name = "cpu"
+    elif torch.cuda.is_available():
+        import triton
+
+        name = torch.cuda.get_device_name()
+        say(device=name, torch=torch.__version__, triton=triton.__version__)
+    else:
         say(error=f"torch {torch.__version__} sees no CUDA device")
         return 4
-    import triton
-
-    name = torch.cuda.get_device_name()
-    say(device=name, torch=torch.__version__, triton=triton.__version__)
     if "kernels" in options.only:
         kernel_tests()
     if "golden" in options.only:
         golden_files()
-    if "pictures" in options.only:
-        for title, rgb in pictures(options.pictures):
+    for title, rgb in pictures(options.pictures):
+        if "pictures" in options.only:
             both_ways(title, rgb)
+        if "regions" in options.only:
+            regions(title, rgb)
     if "damage" in options.only:
         damage()
     if "throughput" in options.only:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
+from vbc.bitstream.errors import Corrupt, Truncated
 from vbc.bitstream.source import Source
 from vbc.codec.extra.extra_planes import Plane, decode_planes, encode_planes
 from vbc.codec.model import Model
@@ -47,15 +48,18 @@ def read_low(
     window: Window | None,
     allow_partial: bool,
 ) -> Tensor | None:
-    """uint8 [C, H, W], or None where they are missing and may be. Raises Truncated, Corrupt.
+    """uint8 [C, H, W], or None where they are missing or damaged and may be. Raises Truncated, Corrupt.
 
     rgb, alpha: the upper bytes, all of the three of a window of the picture where one is given.
     """
     i = header.find(container.LOW)
     assert i is not None, "files of 16 bits have low bytes"
-    if allow_partial and source.n_bytes < header.ends[i]:
+    try:
+        payload = container.read_packet(source, header, i)
+    except (Truncated, Corrupt):
+        if not allow_partial:
+            raise
         return None
-    payload = container.read_packet(source, header, i)
     references = upper_planes(rgb, header.channels + (alpha is not None), alpha)
     planes = decode_planes(payload, (header.height, header.width), references, model, window)
     return torch.from_numpy(np.stack(planes))

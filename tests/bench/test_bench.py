@@ -18,6 +18,7 @@ from bench import (
     lossless,
     progressive,
     rate_distortion,
+    regions,
     report,
     rivals,
     speed,
@@ -294,6 +295,9 @@ def test_progressive(folder: Path, results: Path) -> None:
     levels = [r for r in ours if r["what"] == "level"]
     assert [r["level"] for r in levels] == list(range(1, len(levels) + 1))
     assert [r["exact"] for r in levels] == [False] * (len(levels) - 1) + [True]
+    packets = [r for r in ours if r["what"] == "packet"]
+    assert [r["level"] for r in packets] == [r["level"] for r in levels]  # so small a picture has one group
+    assert packets[-1]["exact"]
     prefixes = [r for r in ours if r["what"] == "prefix"]
     assert [r["share"] for r in prefixes] == list(progressive.SHARES)
     assert not prefixes[0]["decoded"]  # no level ends within a hundredth of so small a file
@@ -313,6 +317,9 @@ def test_progressive(folder: Path, results: Path) -> None:
     assert next(r["n_bytes"] for r in one if r["codec"] == "vbc") == levels[0]["n_bytes"]
     whole = [r for r in rows if r["kind"] == "summary" and r["what"] == "prefix" and r["share"] == 1]
     assert all(r["file_bpp"] > 0 for r in whole)
+    (steps,) = (r for r in rows if r["kind"] == "summary" and r["what"] == "packet")
+    assert steps["n_packets"] == sum(r["kind"] == "row" and r["what"] == "packet" for r in rows)
+    assert steps["largest_fall_db"] >= 0
     for name in ("progressive.png", "levels.png"):
         assert (results / name).read_bytes().startswith(b"\x89PNG")
 
@@ -393,18 +400,18 @@ def test_stages_add_up(capsys: pytest.CaptureFixture[str]) -> None:
 def test_threads_of_the_codec_run_in_turn_while_stages_are_timed() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from vbc.codec.entropy import coder
+    from vbc.codec import follower
 
     with speed.watched(speed.Stopwatch(), encoding=False):
-        assert coder.ThreadPoolExecutor is speed.InTurn
-        with coder.ThreadPoolExecutor(1) as pool:
+        assert follower.ThreadPoolExecutor is speed.InTurn
+        with follower.ThreadPoolExecutor(1) as pool:
             future = pool.submit(divmod, 7, 2)
             assert future.done()
             assert future.result() == (3, 1)
             failed = pool.submit(divmod, 7, 0)
         with pytest.raises(ZeroDivisionError):
             failed.result()
-    assert coder.ThreadPoolExecutor is ThreadPoolExecutor
+    assert follower.ThreadPoolExecutor is ThreadPoolExecutor
 
 
 def test_peak_memory_is_of_what_ran_since(tmp_path: Path) -> None:
@@ -453,13 +460,43 @@ def test_exactness(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch)
     rows = common.read_results(results / "exactness.jsonl")
     variants = {r["variant"] for r in rows if r["kind"] == "row"}
     assert {"the original", "1 threads", "4 threads", "4 at once", "int64 convolutions"} <= variants
+    assert {"groups one by one", "in pieces of 7 bytes", "regions"} <= variants
+    assert "the device's path on the CPU" in variants
     (summary,) = (r for r in rows if r["kind"] == "summary")
     assert summary["n_hashes"] > 100
     assert summary["n_mismatches"] == 0
-    for name in ("with_threads", "concurrently", "in_batches", "in_blocks", "slow_paths"):
+    for name in ("with_threads", "concurrently", "in_batches", "in_groups", "arriving", "in_regions"):
+        monkeypatch.setattr(exactness, name, none)
+    for name in ("slow_paths", "device_path"):
         monkeypatch.setattr(exactness, name, none)
     monkeypatch.setattr(exactness, "on_devices", wrong)
     assert exactness.main([str(folder), "--out", str(results / "wrong"), "--quick"]) == 1
+
+
+def test_regions(results: Path, tiny_path: Path) -> None:
+    options = ["--quick", "--side", "530", "--model", str(tiny_path)]
+    assert regions.main(["--out", str(results), *options]) == 0
+    rows = common.read_results(results / "regions.jsonl")
+    files = {r["setting"]: r for r in rows if r["kind"] == "file"}
+    assert set(files) == set(regions.MODES)
+    for file in files.values():
+        assert 0 < file["index_percent"] < 1
+        assert file["lanes"] >= file["groups_of_lanes"] == 4
+    parts = {(r["setting"], r["part"]): r for r in rows if r["kind"] == "summary"}
+    assert len(parts) == 6
+    assert all(r["exact"] for r in parts.values())
+    for mode, file in files.items():
+        whole, aligned, across = (parts[mode, part]["n_bytes"] for part in ("whole", "aligned", "across"))
+        assert aligned < across < whole == file["n_bytes"]
+        assert whole - across == 16  # the pixel hash, of which a region has no use
+
+
+def test_regions_lie_inside() -> None:
+    for side in (100, 512, 640, 1024, 8192):
+        for x, y, width, height in regions.regions(side).values():
+            assert 0 <= x == y
+            assert x + width <= side
+            assert width == height == min(side, regions.REGION)
 
 
 # The report, of what the tests above have left

@@ -16,7 +16,7 @@ QUICK = {row: quick for row, (_, _, quick, _) in ROWS.items() if quick}
 
 
 def test_every_row_has_a_function() -> None:
-    assert list(ROWS) == list(range(1, 19))
+    assert list(ROWS) == list(range(1, 21))
     assert set(ROWS) - set(QUICK) == {3, 16}
 
 
@@ -65,7 +65,7 @@ def test_slices_cover_every_case_once() -> None:
     assert sorted(n for part in parts for n in part) == list(range(10))
 
 
-@pytest.mark.parametrize("row", [1, 2, 7, 8, 14])
+@pytest.mark.parametrize("row", [1, 2, 7, 8, 14, 19, 20])
 def test_rows_notice_a_broken_decoder(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that lets anything out, or shows something else, fails every row that looks."""
 
@@ -88,7 +88,7 @@ def test_bytes_too_many_cost_no_level(sizes: list[int]) -> None:
             reader.feed(rest[:size])
             rest = rest[size:]
 
-    with pytest.raises(Corrupt, match="after the last chunk"):
+    with pytest.raises(Corrupt, match="after the last packet"):
         feed_all(data)
     assert len(reader.levels) == len(api.read_info((TINY.parent / "gray.vbc").read_bytes()).levels)
     assert reader.picture().exact

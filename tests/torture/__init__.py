@@ -4,13 +4,20 @@
 `Slice` and returns a `Tally`; its cases are seeded one by one, so they do not depend on how a row is cut.
 """
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from torture.rows_bytes import cost, every_truncation, feeding, limits, mutations, repaired_mutations
+from torture.rows_found import others_pictures
+from torture.rows_groups import group_cases
 from torture.rows_images import image_mutations
 from torture.rows_pictures import devices, generated, golden, missing_model, self_check, threads
 from torture.rows_process import bad_files, bombs, fuzzing, interruptions, no_pickle
 from torture.tally import Slice, Tally
+
+# rows 11 and 13 call tests that live beside the others
+sys.path += [str(Path(__file__).parent.parent / folder) for folder in ("codec", "command")]
 
 Row = Callable[[Slice], Tally]
 
@@ -33,5 +40,7 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     16: (bad_files, 200, 0, "folder with 5 % bad files"),
     17: (self_check, 200, 8, "the encoder's self-check against faults put in"),
     18: (image_mutations, 40_000, 400, "mutations of image files to encode"),
+    19: (group_cases, 4_000, 60, "regions, cut and stripped files, other orders, damaged packets"),
+    20: (others_pictures, 1, 20, "pictures of other projects that are installed; the number is the step"),
 }
 """Number -> function, full number, quick number (0: covered elsewhere in the suite), what it is."""

@@ -2,15 +2,17 @@
 
 import functools
 import hashlib
-import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbc.bitstream import container
+from vbc.bitstream.container import ANCILLARY, LOSSLESS, Header, Packet
+from vbc.bitstream.varint import pack_varints
 from vbc.codec import api
 from vbc.codec.example import make_example
 from vbc.codec.files.image_io import Metadata
@@ -44,7 +46,7 @@ def decoded_key(data: bytes, **options: object) -> str:
 
 def level_keys(data: bytes, model: "api.Weights") -> list[str]:
     """Hash of what the first n levels of a file decode to, for every n."""
-    count = len(container.level_ends(container.unpack_header(data)))
+    count = len(container.levels_present(container.unpack_header(data)))
     pictures = (api.decode_picture(data, levels=n, model=model) for n in range(1, count + 1))
     return [key(p.picture.samples()) for p in pictures]
 
@@ -74,18 +76,103 @@ def small_files() -> dict[str, bytes]:
 
 
 @functools.cache
-def prefix_keys(name: str) -> dict[tuple[int, ...], set[str]]:
-    """Levels -> hashes of the pictures that a prefix of a small file with these levels decodes to.
+def grouped_files() -> dict[str, bytes]:
+    """Valid files of several groups a level, lying and standing, of every kind that groups differ in.
 
-    There are two where low bytes follow the last level.
+    Of 530 x 70 pixels levels 2, 3 and the last three exact ones have two groups each, of 2120 x 10 five, of
+    which the first and the last have nothing to do with each other.
     """
-    data = small_files()[name]
+    lying = make_example(530, 530)[100:170]
+    rng = np.random.default_rng(19)
+    mixed = lying.copy()
+    mixed[:, :512] = rng.integers(0, 256, mixed[:, :512].shape)  # a group that is stored plain
+    alpha = np.full((70, 530, 1), 255, np.uint8)
+    alpha[20:50, 490:] = 90
+    long = np.concatenate([lying[10 * i : 10 * i + 10] for i in range(4)], 1)
+    files = {}
+    for name, image, options in (
+        ("lossy of groups", lying, {"quality": 90}),
+        ("layered of groups", lying, {"lossless": True}),
+        ("archival of groups", lying.transpose(1, 0, 2), {"lossless": True, "levels": 0}),
+        ("tuned groups", lying, {"lossless": True, "levels": 0, "effort": 2}),
+        ("groups, one plain", mixed, {"lossless": True, "levels": 0, "effort": 0}),
+        ("five groups", long, {"lossless": True, "effort": 0}),
+        ("five gray groups", long[..., 1], {"lossless": True, "levels": 0}),
+        ("RGBA groups", np.concatenate((lying, alpha), 2), {"lossless": True, "effort": 0}),
+        ("16 bits in groups", deep(long), {"lossless": True, "effort": 0, "levels": 0}),
+    ):
+        files[name] = api.encode(np.ascontiguousarray(image), metadata=META, model=TINY, **options)  # type: ignore[arg-type]
+    return files
+
+
+def all_files() -> dict[str, bytes]:
+    """Small files and those of several groups."""
+    return small_files() | grouped_files()
+
+
+# What is left of a file
+
+
+def subset(data: bytes, keep: Sequence[bool]) -> bytes:
+    """A file of its own of some packets of another one, in their order.
+
+    keep: for each packet whether it stays; one whose needs go must go too. The file does not say that it is
+    lossless any more where a packet of a level or the low bytes are left out; then the low bytes go too.
+    """
     header = container.unpack_header(data)
-    keys: dict[tuple[int, ...], set[str]] = {}
-    for end in header.chunk_ends:
-        if levels := container.available_levels(end, header):
-            keys.setdefault(levels, set()).add(decoded_key(data[:end], allow_partial=True))
-    return keys
+    kept = [
+        (packet, bytes(data[slice(*header.span(i))])) for i, packet in enumerate(header.packets) if keep[i]
+    ]
+    with_groups = {packet.level for packet, _ in kept if packet.part}
+    kept = [(packet, body) for packet, body in kept if not packet.level or packet.level in with_groups]
+    dropped = [packet for packet, stays in zip(header.packets, keep, strict=True) if not stays]
+    whole = header.lossless and not any(packet.level or packet.unit == container.LOW for packet in dropped)
+    if not whole:
+        kept = [(packet, body) for packet, body in kept if packet.unit != container.LOW]
+    return rewritten(
+        header,
+        [(packet.unit, packet.part, body) for packet, body in kept],
+        flags=header.flags if whole else header.flags & ~LOSSLESS,
+        bit_depth=header.bit_depth if whole else 8,
+    )
+
+
+def rewritten(header: Header, payloads: list[tuple[int, int, bytes]], **changes: int) -> bytes:
+    """A file with these packets and the other fields of a header. Raises a FormatError where that is none."""
+    packets = tuple(Packet(unit, part, len(body), zlib.crc32(body)) for unit, part, body in payloads)
+    index = container.pack_header(replace(header, packets=packets, **changes))
+    return index + b"".join(body for _, _, body in payloads)
+
+
+def usable_packets(header: Header, there: int | Callable[[int], bool]) -> tuple[bool, ...]:
+    """`container.usable`, by looking at each packet and all that it needs, one by one: slow, and plain."""
+    sound: dict[int, bool] = {}
+
+    def is_sound(i: int) -> bool:
+        if i not in sound:
+            packet, geometry = header.packets[i], header.geometry
+            good = header.ends[i] <= there if isinstance(there, int) else there(i)
+            needed: list[int | None] = []
+            if packet.level and packet.part:
+                needed += [header.find(packet.level)] if header.find(packet.level) is not None else []
+                needs = geometry.needs(packet.level, packet.part - 1, header.archival)
+                for level, groups in needs.items():
+                    needed += [header.find(level, 1 + n) for n in geometry.numbers(level, groups)]
+            sound[i] = good and all(j is not None and is_sound(j) for j in needed)
+        return sound[i]
+
+    return tuple(is_sound(i) for i in range(len(header.packets)))
+
+
+@functools.cache
+def picture_key(name: str, keep: tuple[bool, ...]) -> str:
+    """Hash of the picture that these packets of one of `all_files` give, made into a file of their own."""
+    return decoded_key(subset(all_files()[name], keep), allow_partial=True)
+
+
+def shows_group(header: Header, keep: Sequence[bool]) -> bool:
+    """Whether a group of a level is among the packets kept: without one there is no picture."""
+    return any(good and p.level and p.part for p, good in zip(header.packets, keep, strict=True))
 
 
 # Damage
@@ -121,38 +208,69 @@ def mutate(data: bytes, rng: np.random.Generator, pool: list[bytes]) -> bytes:
     return bytes(out)
 
 
+Entry = tuple[int, int, bytes]
+"""Unit, part and payload of a packet."""
+
+
 @dataclass
 class Loose:
-    """A file in parts that need not go together; `pack` repairs lengths and checksums."""
+    """A file in parts that need not go together; `pack` repairs lengths and checksums.
+
+    index: bytes in place of the index of the packets. index_bytes: what the header says of its length instead
+    of the truth.
+    """
 
     fields: dict[str, int | bytes]
-    chunks: list[tuple[int, int, bytes]]
-    major: int = 1
+    packets: list[Entry]
+    major: int = 2
     minor: int = 0
+    index: bytes | None = None
+    index_bytes: int | None = None
 
     def pack(self) -> bytes:
         """The bytes, every length and checksum right."""
+        index = self.index
+        if index is None:
+            index = pack_index([(unit, part, len(p), zlib.crc32(p)) for unit, part, p in self.packets])
         values = [self.fields[name] for name in FIELDS]
-        body = container.PREFIX.pack(
-            container.MAGIC,
-            self.major,
-            self.minor,
-            container.MIN_HEADER + container.ENTRY.size * len(self.chunks) & 0xFFFF,
-        )
-        body += container.FIELDS.pack(*values, len(self.chunks))
-        for kind, number, payload in self.chunks:
-            body += container.ENTRY.pack(kind, number, len(payload), zlib.crc32(payload))
-        return b"".join([body, struct.pack("<I", zlib.crc32(body)), *(p for _, _, p in self.chunks)])
+        n_bytes = len(index) if self.index_bytes is None else self.index_bytes
+        head = container.FIELDS.pack(container.MAGIC, self.major, self.minor, *values, n_bytes)
+        parts = [head, container.CRC.pack(zlib.crc32(head)), index, container.CRC.pack(zlib.crc32(index))]
+        return b"".join([*parts, *(p for _, _, p in self.packets)])
+
+
+def pack_index(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """An index of (unit, part, length, CRC32) in runs as long as they can be, valid or not."""
+    out = bytearray()
+    after = (0, 0)
+    counts: list[int] = []
+    for unit, part, *_ in entries:
+        is_level = 1 <= unit <= container.MAX_LEVEL
+        if is_level and (unit, part) == after:
+            counts[-1] += 1
+        else:
+            counts.append(1)
+        after = (unit, part + 1)
+    at = 0
+    for count in counts:
+        unit, part, *_ = entries[at]
+        out.append(unit)
+        if 1 <= unit <= container.MAX_LEVEL:
+            out += pack_varints((part, count))
+        for _, _, length, crc32 in entries[at : at + count]:
+            out += pack_varints((length,), 70) + container.CRC.pack(crc32)
+        at += count
+    return bytes(out)
 
 
 FIELDS = (
+    "flags",
     "width",
     "height",
     "channels",
     "bit_depth",
     "colour",
     "quality",
-    "flags",
     "model_hash",
     "tables_hash",
 )
@@ -163,49 +281,59 @@ EXTREMES = {
     "bit_depth": (0, 1, 8, 9, 16, 255),
     "colour": (0, 1, 255),
     "quality": (0, 1, 99, 100, 101, 255),
-    "flags": (0, 1, 2, 3, 0x8000, 0xFFFF),
+    "flags": (0, 1, 2, 3, 4, 0x8000, 0xFFFF),
 }
+UNITS = (*range(1, 13), 63, 64, *range(container.ICC, container.PIXEL_HASH + 2), ANCILLARY, 255)
+PARTS = (0, 1, 2, 3, 255, 256, 2**31, 2**32 - 1)
 
 
 def loosen(data: bytes) -> Loose:
     """A valid file in parts."""
     header = container.unpack_header(data)
-    chunks = [
-        (chunk.kind, chunk.number, bytes(container.read_chunk(data, header, i)))
-        for i, chunk in enumerate(header.chunks)
+    packets = [
+        (packet.unit, packet.part, bytes(container.read_packet(data, header, i)))
+        for i, packet in enumerate(header.packets)
     ]
-    return Loose({name: getattr(header, name) for name in FIELDS}, chunks, minor=header.minor)
+    return Loose({name: getattr(header, name) for name in FIELDS}, packets, minor=header.minor)
 
 
 def mutate_repaired(data: bytes, rng: np.random.Generator, pool: list[bytes]) -> bytes:
-    """A random change of payloads, header fields or the order of chunks, with right lengths and checksums."""
+    """A random change of payloads, header fields, index or the order of packets, with right lengths and
+    checksums."""
     loose = loosen(data)
-    chunks = loose.chunks
+    packets = loose.packets
     for _ in range(int(rng.integers(1, 4))):
-        i = int(rng.integers(0, len(chunks))) if chunks else 0
-        match int(rng.integers(0, 10)):
+        i = int(rng.integers(0, len(packets))) if packets else 0
+        match int(rng.integers(0, 18)):
             case 0:
                 name = str(rng.choice(list(EXTREMES)))
                 loose.fields[name] = int(rng.choice(EXTREMES[name]))
             case 1:
                 for name in ("width", "height"):
                     loose.fields[name] = int(rng.integers(1, 300))
-            case 2 if chunks:
-                chunks[i] = (int(rng.integers(0, 256)), chunks[i][1], chunks[i][2])
-            case 3 if chunks:
-                chunks[i] = (chunks[i][0], int(rng.integers(0, 256)), chunks[i][2])
-            case 4 if chunks:
-                del chunks[i]
-            case 5 if chunks:
-                j = int(rng.integers(0, len(chunks)))
-                chunks[i], chunks[j] = chunks[j], chunks[i]
+            case 2 if packets:
+                packets[i] = (int(rng.choice(UNITS)), packets[i][1], packets[i][2])
+            case 3 if packets:
+                packets[i] = (packets[i][0], int(rng.choice(PARTS)), packets[i][2])
+            case 4 if packets:
+                del packets[i]
+            case 5 if packets:
+                j = int(rng.integers(0, len(packets)))
+                packets[i], packets[j] = packets[j], packets[i]
             case 6:
                 other = loosen(pool[int(rng.integers(0, len(pool)))])
-                chunks[i:i] = other.chunks[i : i + 1]
-            case _ if chunks:
-                kind, number, payload = chunks[i]
-                bodies = [p for _, _, p in chunks]
-                chunks[i] = (kind, number, mutate(payload, rng, bodies))
+                packets[i:i] = other.packets[i : i + 1]
+            case 7:
+                index = pack_index([(unit, part, len(p), zlib.crc32(p)) for unit, part, p in packets])
+                loose.index = mutate(index, rng, [index])
+            case 8 if packets:
+                # without what a level needs, or with another picture's
+                level = packets[i][0]
+                loose.packets = packets = [p for p in packets if p[0] != level]
+            case _ if packets:
+                unit, part, payload = packets[i]
+                bodies = [p for _, _, p in packets]
+                packets[i] = (unit, part, mutate(payload, rng, bodies))
             case _:
                 loose.minor = int(rng.integers(0, 256))
     return loose.pack()

@@ -18,13 +18,17 @@ from torture.material import (
     SMALL_LIMITS,
     TESTS,
     TINY,
+    all_files,
     decoded_key,
     deep,
+    grouped_files,
     key,
     mutate,
     mutate_repaired,
-    prefix_keys,
+    picture_key,
+    shows_group,
     small_files,
+    usable_packets,
 )
 from torture.tally import Slice, Tally
 from vbc.bitstream import container
@@ -48,9 +52,9 @@ def attempt(call: Callable[[], object]) -> object:
 
 
 def mutations(todo: Slice) -> Tally:
-    """Row 1: a change is an error or a shorter valid prefix, and `verify` notices every one."""
+    """Row 1: a change is an error or costs what needs the changed packets, and `verify` notices every one."""
     tally = Tally()
-    files = small_files()
+    files = all_files()
     names, pool = todo.some(files), list(files.values())
     for n in todo:
         rng = np.random.default_rng((1, n))
@@ -59,23 +63,40 @@ def mutations(todo: Slice) -> Tally:
         if data == files[name]:
             continue
         with tally.case(f"row 1 case {n} ({name})"):
-            known = prefix_keys(name)
             attempt(lambda d=data: api.read_info(d))
             strict = attempt(lambda d=data: api.decode_picture(d, model=TINY))
+            if isinstance(strict, api.DecodedPicture):
+                whole = key(strict.picture.samples()) == decoded_key(files[name])
+                tally.check(whole, f"row 1 case {n} ({name}): another picture")
             partial = attempt(lambda d=data: api.decode_picture(d, model=TINY, allow_partial=True))
-            for outcome in (strict, partial):
-                if isinstance(outcome, api.DecodedPicture):
-                    same = key(outcome.picture.samples()) in known.get(outcome.levels, set())
-                    tally.check(same, f"row 1 case {n} ({name}): a picture that is no prefix's")
+            wanted = picture_of_what_is_left(name, data)
+            have = key(partial.picture.samples()) if isinstance(partial, api.DecodedPicture) else None
+            tally.count("an error" if have is None else "a picture")
+            tally.check(have == wanted, f"row 1 case {n} ({name}): not what is left of it, {partial!r:.200}")
             noticed = isinstance(attempt(lambda d=data: api.verify(d, model=TINY)), FormatError)
             tally.check(noticed, f"row 1 case {n} ({name}): verify says nothing")
     return tally
 
 
+def picture_of_what_is_left(name: str, data: bytes) -> str | None:
+    """Hash of the picture of a damaged one of `all_files`; None where there is none: the header is damaged,
+    alpha or all groups are, or there are bytes too many."""
+    original = all_files()[name]
+    header = container.unpack_header(original)
+    n = header.header_bytes
+    if data[:n] != original[:n] or len(data) > len(original):
+        return None
+    keep = usable_packets(header, lambda i: data[slice(*header.span(i))] == original[slice(*header.span(i))])
+    alpha = header.find(container.ALPHA)
+    if not shows_group(header, keep) or (alpha is not None and not keep[alpha]):
+        return None
+    return picture_key(name, keep)
+
+
 def repaired_mutations(todo: Slice) -> Tally:
     """Row 2: with right checksums, only FormatError or a picture of the declared size."""
     tally = Tally()
-    files = small_files()
+    files = all_files()
     names, pool = todo.some(files), list(files.values())
     for n in todo:
         rng = np.random.default_rng((2, n))
@@ -92,11 +113,9 @@ def repaired_mutations(todo: Slice) -> Tally:
             tally.count(type(outcome).__name__)
             if isinstance(outcome, api.DecodedPicture):
                 header = container.unpack_header(data)
-                scale = 1
-                if native and outcome.levels[-1] < container.LOSSY_LEVELS:
-                    scale = 1 << container.LOSSY_LEVELS - outcome.levels[-1]
-                size = (-(-header.height // scale), -(-header.width // scale))
-                tally.check(outcome.picture.samples().shape[:2] == size, f"row 2 case {n}: another size")
+                scales = (1, 2, 4) if native else (1,)
+                sizes = {(-(-header.height // scale), -(-header.width // scale)) for scale in scales}
+                tally.check(outcome.picture.samples().shape[:2] in sizes, f"row 2 case {n}: another size")
     return tally
 
 
@@ -109,6 +128,7 @@ def limits(todo: Slice) -> Tally:
     data = api.encode(image, metadata=META, lossless=True, model=TINY)
     header = container.unpack_header(data)
     metadata = sum(META.n_bytes().values())
+    region = (3, 2, 5, 4)
     tight = {
         "pixels": (Limits(max_pixels=143), Limits(max_pixels=142)),
         "side": (Limits(max_side=13), Limits(max_side=12)),
@@ -126,8 +146,10 @@ def limits(todo: Slice) -> Tally:
             "unpack_header": lambda x: container.unpack_header(data, x),
             "read_vbc": lambda x: read_vbc(path, x),
             "read_info": lambda x: api.read_info(data, limits=x),
+            "read_info(region)": lambda x: api.read_info(data, region=region, limits=x),
             "decode": lambda x: api.decode(data, limits=x, model=model),
             "decode_picture": lambda x: api.decode_picture(data, limits=x, model=model),
+            "decode(region)": lambda x: api.decode(data, region=region, limits=x, model=model),
             "decode_image(bytes)": lambda x: api.decode_image(data, "cpu", limits=x, model=model),
             "decode_image(path)": lambda x: api.decode_image(path, "cpu", limits=x, model=model),
             "decode_image(list)": lambda x: api.decode_image([data, path], "cpu", limits=x, model=model),
@@ -253,57 +275,74 @@ def peak_memory(tally: Tally, size: tuple[int, int], n_files: int) -> None:
 
 
 def every_truncation(todo: Slice) -> Tally:
-    """Row 7: strict decoding names the complete levels, partial decoding shows exactly them.
+    """Row 7: strict decoding names the complete levels, partial decoding shows exactly what is there.
 
-    n: the step between truncation points; the large golden file takes 500 times larger steps where it is
-    decoded.
+    n: the step between truncation points; large files take 500 times larger steps where they are decoded.
     """
     tally = Tally()
-    step = todo.n
-    files = {path.name: path.read_bytes() for path in sorted(GOLDEN.glob("*.vbc"))}
-    files |= {name: data for name, data in small_files().items() if name not in files}
-    files = {name: files[name] for name in todo.some(files)}
+    files = all_files() | {path.name: path.read_bytes() for path in sorted(GOLDEN.glob("*.vbc"))}
+    chosen = [*todo.some(files), *([*grouped_files()][:1] if todo.quick else [])]
     model = api.load(TINY)
-    for i, (name, data) in enumerate(files.items()):
+    for i, name in enumerate(chosen):
         if i % todo.parts != todo.part:
             continue
+        data, step = files[name], todo.n
         header = container.unpack_header(data)
         large = len(data) > 20_000
-        ends = {end + d for end in (header.header_bytes, *header.chunk_ends) for d in (-1, 0, 1)}
+        ends = {end + d for end in (header.header_bytes, *header.ends) for d in (-1, 0, 1)}
+        if large and todo.quick:
+            ends, step = {*header.ends[::3]}, 20 * todo.n
         points = sorted({*range(0, len(data), step), *(end for end in ends if end < len(data))})
         for cut in points:
-            prefix = data[:cut]
-            levels = () if cut < header.header_bytes else container.available_levels(cut, header)
             with tally.case(f"row 7 {name} cut at {cut}"):
-                error = attempt(lambda p=prefix: pipeline.decode_image(p, model=model))
-                ok = isinstance(error, Truncated) and error.levels_available == levels and error.have == cut
-                tally.check(ok, f"row 7 {name} cut at {cut}: {error!r}")
-                if large and cut % (500 * step) and cut not in ends:
-                    continue
-                if not levels:
-                    error = attempt(lambda p=prefix: api.decode_picture(p, allow_partial=True, model=model))
-                    tally.check(isinstance(error, Truncated), f"row 7 {name} cut at {cut}: {error!r}")
-                    continue
-                got = api.decode_picture(prefix, allow_partial=True, model=model)
-                tally.check(got.levels == levels, f"row 7 {name} cut at {cut}: levels {got.levels}")
-                if not large:
-                    right = key(got.picture.samples()) in prefix_keys(name)[levels]
-                    tally.check(right, f"row 7 {name} cut at {cut}: other pixels")
+                decoding = not large or cut in ends or cut % (500 * step) == 0
+                check_truncation(tally, name, data, cut, model, decoding)
     return tally
 
 
+def check_truncation(
+    tally: Tally, name: str, data: bytes, cut: int, model: "api.Weights", decoding: bool
+) -> None:
+    """A file that ends at `cut`. decoding: look at the picture too."""
+    prefix, what = data[:cut], f"row 7 {name} cut at {cut}"
+    header = container.unpack_header(data)
+    keep = usable_packets(header, cut)
+    levels = () if cut < header.header_bytes else container.complete_levels(header, keep)
+    error = attempt(lambda: pipeline.decode_image(prefix, model=api.load(model)))
+    ok = isinstance(error, Truncated) and error.levels_available == levels and error.have == cut
+    tally.check(ok, f"{what}: {error!r}")
+    if cut >= header.header_bytes:
+        tally.check(container.usable(header, cut) == keep, f"{what}: other packets are usable")
+    if not decoding:
+        return
+    if cut < header.header_bytes or not shows_group(header, keep):
+        error = attempt(lambda: api.decode_picture(prefix, allow_partial=True, model=model))
+        tally.check(isinstance(error, Truncated), f"{what}: {error!r}")
+        return
+    got = api.decode_picture(prefix, allow_partial=True, model=model)
+    tally.check(got.levels == levels, f"{what}: levels {got.levels}")
+    if name in all_files():
+        tally.check(key(got.picture.samples()) == picture_key(name, keep), f"{what}: other pixels")
+
+
 def feeding(todo: Slice) -> Tally:
-    """Row 8: however a file is cut, the reader says and shows the same as for one piece."""
+    """Row 8: however a file is cut, and however often it is shown, the reader says and shows the same as for
+    one piece."""
     tally = Tally()
-    files = small_files()
+    files = all_files()
     names, pool = todo.some(files), list(files.values())
     for n in todo:
         rng = np.random.default_rng((8, n))
         name = names[n % len(names)]
         data = files[name] if n % 2 else mutate(files[name], rng, pool)
+        mean = int(rng.choice([2, 50, 1000])) * max(1, len(data) // 8192)
         with tally.case(f"row 8 case {n} ({name})"):
             whole = fed(io.BytesIO(data), lambda: 1 << 20)
-            pieces = fed(io.BytesIO(data), lambda r=rng: int(r.geometric(1 / r.choice([2, 50, 1000]))))
+            pieces = fed(
+                io.BytesIO(data),
+                lambda r=rng, mean=mean: int(r.geometric(1 / mean)),
+                lambda r=rng: r.random() < 0.05,
+            )
             tally.check(whole == pieces, f"row 8 case {n} ({name}): {whole} in one piece, {pieces} in many")
             if data == files[name]:
                 tally.check(
@@ -312,15 +351,21 @@ def feeding(todo: Slice) -> Tally:
     return tally
 
 
-def fed(stream: io.BytesIO, size: Callable[[], int]) -> tuple[tuple[int, ...], str, str]:
-    """Feed a stream in pieces; the levels, the error, and the hash of the picture that come of it."""
+def fed(
+    stream: io.BytesIO, size: Callable[[], int], show: Callable[[], bool] = lambda: False
+) -> tuple[tuple[int, ...], str, str, int]:
+    """Feed a stream in pieces, showing it in between; the levels, the error, the hash of the picture and the
+    number of packets that come of it."""
     reader = IncrementalReader(model=TINY)
     error = picture = ""
     try:
         while piece := stream.read(max(1, size())):
             before = reader.levels
             new = reader.feed(piece)
-            assert reader.levels == before + new
+            assert set(reader.levels) == {*before, *new}
+            assert not set(before) & set(new)
+            if show():
+                attempt(reader.picture)
         reader.finish()
     except FormatError as e:
         error = type(e).__name__
@@ -330,7 +375,7 @@ def fed(stream: io.BytesIO, size: Callable[[], int]) -> tuple[tuple[int, ...], s
         picture = key(reader.picture().picture.samples())
     except FormatError as e:
         picture = type(e).__name__
-    return reader.levels, error, picture
+    return reader.levels, error, picture, reader.n_packets
 
 
 def python(

@@ -23,6 +23,7 @@ from vbc.codec import jobs as batch
 from vbc.codec.example import make_example
 from vbc.codec.files.image_io import Metadata, Picture, write_picture
 from vbc.codec.pipeline import Decoded, SelfCheckFailed
+from vbc.codec.settings import EncodeSettings
 
 OTHER_PYTHON = "VBC_OTHER_PYTHON"
 """Environment variable with an interpreter that has another version of torch; scripts/torture --python."""
@@ -357,7 +358,7 @@ def self_check(todo: Slice) -> Tally:
                 except SelfCheckFailed:
                     pass
                 if n % 20 == 0 and part != "low":
-                    options = batch.EncodeOptions(3, 60, True, 0, True, "cpu", TINY)
+                    options = batch.EncodeOptions(EncodeSettings(lossless=True, effort=0), True, "cpu", TINY)
                     job = batch.Job(str(source), str(target))
                     outcome = batch.attempt(lambda j, o=options: batch.encode_file(j, o), job)
                     failed = isinstance(outcome, batch.Failure) and outcome.kind == "SelfCheckFailed"

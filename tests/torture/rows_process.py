@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from torture.material import FIELDS, TESTS, TINY, Loose, loosen, small_files
+from torture.material import FIELDS, TESTS, TINY, Loose, loosen, pack_index, small_files
 from torture.rows_bytes import HIGH_WATER, python
 from torture.tally import Slice, Tally
 from vbc.bitstream import container
+from vbc.bitstream.varint import pack_varints
 from vbc.codec import api
 from vbc.codec.example import make_example
 from vbc.codec.files.image_io import Metadata, Picture, write_picture
@@ -81,36 +82,55 @@ def bomb_files() -> dict[str, bytes]:
         loose = loosen(base)
         loose.fields |= {"width": width, "height": height}
         bombs[f"size-{width}x{height}"] = loose.pack()
-    loose = loosen(base)
-    loose.chunks = [(container.LEVEL, 1 + i % 255, b"") for i in range(4_000)]
-    bombs["many-levels"] = loose.pack()
-    loose = loosen(base)
-    loose.chunks = [(0x81, 0, b"")] * 65
-    bombs["many-chunks"] = loose.pack()
-    for kind, number, length in (
+    for n_bytes in (2**32 - 1, 1 << 24):
+        loose = loosen(base)
+        loose.index_bytes = n_bytes
+        bombs[f"index-of-{n_bytes}"] = loose.pack()
+    for name, index in index_bombs().items():
+        fields = {name: loosen(base).fields[name] for name in FIELDS}
+        bombs[f"index-{name}"] = Loose(fields, [], index=index).pack()
+    for unit, part, length in (
         (container.ICC, 0, (1 << 20) + 1),
-        (container.ICC, 0, 1 << 63),
+        (container.ICC, 0, 1 << 61),
         (container.EXIF, 0, (16 << 20) + 1),
         (container.XMP, 0, 1 << 40),
-        (container.LEVEL, 3, 1 << 61),
-        (container.LEVEL, 3, (1 << 64) - 1),
-        (container.LEVEL, 3, 1 << 30),
+        (1, 1, 1 << 61),
+        (1, 1, (1 << 62) - 1),
+        (1, 1, 1 << 30),
         (container.PIXEL_HASH, 0, 1 << 20),
         (0x90, 0, 1 << 50),
     ):
-        bombs[f"length-{kind}-{length}"] = with_length(base, kind, number, length)
+        bombs[f"length-{unit}-{length}"] = with_length(base, unit, part, length)
     return bombs
 
 
-def with_length(data: bytes, kind: int, number: int, length: int) -> bytes:
-    """A header whose one chunk announces `length` bytes, and nothing behind it."""
-    loose = loosen(data)
-    header = Loose({name: loose.fields[name] for name in FIELDS}, [(kind, number, b"")]).pack()
-    body = bytearray(header[: -container.CRC.size])
-    container.ENTRY.pack_into(body, len(body) - container.ENTRY.size, kind, number, length, 0)
-    import zlib
+def index_bombs() -> dict[str, bytes]:
+    """Indices that promise more than there is."""
+    entry = pack_varints((0,)) + bytes(4)
+    run = [(1, 1 + i, 0, 0) for i in range(200)]
+    return {
+        "of-many-groups": bytes([1]) + pack_varints((1, 2**32 - 1)) + entry,
+        "of-a-far-group": bytes([1]) + pack_varints((2**32 - 1, 1)) + entry,
+        "beyond-all-groups": bytes([1]) + pack_varints((2**32 - 1, 2**32 - 1)) + 2 * entry,
+        "of-no-group": bytes([1]) + pack_varints((1, 0)),
+        "of-level-63": pack_index([(63, 1, 0, 0)]),
+        "of-more-groups-than-there-are": pack_index(run),
+        "twice-the-same": pack_index([(1, 1, 0, 0), (1, 1, 0, 0)]),
+        "of-ancillary-packets": (bytes([0x81]) + entry) * 200,
+        "of-unknown-units": (bytes([64]) + entry) * 200,
+        "length-of-2^63": bytes([1]) + pack_varints((1, 1)) + pack_varints((1 << 63,), 70) + bytes(4),
+        "length-without-end": bytes([1]) + pack_varints((1, 1)) + b"\xff" * 500,
+        "lengths-of-2^64-together": b"".join(
+            bytes([unit]) + pack_varints(((1 << 62) - 1,), 62) + bytes(4) for unit in range(0x80, 0x85)
+        ),
+        "in-long-form": bytes([1, 0x81, 0x00, 1]) + entry,
+    }
 
-    return bytes(body) + container.CRC.pack(zlib.crc32(bytes(body)))
+
+def with_length(data: bytes, unit: int, part: int, length: int) -> bytes:
+    """A header whose one packet announces `length` bytes, and nothing behind it."""
+    fields = {name: loosen(data).fields[name] for name in FIELDS}
+    return Loose(fields, [], index=pack_index([(unit, part, length, 0)])).pack()
 
 
 def bombs(todo: Slice) -> Tally:
