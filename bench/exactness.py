@@ -99,8 +99,10 @@ def coded_files(rgb: Rgb, model: "Model") -> dict[str, bytes]:
 
 
 def wide(rgb: Rgb) -> Rgb:
-    """A picture of the size `WIDE`: the rows of an image, repeated where they end, with a little noise, without
-    which it would be packed whole."""
+    """A picture of the size `WIDE`: the rows of an image, repeated where they end.
+
+    Without a little noise it would be packed whole.
+    """
     rows, cols = WIDE
     repeated = np.tile(rgb, (-(-rows // rgb.shape[0]), -(-cols // rgb.shape[1]), 1))
     noise = np.random.default_rng(3).integers(0, 4, (rows, cols, 3), np.uint8)
