@@ -42,7 +42,7 @@ REGIONS = 8
 PIECES = (7, 4099)
 """Bytes of the pieces in which files arrive."""
 WIDE = (40, 1100)
-"""Rows and columns of a picture that has several groups a level, made of the first image repeated."""
+"""Rows and columns of a picture that has several groups a level, made of the first image."""
 REFERENCE_SIDE = 96
 """Side of the crop for the int64 reference, which is a hundred times slower."""
 INTERPRETED_SIDE = 24
@@ -99,10 +99,14 @@ def coded_files(rgb: Rgb, model: "Model") -> dict[str, bytes]:
 
 
 def wide(rgb: Rgb) -> Rgb:
-    """A picture of the size `WIDE`: the rows of an image, repeated where they end."""
+    """A picture of the size `WIDE`: the rows of an image, repeated where they end.
+
+    Without a little noise it would be packed whole.
+    """
     rows, cols = WIDE
     repeated = np.tile(rgb, (-(-rows // rgb.shape[0]), -(-cols // rgb.shape[1]), 1))
-    return np.ascontiguousarray(repeated[:rows, :cols])
+    noise = np.random.default_rng(3).integers(0, 4, (rows, cols, 3), np.uint8)
+    return repeated[:rows, :cols] ^ noise
 
 
 # Variants. Each yields its name and hashes, which must equal the reference's under the same keys.

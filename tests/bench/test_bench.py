@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run from the checkout, not installed
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run fro
 from bench import (
     common,
     exactness,
+    kernels,
     lossless,
     progressive,
     rate_distortion,
@@ -471,6 +473,16 @@ def test_exactness(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(exactness, name, none)
     monkeypatch.setattr(exactness, "on_devices", wrong)
     assert exactness.main([str(folder), "--out", str(results / "wrong"), "--quick"]) == 1
+
+
+def test_cases_of_the_kernels_run() -> None:
+    """On the CPU; lanes, which only CUDA measures, check themselves against what was encoded."""
+    cpu = torch.device("cpu")
+    cases = [*kernels.all_cases(cpu, quick=True), *kernels.lane_cases(cpu, 2, 3, lane_bits=8)]
+    assert len({case.name for case in cases}) == len(cases) > 10
+    for case in cases:
+        assert case.n_bytes > 0
+        case.kernel()
 
 
 def test_regions(results: Path, tiny_path: Path) -> None:

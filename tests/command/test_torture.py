@@ -5,10 +5,11 @@ Row 16 is tests/test_cli.py's here, and of row 3 the findings of earlier fuzzing
 
 import pytest
 from torture import ROWS
-from torture.material import TINY
+from torture.material import TINY, grouped_files
 from torture.tally import Slice, Tally
 from torture.targets import SEEDS, TARGETS, seeds
 
+from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
 from vbc.codec import IncrementalReader, api
 
@@ -36,6 +37,20 @@ def test_seeds_of_fuzzing(target: str) -> None:
         TARGETS[target](path.read_bytes())
     for data in list(seeds(target).values())[::5]:
         TARGETS[target](data)
+
+
+def test_files_of_groups_are_of_every_kind() -> None:
+    """Several groups of lossy and exact levels; lanes, plain samples, and lanes tuned by a shared packet."""
+    modes: set[int] = set()
+    shared = 0
+    for name, data in grouped_files().items():
+        header = container.unpack_header(data)
+        last = max(container.levels_present(header))
+        assert header.geometry.n_groups(last) > 1, name
+        modes |= {data[header.span(i)[0]] for i, p in enumerate(header.packets) if p.level == last and p.part}
+        shared += header.find(last, 0) is not None
+    assert modes == {0, 1, 2, 3}
+    assert shared
 
 
 # the harness itself can fail

@@ -71,8 +71,8 @@ def metadata(data: bytes) -> None:
 
 
 def file(data: bytes) -> None:
-    """A whole file, as it is and with its checksums repaired: decoded, a region too, shown in pieces, opened by
-    Pillow."""
+    """A whole file, as it is and with its checksums repaired: decoded, also a region of it, shown in pieces,
+    opened by Pillow."""
     for candidate in (data, repaired(data)):
         try:
             decoded = api.decode_picture(candidate, allow_partial=True, limits=SMALL_LIMITS, model=TINY)
