@@ -75,13 +75,14 @@ class Surroundings:
     planes: dict[str, Tensor]
     errors: dict[str, Tensor]
 
-    def part(self, n: int, window: Window) -> "Surroundings":
-        """What a window of the n-th of them sees."""
+    def part(self, n: int, window: Window, phase: str) -> "Surroundings":
+        """What a window of the n-th of them sees before a phase; that may have been seen by now."""
         rows, cols = window
+        known = ("A", *PHASES[: PHASES.index(phase)])
 
         def grown(planes: dict[str, Tensor], halo: int) -> dict[str, Tensor]:
             inner = slice(rows.start, rows.stop + 2 * halo), slice(cols.start, cols.stop + 2 * halo)
-            return {p: plane[n : n + 1, :, *inner] for p, plane in planes.items()}
+            return {p: planes[p][n : n + 1, :, *inner] for p in known}
 
         return Surroundings(grown(self.planes, HALO), grown(self.errors, ERROR_HALO))
 

@@ -202,7 +202,7 @@ def test_parameters_do_not_depend_on_the_batch(shipped: Model, phase: str, layer
     entire = whole.parameters(phase)
     lossy = None
     for rows, cols in [(slice(r, r + 9), slice(c, c + 11)) for r in (0, 5, h - 9) for c in (0, 13, w - 11)]:
-        seen = whole.seen.part(0, (rows, cols))
+        seen = whole.seen.part(0, (rows, cols), phase)
         if layered:
             assert step.lossy is not None
             lossy = lossy_planes(step.lossy, [(rows, cols)])
