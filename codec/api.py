@@ -422,8 +422,8 @@ def check_device(device: Device) -> None:
     ValueError for a device of another kind, `CudaMissing` where torch sees no such CUDA device,
     `TritonMissing` where triton is not installed (`kernels.dispatch`; both are RuntimeErrors).
     """
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+    kind, colon, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
         raise ValueError(f"the codec runs on cpu, cuda and cuda:N, not on {device}")
     if kind == "cuda":
         from vbc.kernels.dispatch import HAVE_TRITON, TritonMissing, require_device

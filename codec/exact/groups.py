@@ -80,17 +80,14 @@ class Surroundings:
     planes: dict[str, Tensor]
     errors: dict[str, Tensor]
 
-    def part(self, phase: str, n: int, window: Window) -> "Surroundings":
-        """What a window of the n-th of them sees when a phase is coded.
-
-        Of later phases nothing, also where another thread has them seen already.
-        """
+    def part(self, n: int, window: Window, phase: str) -> "Surroundings":
+        """What a window of the n-th of them sees before a phase; that may have been seen by now."""
         rows, cols = window
-        before = ("A", *PHASES[: PHASES.index(phase)])
+        known = ("A", *PHASES[: PHASES.index(phase)])
 
         def grown(planes: dict[str, Tensor], halo: int) -> dict[str, Tensor]:
             inner = slice(rows.start, rows.stop + 2 * halo), slice(cols.start, cols.stop + 2 * halo)
-            return {p: planes[p][n : n + 1, :, *inner] for p in before}
+            return {p: planes[p][n : n + 1, :, *inner] for p in known}
 
         return Surroundings(grown(self.planes, HALO), grown(self.errors, ERROR_HALO))
 

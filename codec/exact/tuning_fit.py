@@ -130,7 +130,7 @@ def look_at_windows(
     parts = []
     step = batches[0].step
     for shape, chosen in by_shape.items():
-        seen = Surroundings.join([batches[i].seen.part(phase, n, window) for i, n, window in chosen])
+        seen = Surroundings.join([batches[i].seen.part(n, window, phase) for i, n, window in chosen])
         lossy = None
         if step.lossy is not None:
             places = [moved(window, batches[i].coarse[n]) for i, n, window in chosen]

@@ -14,34 +14,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import check_format_error, decoded_hash, laplace_tables, rebuild
+from checks import decode_answer, decoded_hash, payloads_of, rebuild
+from grouped import CASES, grouped_file
 from pictures import noise, photo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vbc.bitstream import container
-from vbc.bitstream.ans import LANE_SYMBOLS, LaneDecoder, LaneEncoder
-from vbc.bitstream.errors import Corrupt, FormatError
-from vbc.bitstream.tables import TableSet
+from vbc.bitstream.errors import FormatError
 from vbc.codec import api, cli
-from vbc.codec.entropy import tensor_coder as device
-from vbc.codec.entropy.tensor_coder import NO_TABLE, TensorReader, TensorWriter, device_tables
-from vbc.codec.exact import block_device as exact_device
-from vbc.codec.exact.networks import ExactNet
-from vbc.codec.lossy.coding import of_parity
-from vbc.codec.lossy.networks import LossyNet, Widths, parity
+from vbc.codec.entropy.coder import Writer
+from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter
+from vbc.codec.exact.tuning import code_tuning, tuning_symbols_at_most
 from vbc.codec.model import Model, place
 from vbc.codec.nets.int_nets import exact_product
 from vbc.codec.pipeline import decode_image, encode_image, verify
+from vbc.codec.settings import EncodeSettings
 from vbc.codec.train.exact_loss import exact_bits
+from vbc.codec.train.exact_net import ExactNet
+from vbc.codec.train.lossy_net import LossyNet, Widths
 from vbc.kernels import conv, predict, rans
 from vbc.kernels.dispatch import CudaMissing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ANSWERS: dict[str, dict[str, str]] = json.loads((GOLDEN / "answers.json").read_text())
 CPU, META = torch.device("cpu"), torch.device("meta")
-TABLES = laplace_tables((0.4, 3, 12, 60))
+ARCHIVAL = EncodeSettings(levels=0, lossless=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,72 +54,68 @@ def placed(tiny: Model) -> Model:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_golden_files(placed: Model, name: str) -> None:
-    """Every level of every golden file; of the large one the first exact level, a middle one and the last."""
+    """Every answer of every golden file; of those with several groups the last level and a region."""
     data = (GOLDEN / name).read_bytes()
-    levels = [int(n) for n in ANSWERS[name]]
-    for n in (1, 4, levels[-1]) if "tuned" in name else levels:
-        assert decoded_hash(decode_image(data, model=placed, levels=n)) == ANSWERS[name][str(n)], n
-
-
-@pytest.mark.parametrize("native", [1, 2])
-def test_native_sizes(tiny: Model, placed: Model, native: int) -> None:
-    data = (GOLDEN / "lossy-3.vbc").read_bytes()
-    a, b = (decode_image(data, model=m, levels=native, native=True).rgb for m in (tiny, placed))
-    assert torch.equal(a, b)
+    answers = list(ANSWERS[name])
+    levels = [n for n in answers if n.isdecimal()]
+    for answer in (levels[-1], answers[-1]) if "groups" in name else answers:
+        assert decoded_hash(decode_answer(data, placed, answer)) == ANSWERS[name][answer], answer
 
 
 @pytest.mark.parametrize(
-    "options",
+    "settings",
     [
-        {"levels": 1, "quality": 95},
-        {"levels": 3, "quality": 30},
-        {"levels": 0, "lossless": True},
-        {"levels": 3, "lossless": True, "effort": 0},
+        EncodeSettings(levels=1, quality=95),
+        EncodeSettings(quality=30),
+        ARCHIVAL,
+        EncodeSettings(lossless=True, effort=0),
     ],
+    ids=str,
 )
-def test_encoding_gives_the_same_bytes(tiny: Model, placed: Model, options: dict[str, Any]) -> None:
+def test_encoding_gives_the_same_bytes(tiny: Model, placed: Model, settings: EncodeSettings) -> None:
     """The self-check of lossless ones has decoded them on the device path; the host reads them too."""
     x = photo(45, 38)
-    data = encode_image(x, model=placed, **options)
-    assert data == encode_image(x, model=tiny, **options)
+    data = encode_image(x, model=placed, settings=settings)
+    assert data == encode_image(x, model=tiny, settings=settings)
     verify(data, model=tiny)
 
 
 def test_encoding_noise_and_tuned_layers(tiny: Model, placed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw levels, and corrections fitted on the host for networks on the device."""
-    assert encode_image(noise(9, 20), model=placed, levels=0, lossless=True) == encode_image(
-        noise(9, 20), model=tiny, levels=0, lossless=True
-    )
-    monkeypatch.setattr("vbc.codec.exact.grids.MIN_POSITIONS", 200)
-    monkeypatch.setattr("vbc.codec.payloads.MIN_POSITIONS", 200)
-    monkeypatch.setattr("vbc.codec.exact.tuning.COST_BITS", -1e9)  # worth it in any case
+    """Plain groups, and corrections fitted on the host for networks on the device."""
+    x = noise(9, 20)
+    assert encode_image(x, model=placed, settings=ARCHIVAL) == encode_image(x, model=tiny, settings=ARCHIVAL)
+    monkeypatch.setattr("vbc.codec.exact.level.MIN_POSITIONS", 200)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 200)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)  # worth it in any case
     x = photo(41, 34)
-    data = encode_image(x, model=placed, levels=0, lossless=True)
-    assert data == encode_image(x, model=tiny, levels=0, lossless=True)
+    data = encode_image(x, model=placed, settings=ARCHIVAL)
+    assert data == encode_image(x, model=tiny, settings=ARCHIVAL)
+    assert sum(packet.part == 0 for packet in container.unpack_header(data).packets if packet.level) == 1
     assert torch.equal(decode_image(data, model=tiny).rgb, x)
 
 
-def test_several_blocks(tiny: Model, placed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps follow each other in the lanes block by block, in lossy levels too."""
-    from vbc.codec.exact import grids as exact_levels
-    from vbc.codec.lossy import coding as lossy_levels
-
-    for function, side in ((exact_levels.code_step, 9), (lossy_levels.code_level, 4)):
-        monkeypatch.setitem(function.__kwdefaults__ or {}, "block", side)
-        *defaults, _ = function.__defaults__ or ()
-        monkeypatch.setattr(function, "__defaults__", (*defaults, side))
-    data = encode_image(photo(50, 67), model=tiny, lossless=True)
-    for n in (2, 3, None):
-        a, b = (decode_image(data, model=m, levels=n).rgb for m in (tiny, placed))
-        assert torch.equal(a, b)
-    assert encode_image(photo(50, 67), model=placed, lossless=True) == data
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["lossy", "layered-tuned", "archival", "half-noise", "deep-gray-alpha"])
+def test_many_groups(tiny: Model, placed: Model, name: str) -> None:
+    """On a device all groups of one shape are one batch, on the host they are a few."""
+    data, case = grouped_file(name), CASES[name]
+    want, got = (decode_image(data, model=m) for m in (tiny, placed))
+    assert decoded_hash(want) == decoded_hash(got)
+    assert want.exact == got.exact
+    part = [decode_image(data[: len(data) // 2], model=m, allow_partial=True) for m in (tiny, placed)]
+    assert torch.equal(part[0].rgb, part[1].rgb)
+    assert part[0].levels == part[1].levels
+    if not case.tuned:
+        again = encode_image(case.rgb, model=placed, settings=case.settings, **case.others)
+        assert again == data
 
 
 @pytest.fixture(scope="module")
 def small(tiny: Model) -> dict[int, tuple[Tensor, bytes]]:
     """An archival and a layered file, written by the host."""
     x = photo(11, 9)
-    return {n: (x, encode_image(x, model=tiny, levels=n, lossless=True)) for n in (0, 3)}
+    settings = {n: EncodeSettings(n, lossless=True, effort=0) for n in (0, 3)}
+    return {n: (x, encode_image(x, model=tiny, settings=settings[n])) for n in (0, 3)}
 
 
 @pytest.mark.parametrize("levels", [0, 3])
@@ -158,14 +153,6 @@ def spy(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
 # Damage
 
 
-def rebuilt(data: bytes, damage: Callable[[list[bytearray]], None]) -> bytes:
-    """The file with its payloads damaged and its checksums right."""
-    header = container.unpack_header(data)
-    payloads = [bytearray(container.read_chunk(data, header, i)) for i in range(len(header.chunks))]
-    damage(payloads)
-    return rebuild(header, payloads)
-
-
 def outcome(data: bytes, model: Model) -> str:
     try:
         return decoded_hash(decode_image(data, model=model))
@@ -173,105 +160,23 @@ def outcome(data: bytes, model: Model) -> str:
         return type(e).__name__
 
 
-@pytest.mark.parametrize("name", ["layered-stripes", "archival", "lossy-high"])
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["half-noise", "archival", "archival-tuned", "lossy", "lossy-2"])
 def test_damage_has_the_same_outcome(tiny: Model, placed: Model, name: str) -> None:
     """Whatever stands in the lanes: the same typed error on both paths, or the same picture."""
-    data = (GOLDEN / f"{name}.vbc").read_bytes()
+    data = grouped_file(name)
+    header = container.unpack_header(data)
     rng = np.random.default_rng(8)
     seen = set()
-    for _ in range(12):
-        level, at, value = rng.random(), rng.random(), int(rng.integers(1, 256))
-
-        def damage(p: list[bytearray], level: float = level, at: float = at, value: int = value) -> None:
-            target = p[int(level * len(p))]
-            target[int(at * len(target))] ^= value
-
-        broken = rebuilt(data, damage)
+    for _ in range(6):
+        payloads = payloads_of(data)
+        target = payloads[int(rng.integers(0, len(payloads)))]
+        target[int(rng.integers(0, len(target)))] ^= int(rng.integers(1, 256))
+        broken = rebuild(header, payloads)
         want = outcome(broken, tiny)
         assert outcome(broken, placed) == want
         seen.add(want)
     assert "Corrupt" in seen
-
-
-def random_steps(sizes: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Index and symbols of steps, one symbol in fifty an escape."""
-    rng = np.random.default_rng(sum(sizes))
-    steps = []
-    for n in sizes:
-        index = rng.integers(0, len(TABLES), n).astype(np.uint16)
-        symbols = np.round(rng.laplace(0, 4, n)).clip(-127, 127).astype(np.int16)
-        where = rng.random(n) < 0.02
-        symbols[where] = rng.choice([-32768, -128, 128, 300, 32767], int(where.sum()))
-        steps.append((index, symbols))
-    return steps
-
-
-def written(steps: list[tuple[np.ndarray, np.ndarray]], tables: TableSet = TABLES) -> bytes:
-    encoder = LaneEncoder(tables)
-    for index, symbols in steps:
-        encoder.put(index, symbols)
-    return encoder.finish()
-
-
-def tensors(*arrays: np.ndarray) -> list[Tensor]:
-    return [torch.from_numpy(a.astype(np.int16)) for a in arrays]
-
-
-def test_reader_and_writer_are_those_of_the_host() -> None:
-    """Several lanes, escapes, an empty step, positions that are not coded anywhere in a step."""
-    steps = random_steps([LANE_SYMBOLS + 300, 1, 0, 50, 2 * LANE_SYMBOLS])
-    payload = written(steps)
-    host, writer = LaneDecoder(TABLES, payload), TensorWriter(TABLES)
-    reader = TensorReader(device_tables(TABLES, CPU), payload)
-    rng = np.random.default_rng(2)
-    for index, symbols in steps:
-        assert np.array_equal(host.get(index), symbols)
-        at = np.sort(rng.permutation(2 * len(index))[: len(index)])
-        wide, given = np.full(2 * len(index), NO_TABLE), np.full(2 * len(index), 77)
-        wide[at], given[at] = index, symbols
-        i, s = tensors(wide, given)
-        have = reader.code(i, None).numpy()
-        assert np.array_equal(have[at], symbols)
-        assert not np.delete(have, at).any()
-        writer.code(i, s)
-    host.finish()
-    reader.finish()
-    assert writer.finish() == payload
-
-
-@pytest.mark.parametrize(
-    ("written_sizes", "read_sizes"),
-    [([40], [39]), ([40], [41]), ([40], []), ([LANE_SYMBOLS + 5], [LANE_SYMBOLS]), ([9], [LANE_SYMBOLS + 1])],
-)
-def test_lanes_that_do_not_fit_are_corrupt(written_sizes: list[int], read_sizes: list[int]) -> None:
-    reader = TensorReader(device_tables(TABLES, CPU), written(random_steps(written_sizes)))
-    for n in read_sizes:
-        assert reader.code(torch.zeros(n, dtype=torch.int16), None).shape == (n,)
-    check_format_error(reader.finish, Corrupt)
-
-
-def test_wrong_escape_counts_are_corrupt() -> None:
-    """More escapes in the lanes than values for them, none at all, or fewer."""
-    index = np.zeros(30, np.uint16)
-    flat = TableSet(np.full((1, 256), 256, np.uint32))
-    for n_escapes, stated in ((3, 2), (3, 0), (2, 3)):
-        symbols = np.arange(30, dtype=np.int16)
-        symbols[:n_escapes] = 200
-        payload = bytearray(written([(index, symbols)], flat))
-        assert payload[:2] == bytes([30, n_escapes])
-        payload[1] = stated
-        start = 4
-        values = np.full(stated, 200, "<i2").tobytes()
-        whole = bytes(payload[:start]) + values + bytes(payload[start + 2 * n_escapes :])
-        reader = TensorReader(device_tables(flat, CPU), whole)
-        reader.code(torch.zeros(30, dtype=torch.int16), None)
-        check_format_error(reader.finish, Corrupt)
-
-
-def test_a_bad_layout_is_corrupt_at_once() -> None:
-    payload = written(random_steps([50]))
-    for broken in (payload[:-1], b"", payload + b"\0", payload[:-4] + bytes(4)):
-        check_format_error(lambda b=broken: TensorReader(device_tables(TABLES, CPU), b), Corrupt)
 
 
 # No device
@@ -280,14 +185,16 @@ def test_a_bad_layout_is_corrupt_at_once() -> None:
 def test_no_cuda_is_an_error_of_its_own(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     data = (GOLDEN / "lossy-1.vbc").read_bytes()
-    for call in (
-        lambda: api.encode(np.zeros((4, 4, 3), np.uint8), device="cuda", model=tiny),
-        lambda: api.decode(data, device="cuda", model=tiny),
-        lambda: api.decode_image(data, "cuda", model=tiny),
-        lambda: api.verify(data, device="cuda", model=tiny),
-    ):
-        with pytest.raises(CudaMissing, match="sees no CUDA device"):
-            call()
+    for device in ("cuda", "cuda:0", "cuda:3"):
+        for call in (
+            lambda d: api.encode(np.zeros((4, 4, 3), np.uint8), device=d, model=tiny),
+            lambda d: api.decode(data, device=d, model=tiny),
+            lambda d: api.decode(data, device=d, region=(0, 0, 1, 1), model=tiny),
+            lambda d: api.decode_image(data, d, model=tiny),
+            lambda d: api.verify(data, device=d, model=tiny),
+        ):
+            with pytest.raises(CudaMissing, match="sees no CUDA device"):
+                call(device)
 
 
 def test_no_cuda_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,16 +207,23 @@ def test_no_cuda_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ["encode", file, "-o", str(target)],
         ["verify", file],
     ):
-        done = CliRunner().invoke(cli.app, [*arguments, "--device", "cuda"])
-        assert done.exit_code == 2
-        assert "CUDA" in done.output
+        for device in ("cuda", "cuda:1"):
+            done = CliRunner().invoke(cli.app, [*arguments, "--device", device])
+            assert done.exit_code == 2
+            assert "CUDA" in done.output
     assert not target.exists()
 
 
-def test_other_devices_are_refused(tiny: Model) -> None:
-    wrong: Any = "meta"
-    with pytest.raises(ValueError, match="cpu and cuda"):
-        api.encode(np.zeros((4, 4, 3), np.uint8), device=wrong, model=tiny)
+@pytest.mark.parametrize("wrong", ["meta", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "mps"])
+def test_other_devices_are_refused(tiny: Model, wrong: str) -> None:
+    data = (GOLDEN / "lossy-1.vbc").read_bytes()
+    for call in (
+        lambda: api.encode(np.zeros((4, 4, 3), np.uint8), device=wrong, model=tiny),
+        lambda: api.decode(data, device=wrong, model=tiny),
+        lambda: api.verify(data, device=wrong, model=tiny),
+    ):
+        with pytest.raises(ValueError, match="cpu, cuda and cuda:N"):
+            call()
 
 
 def test_the_model_stays_on_the_cpu_unless_asked(tiny: Model) -> None:
@@ -348,7 +262,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return torch.empty(size, dtype=dtype, device=META, memory_format=torch.channels_last)
 
     def tables(base: Tensor, out: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        return base.new_empty(len(out)), base.new_empty(len(out))
+        return base.new_empty(out.shape[1]), base.new_empty(out.shape[1])
 
     for module in (conv, predict, rans):
         monkeypatch.setattr(module, "use_triton", lambda x: x.device == META)
@@ -356,12 +270,12 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(conv, "_launch", launch)
     monkeypatch.setattr(predict, "channel_tables_triton", tables)
     monkeypatch.setattr(rans, "decode_step_triton", lambda lanes, index, *rest: torch.empty_like(index))
-    monkeypatch.setattr(device.TensorReader, "finish", lambda self: None)
+    monkeypatch.setattr(TensorReader, "finish", lambda self: None)
     with OneDevice():
         yield
 
 
-@pytest.mark.parametrize("name", ["lossy-3", "archival-tuned", "layered", "one-row", "noise-raw"])
+@pytest.mark.parametrize("name", ["lossy-3", "groups-tuned", "layered", "one-row", "noise-raw"])
 def test_decoding_never_waits_for_the_device(tiny: Model, on_meta: None, name: str) -> None:
     """No value of a tensor reaches the host, no index has to be brought to the device."""
     data = (GOLDEN / f"{name}.vbc").read_bytes()
@@ -370,6 +284,16 @@ def test_decoding_never_waits_for_the_device(tiny: Model, on_meta: None, name: s
         rgb = decode_image(data, model=tiny.to(META), levels=levels).rgb
         assert rgb.device == META
         assert rgb.shape == (3, header.height, header.width)
+
+
+@pytest.mark.usefixtures("small_groups", "on_meta")
+@pytest.mark.parametrize("name", ["lossy", "layered-tuned", "archival-tuned", "half-noise"])
+def test_many_groups_and_regions_never_wait_for_the_device(tiny: Model, name: str) -> None:
+    data = grouped_file(name)
+    for levels, region in ((None, None), (None, (33, 5, 40, 20)), (2, (0, 0, 5, 5)), (5, None)):
+        decoded = decode_image(data, model=tiny.to(META), levels=levels, region=region)
+        assert decoded.rgb.device == META
+        assert decoded.rgb.shape == (3, *((39, 201) if region is None else region[:1:-1]))
 
 
 def test_training_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,30 +312,23 @@ def test_training_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 # Pieces
 
 
-def test_places_of_a_parity() -> None:
-    for h in range(1, 6):
-        for w in range(1, 6):
-            for even in (True, False):
-                want = (parity(h, w) == even).flatten().nonzero()[:, 0]
-                assert torch.equal(of_parity(h, w, even, CPU), want)
-
-
 def test_exact_product_is_exact() -> None:
     x, basis = torch.full((3, 64), -32768.0).double(), torch.full((64, 64), 4095.0).double()
     basis[::2] = -4095
     assert torch.equal(exact_product(x, basis).long(), x.long() @ basis.long())
 
 
-def test_an_untuned_phase_has_a_layer_of_zeros(tiny: Model) -> None:
-    """Flag and corrections are coded as the host codes them; without a flag nothing more is read."""
-    encoder = TensorWriter(tiny.tables)
-    tuning = exact_device.code_tuning_on_device(tiny.exact, encoder, "V", None, CPU)
-    parts = (tuning.layer.weight, tuning.layer.bias, tuning.around, tuning.before)
-    assert not any(x.any() for x in parts)
-    payload = encoder.finish()
-    assert payload[0] == 1, "one symbol"
-    reader = TensorReader(device_tables(tiny.tables, CPU), payload)
-    again = exact_device.code_tuning_on_device(tiny.exact, reader, "V", None, CPU)
+def test_an_untuned_phase_without_waiting_has_a_layer_of_zeros(tiny: Model) -> None:
+    """Elsewhere than on the CPU the host does not look at the flag: its zeros are what was coded."""
+    writer = Writer(tiny.tables, 1)
+    assert code_tuning(tiny.exact, writer, "V", None, CPU) is None
+    placed = tiny.to(META)
+    tensor_writer = TensorWriter(tiny.tables, 1)
+    tuning = code_tuning(placed.exact, tensor_writer, "V", None, META)
+    assert tuning is not None
+    assert (tuning.layer.weight.device, tuning.around.device, tuning.before.device) == (META,) * 3
+    (payload,) = writer.finish()
+    assert payload[1] == 1, "one symbol"
+    reader = place(tiny, CPU).reader([payload], tuning_symbols_at_most(tiny.exact))
+    assert code_tuning(tiny.exact, reader, "V", None, CPU) is None
     reader.finish()
-    assert not again.layer.weight.any()
-    assert not again.around.any()

@@ -1,26 +1,37 @@
 """Nothing decides a pixel but integers: threads, tiles and batches make no difference."""
 
-from functools import partial
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from grouped import CASES, grouped_file
 from pictures import photo
+from torch import Tensor
 
+from vbc.bitstream import container
+from vbc.bitstream.errors import Corrupt
+from vbc.codec import decode_state, encode_levels
 from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.entropy.coder import Counter, Reader, Writer
-from vbc.codec.exact import grids as exact_levels
-from vbc.codec.exact.block import AROUND, Step, phase_view
-from vbc.codec.exact.networks import PHASES
-from vbc.codec.lossy import coding as lossy_levels
-from vbc.codec.model import DEFAULT_WEIGHTS, Model, load_model, model_hash
+from vbc.codec.decode_state import DecodeState
+from vbc.codec.entropy.coder import Counter, Discard, Means
+from vbc.codec.exact import level as exact_level
+from vbc.codec.exact.groups import GridStep, GroupBatch, phase_pixels
+from vbc.codec.exact.level import code_groups, decode_groups, encode_level, fill_groups, put_group
+from vbc.codec.exact.model import NEIGHBOURS
+from vbc.codec.exact.planes import Window, lossy_planes, phase_size
+from vbc.codec.exact.tuning import code_tuning
+from vbc.codec.interlace import PHASES
+from vbc.codec.model import Model, installed, load_model, model_hash
 from vbc.codec.nets.int_nets import IntChain
 from vbc.codec.pipeline import decode_image, encode_image
-from vbc.codec.train.export import Discard, known_answers, lossy_picture, stored_answers
+from vbc.codec.settings import EncodeSettings
+from vbc.codec.train.export import known_answers, stored_answers
 from vbc.kernels.conv import IntConv, conv_int_reference
 
-SHIPPED = Path(exact_levels.__file__).parents[1] / "weights" / DEFAULT_WEIGHTS
+SHIPPED = Path(str(resources.files("vbc.codec") / "weights" / installed()[-1]["file"]))
+LAYERED = EncodeSettings(lossless=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +100,12 @@ def test_shipped_layers_equal_the_int64_definition(shipped: Model) -> None:
 
 
 def test_decoding_does_not_depend_on_threads(shipped: Model) -> None:
-    data = encode_image(photo(150, 131), model=shipped, lossless=True)
+    """Nor does encoding, but for the analysis, which is float: its file decodes to the same everywhere."""
+    data = encode_image(photo(150, 131), model=shipped, settings=LAYERED)
     n = torch.get_num_threads()
     pictures = []
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 3):
             torch.set_num_threads(threads)
             pictures.append([decode_image(data, model=shipped, levels=k).rgb for k in (1, 2, 3, 8, None)])
     finally:
@@ -104,115 +116,228 @@ def test_decoding_does_not_depend_on_threads(shipped: Model) -> None:
 
 def test_encoding_is_reproducible(tiny: Model) -> None:
     x = photo(60, 61)
-    assert encode_image(x, model=tiny, lossless=True) == encode_image(x, model=tiny, lossless=True)
+    assert encode_image(x, model=tiny, settings=LAYERED) == encode_image(x, model=tiny, settings=LAYERED)
 
 
-def make_step(model: Model, layered: bool) -> Step:
-    x = photo(75, 90)[None].contiguous(memory_format=torch.channels_last)
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["layered", "archival", "lossy"])
+@pytest.mark.parametrize("most", [1, 1 << 11, 1 << 30])
+def test_batches_of_groups_make_no_difference(
+    tiny: Model, name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups one by one, some and all together: the same bytes, the same pixels."""
+    for module in (decode_state, encode_levels):
+        monkeypatch.setattr(module, "HOST_BLOCKS", min(most, 1 << 20))
+    monkeypatch.setattr(exact_level, "HOST_BATCH", most)
+    data, case = grouped_file(name), CASES[name]
+    assert encode_image(case.rgb, model=tiny, settings=case.settings) == data
+    monkeypatch.undo()
+    want = decode_image(data, model=tiny)
+    for module in (decode_state, encode_levels):
+        monkeypatch.setattr(module, "HOST_BLOCKS", min(most, 1 << 20))
+    monkeypatch.setattr(exact_level, "HOST_BATCH", most)
+    assert torch.equal(decode_image(data, model=tiny).rgb, want.rgb)
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["layered-tuned", "half-noise"])
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_following_thread_makes_no_difference(
+    tiny: Model, name: str, threaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact_level, "FOLLOW_POSITIONS", 0 if threaded else 1 << 40)
+    monkeypatch.setattr(exact_level, "HOST_BATCH", 1 << 10)  # several batches, three calls behind at most
+    case = CASES[name]
+    assert torch.equal(decode_image(grouped_file(name), model=tiny).rgb, case.rgb)
+    if not case.tuned:
+        assert encode_image(case.rgb, model=tiny, settings=case.settings) == grouped_file(name)
+
+
+# one step of the exact levels
+
+
+def make_step(model: Model, x: Tensor, layered: bool) -> GridStep:
+    """From x_1 to x_0 of a picture [1, 3, H, W], with prior errors of noise."""
     coarse = rgb_to_ycocg(x[..., ::2, ::2])
-    h, w = coarse.shape[-2:]
-    planes = {"A": exact_levels.extend(coarse, h, w)}
-    for p in ("D", "H"):
-        planes[p] = exact_levels.extend(rgb_to_ycocg(phase_view(x, p)), h, w)
-    noise = torch.Generator().manual_seed(4)
-    misses = {
-        p: torch.randint(-127, 128, (1, 3, h + 2, w + 2), generator=noise, dtype=torch.int8) for p in "ADH"
-    }
-    return Step(model.exact, planes, misses, x.flip(-1) if layered else None, 0, 50)
+    g = torch.Generator().manual_seed(4)
+    errors = torch.randint(-127, 128, coarse.shape, generator=g, dtype=torch.int8)
+    return GridStep(model.exact, coarse, errors, x.flip(-1) if layered else None, 0, 50)
+
+
+def tiles(height: int, width: int, side: int) -> list[Window]:
+    return [
+        (slice(top, min(height, top + side)), slice(left, min(width, left + side)))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+
+
+def picture(height: int, width: int) -> Tensor:
+    return photo(height, width)[None].contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("layered", [False, True])
 @pytest.mark.parametrize("phase", PHASES)
-def test_exact_parameters_do_not_depend_on_tiles_or_batches(
-    shipped: Model, phase: str, layered: bool
-) -> None:
-    step = make_step(shipped, layered)
-    h, w = exact_levels.phase_size(phase, 75, 90)
-    whole = step.parameters(phase, [(slice(0, h), slice(0, w))])
-    tiles = [(slice(r, r + 9), slice(c, c + 11)) for r in (0, 5, 20, h - 9) for c in (0, 13, w - 11)]
-    stacked = step.parameters(phase, tiles[:8])
-    around = step.around(phase, [(slice(0, h), slice(0, w))])
-    assert around.shape[1] == 3 * len(AROUND[phase])
-    assert torch.equal(step.around(phase, tiles), torch.cat([around[..., r, c] for r, c in tiles]))
-    for i, (rows, cols) in enumerate(tiles):
-        single = step.parameters(phase, [(rows, cols)])
+def test_parameters_do_not_depend_on_the_batch(shipped: Model, phase: str, layered: bool) -> None:
+    """N groups of one shape together are what each of them is alone; so are parts of a group."""
+    x = picture(75, 90)
+    step = make_step(shipped, x, layered)
+    windows = [w for w in tiles(75, 90, 20) if w[0].stop - w[0].start == w[1].stop - w[1].start == 20]
+    together = GroupBatch(step, windows)
+    alone = [GroupBatch(step, [window]) for window in windows]
+    whole = GroupBatch(step, [(slice(0, 75), slice(0, 90))])
+    for batch in (together, whole, *alone):
+        for before in PHASES[: PHASES.index(phase)]:
+            target = phase_pixels(x, batch.windows, before)
+            batch.see(before, target)
+            batch.code(before, Discard(), batch.parameters(before), None, target)
+    joined, around = together.parameters(phase), together.seen.errors_around(phase, together.size(phase))
+    assert around.shape[1] == 3 * len(NEIGHBOURS[phase])
+    for n, batch in enumerate(alone):
+        single = batch.parameters(phase)
         for name in ("base", "out", "features"):
-            want = getattr(whole, name)[..., rows, cols]
-            assert torch.equal(getattr(single, name), want)
-            if i < 8:
-                assert torch.equal(getattr(stacked, name)[i : i + 1], want)
+            assert torch.equal(getattr(single, name)[0], getattr(joined, name)[n])
+        assert torch.equal(batch.seen.errors_around(phase, batch.size(phase))[0], around[n])
+    h, w = phase_size(phase, 75, 90)
+    entire = whole.parameters(phase)
+    lossy = None
+    for rows, cols in [(slice(r, r + 9), slice(c, c + 11)) for r in (0, 5, h - 9) for c in (0, 13, w - 11)]:
+        seen = whole.seen.part(0, (rows, cols), phase)
+        if layered:
+            assert step.lossy is not None
+            lossy = lossy_planes(step.lossy, [(rows, cols)])
+        part = seen.parameters(step, lossy, phase, (9, 11))
+        for name in ("base", "out", "features"):
+            assert torch.equal(getattr(part, name), getattr(entire, name)[..., rows, cols])
 
 
-@pytest.mark.parametrize("blocks_of", [40, 512])
 @pytest.mark.parametrize("layered", [False, True])
-def test_tuned_steps_come_back(
-    shipped: Model, monkeypatch: pytest.MonkeyPatch, layered: bool, blocks_of: int
+@pytest.mark.parametrize("side", [16, 32])
+def test_groups_see_their_own_grid_only_inside(tiny: Model, layered: bool, side: int) -> None:
+    """Pixels elsewhere in the finer grid change nothing, nor the coarser grid more than 4 positions away."""
+    x = picture(70, 90)
+    step, window = make_step(tiny, x, layered), tiles(70, 90, side)[5]
+    rows, cols = window
+
+    def coded(step: GridStep, x: Tensor) -> tuple[np.ndarray, dict[str, Tensor]]:
+        counter, batch = Counter(len(tiny.tables)), GroupBatch(step, [window])
+        code_groups([batch], [counter], lambda *_: None, x)
+        return counter.counts, batch.errors
+
+    want, errors = coded(step, x)
+    other = x.flip(0, 2, 3).contiguous(memory_format=torch.channels_last)
+    other[..., rows, cols] = x[..., rows, cols]
+    far = torch.full_like(step.coarse, 77)
+    near = (slice(max(0, s.start // 2 - 4), -(-s.stop // 2) + 4) for s in window)
+    near_rows, near_cols = near
+    far[..., near_rows, near_cols] = step.coarse[..., near_rows, near_cols]
+    assert not torch.equal(far, step.coarse)
+    moved = GridStep(step.model, far, step.errors, step.lossy, 0, 50)
+    for changed_step, changed in ((step, other), (moved, x)):
+        counts, missed = coded(changed_step, changed)
+        assert np.array_equal(counts, want)
+        assert all(torch.equal(missed[p], errors[p]) for p in PHASES)
+
+
+@pytest.mark.parametrize("layered", [False, True])
+@pytest.mark.parametrize("side", [40, 64, 512])
+@pytest.mark.parametrize("size", [(131, 150), (129, 65), (33, 128)], ids=str)
+def test_tuned_levels_come_back(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, layered: bool, side: int, size: tuple[int, int]
 ) -> None:
-    """Two tuned grid steps, the second following the misses of the first, in one block and in many."""
-    monkeypatch.setattr(exact_levels, "MIN_POSITIONS", 100)
-    x = photo(131, 150)[None].contiguous(memory_format=torch.channels_last)
+    """Two levels, the second following the prior errors of the first; in any order of groups."""
+    monkeypatch.setattr(exact_level, "MIN_POSITIONS", 100)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 100)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+    x = picture(*size)
     guide = x.roll(1, -1) if layered else None
-    sizes = [(66, 75), (131, 150)]
-    coarse, written, read = rgb_to_ycocg(x[..., ::4, ::4]), None, None
-    for level, size in zip((2, 1), sizes, strict=True):
-        fine = x[..., :: 1 << (level - 1), :: 1 << (level - 1)]
-        lossy = None if guide is None else guide[..., :: 1 << (level - 1), :: 1 << (level - 1)]
-        step = partial(exact_levels.code_step, shipped.exact, lossy=lossy, tuned=True, block=blocks_of)
-        writer = Writer(shipped.tables)
-        there = step(writer, coarse, size, level, fine, misses=written)
-        reader = Reader(shipped.tables, writer.finish())
-        back = step(reader, coarse, size, level, misses=read)
-        reader.finish()
-        for p in PHASES:
-            assert torch.equal(back.pixels[p], rgb_to_ycocg(phase_view(fine, p)))
-        written, read = (
-            exact_levels.assemble_misses(m, c, size) for m, c in ((written, there), (read, back))
-        )
-        coarse = exact_levels.assemble(coarse, back.pixels, size)
-        if level == 2:
-            assert written is not None
-            assert read is not None
-            assert torch.equal(written, read)
-            assert written.any()
+    written: Tensor | None = None
+    coarse, read = rgb_to_ycocg(x[..., ::4, ::4]), None
+    for k in (1, 0):
+        fine = x[..., :: 1 << k, :: 1 << k]
+        windows = tiles(*fine.shape[-2:], side)
+        lossy = None if guide is None else guide[..., :: 1 << k, :: 1 << k]
+        step = GridStep(tiny.exact, coarse, written, lossy, k, 60)
+        shared, packets, written = encode_level(tiny, step, windows, fine, 3, 2, True)
+        assert shared is not None
+        numbers = list(range(len(windows)))[::-1]
+        parts = {n: memoryview(packets[n]) for n in numbers}
+        step = GridStep(tiny.exact, coarse, read, lossy, k, 60)
+        there = torch.empty_like(fine, dtype=torch.int16, memory_format=torch.channels_last)
+        missed = torch.empty_like(there, dtype=torch.int8)
+        known = torch.zeros_like(coarse, dtype=torch.int8) if read is None else read
+        given = {n: windows[n] for n in numbers}
+        for done, pixels, errors in decode_groups(tiny, step, given, parts, memoryview(shared)):
+            for n, number in enumerate(done):
+                put_group(there, coarse, windows[number], pixels, n)
+                put_group(missed, known, windows[number], errors, n)
+        assert torch.equal(there, rgb_to_ycocg(fine))
+        assert torch.equal(missed, written)
+        assert written.any()
+        coarse, read = there, missed
 
 
-@pytest.mark.parametrize("levels", [0, 3])
-def test_exact_step_does_not_depend_on_the_block(tiny: Model, levels: int) -> None:
-    """Blocks reorder symbols but code the same ones under the same tables."""
-    x = photo(61, 83)[None].contiguous(memory_format=torch.channels_last)
-    lossy = x.roll(1, -1) if levels else None
-    counts = []
-    for block in (7, 512):
+def test_tuned_groups_need_what_they_share(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections are those of the level: another level's make another picture, or an error."""
+    x = picture(40, 50)
+    step, windows = make_step(tiny, x, False), tiles(40, 50, 512)
+    monkeypatch.setattr(exact_level, "MIN_POSITIONS", 100)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 100)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+    shared, packets, _ = encode_level(tiny, step, windows, x, 3, 1, False)
+    assert shared is not None
+    writer = tiny.writer(1)
+    for phase in PHASES:
+        code_tuning(tiny.exact, writer, phase, None, torch.device("cpu"))
+    untuned = bytes([exact_level.TUNED]) + writer.finish()[0]
+    parts = {0: memoryview(packets[0])}
+    for other in (untuned, None):
+        try:
+            ((_, pixels, _),) = decode_groups(
+                tiny, step, {0: windows[0]}, parts, None if other is None else memoryview(other)
+            )
+        except Corrupt:
+            continue
+        assert not torch.equal(pixels["D"], phase_pixels(x, windows, "D"))
+
+
+@pytest.mark.parametrize("n_known", [0, 1])
+def test_what_stands_for_missing_groups(tiny: Model, n_known: int) -> None:
+    """With networks the prediction of zero residuals, without them the mean of four neighbours; no errors."""
+    x = picture(41, 33)
+    step = make_step(tiny, x, False)
+    windows = tiles(41, 33, 16)[n_known:]
+    for network in (False, True):
+        filled: set[int] = set()
+        for numbers, pixels, errors in fill_groups(step, windows, network):
+            filled |= set(numbers)
+            assert not any(e.any() for e in errors.values())
+            for n, number in enumerate(numbers):
+                one = GroupBatch(step, [windows[number]])
+                for phase in PHASES:
+                    if network:
+                        one.code(phase, Means(), one.parameters(phase), None, None)
+                    else:
+                        one.interpolate(phase)
+                    assert torch.equal(one.pixels[phase][0], pixels[phase][n])
+        assert filled == set(range(len(windows)))
+    four = [step.coarse[..., dy : dy + 15, dx : dx + 15].int() for dy in (0, 1) for dx in (0, 1)]
+    batch = GroupBatch(step, [(slice(0, 30), slice(0, 30))])
+    batch.interpolate("D")
+    assert torch.equal(batch.pixels["D"].int(), (sum(four) + 2) >> 2)
+
+
+def test_one_group_or_many_code_every_pixel_once(tiny: Model) -> None:
+    x = picture(61, 83)
+    step = make_step(tiny, x, True)
+    for side in (8, 512):
         counter = Counter(len(tiny.tables))
-        coarse = rgb_to_ycocg(x[..., ::2, ::2])
-        exact_levels.code_step(tiny.exact, counter, coarse, (61, 83), 1, x, lossy, 40, block=block)
-        counts.append(counter.counts)
-    assert np.array_equal(*counts)
-    assert counts[0].sum() == 3 * (61 * 83 - 31 * 42)
+        for window in tiles(61, 83, side):
+            code_groups([GroupBatch(step, [window])], [counter], lambda *_: None, x)
+        assert counter.counts.sum() == 3 * (61 * 83 - 31 * 42)
 
 
-def test_lossy_levels_do_not_depend_on_tiles(shipped: Model) -> None:
-    x = photo(201, 155)[None].contiguous(memory_format=torch.channels_last)
-    model, size = shipped.lossy, (201, 155)
-    target = lossy_levels.analyse(model, x, 60)
-    z1 = lossy_levels.code_level1(model, Discard(), lossy_levels.latent_grid(*size), 60, target[:, :6])
-    whole, tiled = (
-        lossy_levels.code_level(model, Discard(), 2, z1, 60, target[:, 6:48], block=b) for b in (128, 4)
-    )
-    assert torch.equal(whole, tiled)
-    z2 = torch.cat((z1, whole), 1)
-    a, b = (lossy_levels.missing_level(model, 3, z2, 60, block=n) for n in (128, 5))
-    assert torch.equal(a, b)
-    latents = torch.cat((z2, a), 1)
-    pictures = [lossy_levels.synthesise(model, latents, size, 2, 60, block=n) for n in (1, 3, 64)]
-    assert torch.equal(pictures[0], pictures[1])
-    assert torch.equal(pictures[0], pictures[2])
-
-
-def test_analysis_in_bands(shipped: Model) -> None:
-    x = photo(100, 60)[None]
-    a, b = (lossy_levels.analyse(shipped.lossy, x, 60, band_blocks=n) for n in (16384, 20))
-    assert (a - b).abs().max() <= 1, "float, so a sixteenth may round either way"
+# whole models
 
 
 def test_extreme_planes_through_a_chain(shipped: Model) -> None:
@@ -226,14 +351,40 @@ def test_extreme_planes_through_a_chain(shipped: Model) -> None:
 
 
 def test_eight_pictures_decode_as_one(tiny: Model) -> None:
-    """A batch of one: eight files after another leave nothing behind that changes the next."""
-    files = [encode_image(photo(20 + i, 31), model=tiny, lossless=True) for i in range(8)]
+    """Eight files one after another leave nothing behind that changes the next."""
+    files = [encode_image(photo(20 + i, 31), model=tiny, settings=LAYERED) for i in range(8)]
     first = [decode_image(f, model=tiny).rgb for f in files]
     again = [decode_image(f, model=tiny).rgb for f in reversed(files)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_a_lossy_picture_is_what_the_decoder_sees(tiny: Model) -> None:
-    x = photo(24, 40)
-    data = encode_image(x, model=tiny, quality=60)
-    assert torch.equal(lossy_picture(tiny, x[None], 60, Discard())[0], decode_image(data, model=tiny).rgb)
+@pytest.mark.usefixtures("small_groups")
+def test_the_encoders_lossy_picture_is_the_decoders(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the exact levels of an encoder are guided by, in many groups, is what a decoder shows."""
+    shown: list[Tensor] = []
+    real = encode_levels.lossy_picture
+
+    def spy(*arguments: object) -> Tensor:
+        shown.append(real(*arguments))  # type: ignore[arg-type]
+        return shown[-1]
+
+    monkeypatch.setattr("vbc.codec.pipeline.lossy_picture", spy)
+    case = CASES["layered"]
+    data = encode_image(case.rgb, model=tiny, settings=case.settings)
+    assert torch.equal(shown[0][0], decode_image(data, model=tiny, levels=3).rgb)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_states_of_one_file_do_not_disturb_each_other(tiny: Model) -> None:
+    """`advance` gives a new state; what the one before has done stays what it was."""
+    data = grouped_file("archival")
+    header = container.unpack_header(data)
+    state = DecodeState(tiny, header)
+    seen = [state]
+    for i, packet in enumerate(header.packets):
+        if packet.level:
+            body = {packet.part - 1: container.read_packet(data, header, i)}
+            seen.append(seen[-1].advance(packet.level, body))
+    counts = [sum(map(len, s.done.values())) for s in seen]
+    assert counts == list(range(len(seen)))
+    assert state.done == {}

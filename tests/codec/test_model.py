@@ -1,4 +1,7 @@
-"""The float model's pieces, and that the integers follow it (lossy levels: test_lossy_net.py)."""
+"""The float model's pieces, that the integers follow it, and the fit of tuned corrections.
+
+The lossy levels have files of their own.
+"""
 
 import math
 
@@ -6,20 +9,24 @@ import numpy as np
 import pytest
 import torch
 from pictures import photo
+from torch import Tensor
 
 from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.entropy.coder import Counter
-from vbc.codec.exact import networks as exact
-from vbc.codec.exact import tuning
-from vbc.codec.exact.grids import code_step
-from vbc.codec.exact.networks import ExactNet, training_bits
-from vbc.codec.model import build_model
-from vbc.codec.nets.qconv import QConv, set_quantise, weight_shift
-from vbc.codec.train.export import export_model
+from vbc.codec.exact import features, level, tuning, tuning_fit
+from vbc.codec.exact.groups import GridStep, GroupBatch
+from vbc.codec.exact.level import encode_level
+from vbc.codec.exact.planes import Window
+from vbc.codec.lossy.model import LossyModel
+from vbc.codec.model import Model, WeightsError, build_model
+from vbc.codec.train import exact_net
+from vbc.codec.train.exact_net import ExactNet, training_bits
+from vbc.codec.train.export import code_exact, export_model
 from vbc.codec.train.export_nets import export_conv
 from vbc.codec.train.frequency_tables import initial_tables, logistic_table
 from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.qconv import QConv, set_quantise, weight_shift
 
 
 def test_ycocg_is_reversible_for_every_extreme_and_many_colours() -> None:
@@ -68,6 +75,18 @@ def test_initial_tables_cover_every_parameter() -> None:
     assert (tensors["tables"].long().sum(1) == 1 << 16).all()
 
 
+def test_companding() -> None:
+    """Slope 1 up to 32, then 1/4 rounded down, within the inputs' range; it never falls."""
+    d = torch.arange(-511, 512, dtype=torch.int16)
+    folded = features.compand(d)
+    assert folded.dtype == torch.int16
+    assert folded[511 - 32 : 511 + 33].tolist() == list(range(-32, 33))
+    assert folded[511 + 36] == 33
+    assert folded[511 - 33] == -33
+    assert (folded.min(), folded.max()) == (-64, 63)
+    assert (folded.diff() >= 0).all()
+
+
 def test_export_drops_bits_where_the_bound_would_break() -> None:
     torch.manual_seed(0)
     layer = QConv(400, 4, 3)
@@ -105,8 +124,12 @@ def test_integer_exact_levels_follow_the_float_network() -> None:
     with torch.no_grad():
         bits = training_bits(net, rgb_to_ycocg(x), 0).item()
         counter = Counter(len(model.tables))
-        code_step(model.exact, counter, rgb_to_ycocg(x[..., ::2, ::2]), (96, 96), 1, x)
-    assert counter.bits(model.tables.frequencies) == pytest.approx(bits, rel=0.01)
+        code_exact(model, counter, x, None, 0)
+        whole = counter.bits(model.tables.frequencies)
+        counter = Counter(len(model.tables))
+        code_exact(model, counter, x[..., ::2, ::2].contiguous(memory_format=torch.channels_last), None, 0)
+    # the last step alone: all of them less those of the coarser grid, whose level classes differ a little
+    assert whole - counter.bits(model.tables.frequencies) == pytest.approx(bits, rel=0.01)
 
 
 def test_tuning_scores_are_derivatives() -> None:
@@ -114,13 +137,13 @@ def test_tuning_scores_are_derivatives() -> None:
     s = torch.linspace(-2, 3, 50, dtype=torch.float64).view(2, 25).requires_grad_()
     nats = logistic_nll(r, s).sum(1) * math.log(2)
     by_r, by_s = torch.autograd.grad(nats.sum(), (r, s))
-    cost, (mean_score, scale_score) = tuning.logistic_cost(r.detach(), s.detach())
-    inside = logistic_nll(r, s) * math.log(2) < -math.log(tuning.SMALLEST_PROBABILITY)
+    cost, (mean_score, scale_score) = tuning_fit.logistic_cost(r.detach(), s.detach())
+    inside = logistic_nll(r, s) * math.log(2) < -math.log(tuning_fit.SMALLEST_PROBABILITY)
     assert 0 < (~inside).sum() < 10
-    most = tuning.SCORE_MAX
+    most = tuning_fit.SCORE_MAX
     torch.testing.assert_close(mean_score, by_r.clamp(-most, most))  # the mean moves against the residual
     torch.testing.assert_close(scale_score, -by_s.clamp(-most, most))
-    capped = (logistic_nll(r, s) * math.log(2)).clamp_max(-math.log(tuning.SMALLEST_PROBABILITY)).sum(1)
+    capped = (logistic_nll(r, s) * math.log(2)).clamp_max(-math.log(tuning_fit.SMALLEST_PROBABILITY)).sum(1)
     torch.testing.assert_close(cost, capped)
 
 
@@ -133,9 +156,9 @@ def test_tuning_finds_what_is_linear() -> None:
     uniform = torch.rand((3, 6000), generator=rng).clamp(1e-4, 1 - 1e-4)
     mean, scale = torch.einsum("np,kcp->kcn", x, truth[..., :5]) + (truth[..., 5:, None] * followed).sum(2)
     residual = torch.round(mean + torch.exp2(scale + 1) * torch.logit(uniform))
-    start = tuning.logistic_cost(residual, torch.ones_like(scale))[0].sum()
-    best = tuning.logistic_cost(residual - mean, scale + 1)[0].sum()
-    delta, gain = tuning.fit_channels(x, followed, residual, torch.ones_like(scale))
+    start = tuning_fit.logistic_cost(residual, torch.ones_like(scale))[0].sum()
+    best = tuning_fit.logistic_cost(residual - mean, scale + 1)[0].sum()
+    delta, gain = tuning_fit.fit_channels(x, followed, residual, torch.ones_like(scale))
     assert delta.shape == truth.shape
     assert 0.9 * (start - best) < gain < 1.1 * (start - best)
 
@@ -153,7 +176,7 @@ def test_slopes_are_coded_where_there_are_any() -> None:
 
 @pytest.mark.parametrize(("n", "samples"), [(1, 10), (10, 10), (98_304, 7000), (262_144, 7000), (7001, 7000)])
 def test_sample_positions_are_spread(n: int, samples: int) -> None:
-    at = tuning.sample_positions(n, samples)
+    at = tuning_fit.sample_positions(n, samples)
     assert len(at) == min(n, samples)
     assert int(at.min()) >= 0
     assert int(at.max()) < n
@@ -164,14 +187,114 @@ def test_sample_positions_are_spread(n: int, samples: int) -> None:
 
 def test_sample_windows_stay_inside() -> None:
     for size in ((1, 9000), (48, 48), (300, 2000), (2000, 50), (1024, 1024)):
-        for rows, cols in tuning.sample_windows(*size, 14_000):
+        for rows, cols in tuning_fit.sample_windows(*size, 14_000):
             assert 0 <= rows.start < rows.stop <= size[0]
             assert 0 <= cols.start < cols.stop <= size[1]
-        total = sum((r.stop - r.start) * (c.stop - c.start) for r, c in tuning.sample_windows(*size, 14_000))
+        total = sum(
+            (r.stop - r.start) * (c.stop - c.start) for r, c in tuning_fit.sample_windows(*size, 14_000)
+        )
         assert 0 < total <= 1.5 * 14_000
 
 
-def test_surprise_sees_octaves() -> None:
+def test_error_classes_are_octaves() -> None:
     r = torch.tensor([0.0, 1.0, 4.0, 100.0])
-    assert exact.surprise_class(r, torch.zeros(4)).tolist() == [2, 4, 6, 8]
-    assert np.all(np.diff(exact.surprise_class(r, torch.full((4,), 3.0)).numpy()) >= 0)
+    assert exact_net.error_class(r, torch.zeros(4)).tolist() == [2, 4, 6, 8]
+    assert np.all(np.diff(exact_net.error_class(r, torch.full((4,), 3.0)).numpy()) >= 0)
+
+
+# what the fit is worth
+
+
+def step_of(model: Model, x: Tensor, layered: bool) -> GridStep:
+    return GridStep(model.exact, rgb_to_ycocg(x[..., ::2, ::2]), None, x.flip(-1) if layered else None, 0, 60)
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_tuning_pays_for_itself(tiny: Model, layered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one group and in many, looking at positions and at windows: smaller by about the same, side
+    information included."""
+    x = photo(240, 256)[None].contiguous(memory_format=torch.channels_last)
+    step = step_of(tiny, x, layered)
+
+    def size(side: int, effort: int, keep: int = 1 << 20) -> int:
+        monkeypatch.setattr(level, "KEEP_POSITIONS", keep)
+        windows: list[Window] = [
+            (slice(top, min(240, top + side)), slice(left, min(256, left + side)))
+            for top in range(0, 240, side)
+            for left in range(0, 256, side)
+        ]
+        shared, packets, _ = encode_level(tiny, step, windows, x, 3, effort, False)
+        assert (shared is not None) == (effort > 0)
+        return len(shared or b"") + sum(map(len, packets))
+
+    plain = size(512, 0)
+    for side in (512, 64):
+        best = size(side, 2)
+        assert best < 0.97 * plain
+        assert size(side, 1) < 1.02 * best
+        assert size(side, 1, keep=0) < 1.03 * best, "samples in windows"
+
+
+def test_sampling_does_not_mind_what_is_seen_meanwhile(tiny: Model) -> None:
+    """The fit runs on a thread of its own, while some batches have seen the phase already and others not."""
+    x = photo(64, 70)[None].contiguous(memory_format=torch.channels_last)
+    step = step_of(tiny, x, False)
+    batches = [GroupBatch(step, [(slice(t, t + 32), slice(0, 70))]) for t in (0, 32)]
+    targets = [level.phase_pixels(x, batch.windows, "D") for batch in batches]
+    want = tuning_fit.look_at_windows("D", batches, targets, 500)
+    batches[0].see("D", targets[0])
+    got = tuning_fit.look_at_windows("D", batches, targets, 500)
+    for name in ("base", "out", "features", "around", "pixels"):
+        assert torch.equal(getattr(got, name), getattr(want, name))
+
+
+def test_what_does_not_pay_is_left_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = photo(220, 220)[None].contiguous(memory_format=torch.channels_last)
+    windows: list[Window] = [(slice(0, 220), slice(0, 220))]
+    monkeypatch.setattr(tuning_fit, "COST_BITS", 1e9)
+    shared, packets, _ = encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 1, False)
+    assert shared is None
+    assert packets[0][0] == level.CODED
+
+
+def test_few_positions_are_not_tuned(tiny: Model) -> None:
+    x = photo(199, 199)[None].contiguous(memory_format=torch.channels_last)
+    windows: list[Window] = [(slice(0, 199), slice(0, 199))]
+    assert encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 2, False)[0] is None
+
+
+def test_samples_in_windows_are_those_at_positions(tiny: Model) -> None:
+    """All positions of all groups, run anew in windows or kept: the same samples, in another order."""
+    x = photo(64, 70)[None].contiguous(memory_format=torch.channels_last)
+    step = step_of(tiny, x, True)
+    windows: list[Window] = [
+        (slice(t, t + 32), slice(c, min(70, c + 32))) for t in (0, 32) for c in (0, 32, 64)
+    ]
+    batches = [batch for _, batch in level.make_batches(step, windows)]
+    targets = [level.phase_pixels(x, batch.windows, "D") for batch in batches]
+    known = [batch.parameters("D") for batch in batches]
+    n = sum(t.numel() // 3 for t in targets)
+    at = tuning_fit.look_at_positions("D", batches, targets, known, torch.arange(n))
+    anew = tuning_fit.look_at_windows("D", batches, targets, 100 * n)
+    for name in ("base", "out", "around", "pixels"):
+        a, b = (getattr(s, name).long() for s in (at, anew))
+        assert a.shape == b.shape
+        assert torch.equal(a.sort(1).values, b.sort(1).values), name
+    assert torch.equal(at.features.long().sort(0).values, anew.features.long().sort(0).values)
+    rows = [torch.cat((s.base.long(), s.out.long(), s.pixels.long())).T.tolist() for s in (at, anew)]
+    assert sorted(rows[0]) == sorted(rows[1])
+
+
+def test_a_model_needs_all_its_tensors() -> None:
+    """Each missing or broken tensor is a WeightsError that names what is wrong."""
+    torch.manual_seed(0)
+    tensors = export_model(ExactNet(8), LossyNet(), None)
+    assert isinstance(build_model(tensors).lossy, LossyModel)
+    needed = [n for n in tensors if not n.startswith("analysis.")]
+    for name in needed[::23]:
+        with pytest.raises(WeightsError, match="not the weights"):
+            build_model({n: t for n, t in tensors.items() if n != name})
+    broken = tensors["tables"].int()
+    broken[0, 0] += 1
+    with pytest.raises(WeightsError, match="sum"):
+        build_model({**tensors, "tables": broken})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,12 +146,17 @@ def test_truncation(tmp_path: Path, lossy: bytes) -> None:
     assert error.value.levels_available == (1, 2)
 
 
+def changed(header: container.Header, **fields: object) -> bytes:
+    """Header and index with other fields."""
+    return container.pack_header(replace(header, **fields))  # type: ignore[arg-type]
+
+
 def broken(data: bytes) -> dict[str, tuple[bytes, int]]:
     header = container.unpack_header(data)
     first = header.header_bytes
     flipped = data[:first] + bytes([data[first] ^ 1]) + data[first + 1 :]
-    foreign = container.pack_header(container.Header(**{**vars(header), "model_hash": b"strange!"}))
-    huge = container.pack_header(container.Header(**{**vars(header), "width": 60_000, "height": 60_000}))
+    foreign = changed(header, model_hash=b"strange!")
+    huge = changed(header, width=60_000, height=60_000, packets=header.packets[:1])
     body = data[header.header_bytes :]
     return {
         "empty": (b"", 3),
@@ -212,6 +218,42 @@ def test_more_usage_errors(image: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert codec("encode", tmp_path / "empty", "-o", tmp_path / "out").exit_code == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert codec("verify", image, "--device", "cuda").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "region", ["1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,-3,4", "1.5,0,3,3", "", "0,0,0,5", "0,0,5,0", "1;2;3;4"]
+)
+def test_regions_that_are_none(tmp_path: Path, lossy: bytes, region: str) -> None:
+    path = tmp_path / "a.vbc"
+    path.write_bytes(lossy)
+    for command in (("decode", path, "-o", tmp_path / "out.png"), ("info", path)):
+        result = codec(*command, "--region", region)
+        assert result.exit_code == 2
+        assert "--region" in result.stderr
+    assert os.listdir(tmp_path) == ["a.vbc"]
+
+
+def test_a_region_outside_the_picture(tmp_path: Path, lossy: bytes) -> None:
+    """Only the file says so: an error of this input, not of its bytes."""
+    path = tmp_path / "a.vbc"
+    path.write_bytes(lossy)
+    for command in (("decode", path, "-o", tmp_path / "out.png"), ("info", path)):
+        result = codec(*command, "--region", "40,20,4,4")
+        assert result.exit_code == 2
+        assert "region 40,20,4,4 is not inside the picture of 43 x 29" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert codec("decode", path, "-o", tmp_path / "out.png", "--region", "1,1,2,2", "--native").exit_code == 2
+    assert os.listdir(tmp_path) == ["a.vbc"]
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "CUDA", "cuda:0:1", "meta"])
+def test_devices_that_are_none(image: Path, tmp_path: Path, device: str) -> None:
+    result = codec("encode", image, "-o", tmp_path / "a.vbc", "--device", device)
+    assert result.exit_code == 2
+    assert f"not on {device}" in result.stderr
+    assert not (tmp_path / "a.vbc").exists()
+    with pytest.raises(ValueError, match="cpu, cuda and cuda:N"):
+        vbc.codec.encode(RGB, device=device)
 
 
 def test_unsupported_image(tmp_path: Path) -> None:
@@ -344,8 +386,7 @@ def test_limits(tmp_path: Path, lossy: bytes) -> None:
 def test_input_without_end_is_not_read_for_ever(lossy: bytes) -> None:
     """Zeros after a whole file, a header that promises more than the size allows, no image at all."""
     header = container.unpack_header(lossy)
-    chunks = (*header.chunks[:-1], container.Chunk(container.LEVEL, 3, 1 << 40, 0))
-    huge = container.pack_header(container.Header(**{**vars(header), "chunks": chunks}))
+    huge = changed(header, packets=(*header.packets[:-1], container.Packet(3, 1, 1 << 40, 0)))
     for command, head, exit_code in (
         (["verify", "-"], lossy, 3),
         (["decode", "-", "-o", os.devnull, "--format", "ppm"], huge, 5),
@@ -441,6 +482,41 @@ def test_info_of_a_named_pipe(tmp_path: Path, lossless: bytes) -> None:
         out, _ = process.communicate(timeout=60)
         info = json.loads(out)
         assert (info["n_bytes"], tuple(info["levels"])) == (len(data), levels)
+
+
+def test_a_region_from_file_to_file(tmp_path: Path, lossless: bytes, lossy: bytes) -> None:
+    for data in (lossless, lossy):
+        path, out = tmp_path / "a.vbc", tmp_path / "out.png"
+        path.write_bytes(data)
+        assert codec("decode", path, "-o", out, "--region", "5,7,20,11").exit_code == 0
+        assert np.array_equal(pixels(out), np.asarray(vbc.codec.decode(data))[7:18, 5:25])
+        result = codec("decode", path, "-o", out, "--region", "5,7,20,11", "--levels", 2, "--json")
+        assert json.loads(result.stdout)["levels"] == [1, 2]
+        assert np.array_equal(pixels(out), np.asarray(vbc.codec.decode(data, levels=2))[7:18, 5:25])
+        decoded = codec("decode", "-", "-o", "-", "--region", "5,7,20,11", "--format", "ppm", stdin=data)
+        assert Image.open(io.BytesIO(decoded.stdout_bytes)).size == (20, 11)
+
+
+def test_info_names_the_bytes_of_a_region(tmp_path: Path) -> None:
+    """Of a picture that is wider than a group."""
+    data = vbc.codec.encode(make_example(1100, 16), lossless=True)
+    path = tmp_path / "a.vbc"
+    path.write_bytes(data)
+    info = json.loads(codec("info", path, "--region", "0,0,30,16", "--json").stdout)
+    ranges = [tuple(span) for span in info["ranges"]]
+    assert ranges == list(vbc.codec.read_info(data, region=(0, 0, 30, 16)).ranges)
+    needed = sum(end - start for start, end in ranges)
+    assert info["header_bytes"] < needed < 0.8 * len(data)
+    text = codec("info", path, "--region", "0,0,30,16").stdout
+    assert f"{needed} bytes are needed: 0-" in text
+    assert "bytes are needed" not in codec("info", path).stdout
+    few = json.loads(codec("info", path, "--region", "0,0,30,16", "--levels", 1, "--json").stdout)
+    assert few["ranges"] == [[0, info["level_ends"]["1"]]]
+    cut = data[: info["header_bytes"]]
+    assert (
+        json.loads(codec("info", "-", "--region", "0,0,30,16", "--json", stdin=cut).stdout)["ranges"]
+        == info["ranges"]
+    )
 
 
 def test_eval(image: Path, tmp_path: Path) -> None:

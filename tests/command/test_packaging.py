@@ -1,10 +1,11 @@
 """Rules of the tree: names, the direction of imports, no pickle; and what an installation brings."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -18,7 +19,12 @@ SOURCES = sorted([*(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py
 
 def imports(path: Path) -> Iterator[str]:
     """Full names of the modules that a file imports, relative ones resolved."""
-    package = ["vbc", *path.relative_to(ROOT).parts[:-1]]
+    return imports_in(path, ROOT)
+
+
+def imports_in(path: Path, root: Path) -> Iterator[str]:
+    """As `imports`, of a file below another root."""
+    package = ["vbc", *path.relative_to(root).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -89,7 +95,12 @@ def test_the_rules_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("module", "heavy"),
     [
         ("vbc.codec", ("torch", "numpy", "PIL", "typer")),
-        ("vbc.codec.cli", ("torch", "numpy", "PIL", "rich", "constriction")),
+        ("vbc.codec.cli", ("torch", "numpy", "PIL", "rich", "constriction", "triton", "safetensors")),
+        ("vbc.codec.api", ("torch", "numpy", "PIL", "constriction")),
+        ("vbc.codec.incremental", ("torch", "numpy", "PIL", "constriction")),
+        ("vbc.codec.decode_plan", ("torch", "numpy", "PIL", "constriction")),
+        ("vbc.codec.settings", ("torch", "numpy", "PIL", "constriction")),
+        ("vbc.bitstream.geometry", ("torch", "numpy")),
         ("vbc.codec.files.image_io", ("torch",)),
         ("vbc.bitstream.container", ("torch",)),
         ("vbc.bitstream.ans", ("torch",)),
@@ -123,12 +134,153 @@ def test_packages_are_typed(package: str) -> None:
     assert (resources.files(f"vbc.{package}") / "py.typed").is_file()
 
 
+WEIGHTS = ROOT / "codec" / "weights"
+MOST_BYTES = 8_000_000
+
+
 def test_weights_are_shipped() -> None:
-    weights = [
-        p for p in (resources.files("vbc.codec") / "weights").iterdir() if p.name.endswith(".safetensors")
-    ]
-    assert weights
-    assert sum(len(p.read_bytes()) for p in weights) <= 8 << 20
+    """Every set is in the index with the hashes that it has, none is in the folder without, all are small."""
+    from vbc.codec.model import installed, load_model
+
+    index = installed()
+    assert index == json.loads((WEIGHTS / "index.json").read_text())
+    assert {entry["file"] for entry in index} == {path.name for path in WEIGHTS.glob("*.safetensors")}
+    assert len({(entry["model"], entry["tables"]) for entry in index}) == len(index) > 0
+    for entry in index:
+        assert set(entry) == {"file", "model", "tables"}
+        model = load_model(WEIGHTS / entry["file"])
+        assert (model.hash.hex(), model.tables.digest.hex()) == (entry["model"], entry["tables"])
+    for path in WEIGHTS.rglob("*.safetensors"):
+        assert path.stat().st_size <= MOST_BYTES, path
+    assert load_model().hash.hex() == index[-1]["model"], "the newest is the last"
+
+
+def test_weights_are_installed_with_the_package() -> None:
+    folder = resources.files("vbc.codec") / "weights"
+    assert {p.name for p in folder.iterdir() if p.is_file()} >= {"index.json"}
+
+
+# walls
+
+OURS = {".".join(("vbc", *p.relative_to(ROOT).with_suffix("").parts)): p for p in SOURCES}
+ROOMS = ("lossy", "exact", "nets", "entropy")
+"""Rooms of the codec that know nothing of files and of the pipeline."""
+ABOVE = (
+    "pipeline",
+    "api",
+    "files",
+    "jobs",
+    "cli",
+    "incremental",
+    "decode_state",
+    "decode_plan",
+    "encode_levels",
+)
+
+
+def modules_of(name: str) -> Iterator[str]:
+    """Our modules that importing a full name loads: its packages, and itself where it is a module."""
+    parts = name.split(".")
+    for n in range(2, len(parts) + 1):
+        module = ".".join(parts[:n])
+        if module in OURS:
+            yield module
+        elif f"{module}.__init__" in OURS:
+            yield f"{module}.__init__"
+
+
+def reachable(start: str) -> set[str]:
+    """All our modules that a module imports, at any place of it and directly or not, itself among them."""
+    found, waiting = set(), [start]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += [m for name in imports(OURS[module]) for m in modules_of(name)]
+    return found
+
+
+def test_coding_imports_nothing_of_training() -> None:
+    """Whatever a function of the Python interface may ever import."""
+    for start in ("vbc.codec.api", "vbc.codec.pillow", "vbc.codec.incremental"):
+        found = reachable(start)
+        assert {"vbc.codec.pipeline", "vbc.codec.exact.groups", "vbc.kernels.rans"} <= found
+        assert not [m for m in found if m.startswith(("vbc.codec.train.", "vbc.kernels.research."))]
+    assert "vbc.codec.train.stages" in reachable("vbc.codec.cli"), "the command alone can train"
+
+
+CODING = """
+import sys
+import numpy as np
+from vbc.codec import IncrementalReader, api
+picture = np.arange(60 * 50 * 3).reshape(60, 50, 3).astype(np.uint8)
+for options in ({}, {"lossless": True}, {"lossless": True, "levels": 0, "effort": 2}):
+    data = api.encode(picture, **options)
+    api.decode(data)
+    api.decode_image(data, "cpu", region=(3, 4, 5, 6))
+    api.verify(data)
+    reader = IncrementalReader()
+    reader.feed(data)
+    reader.picture()
+print([name for name in sys.modules if name.startswith(("vbc.codec.train", "vbc.kernels.research"))])
+"""
+
+
+def test_coding_loads_nothing_of_training() -> None:
+    assert python(CODING).strip() == "[]"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_know_nothing_of_what_uses_them(room: str) -> None:
+    paths = sorted((ROOT / "codec" / room).glob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        for name in imports(path):
+            used = name.removeprefix("vbc.codec.").split(".")[0] if name.startswith("vbc.codec.") else ""
+            assert used not in (*ABOVE, "train"), f"{path.name} imports {name}"
+
+
+def test_only_tests_and_benchmarks_use_kernels_of_research() -> None:
+    for module, path in OURS.items():
+        if module.startswith(("vbc.tests.", "vbc.bench.", "vbc.kernels.research.")):
+            continue
+        assert not [name for name in imports(path) if name.startswith("vbc.kernels.research")], path
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("from vbc.codec import pipeline", "room"),
+        ("from vbc.codec.files.image_io import Picture", "room"),
+        ("from ..train import export", "room"),
+        ("from vbc.codec.train import export", "training"),
+        ("def f():\n    import vbc.codec.train.export", "training"),
+        ("import vbc.kernels.research.glimpse", "research"),
+        ("from ...kernels.research import glimpse", "research"),
+    ],
+)
+def test_the_walls_can_fail(line: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rule notices a line that breaks it."""
+    bad = tmp_path / "codec" / "exact" / "groups.py"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(line + "\n")
+    (bad.parent / "other.py").write_text("")
+    monkeypatch.setitem(OURS, "vbc.codec.exact.groups", bad)
+    real = imports
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "imports",
+        lambda path: imports_in(path, tmp_path) if tmp_path in path.parents else real(path),
+    )
+    if rule == "room":
+        monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    rules: dict[str, Callable[[], None]] = {
+        "room": lambda: test_rooms_know_nothing_of_what_uses_them("exact"),
+        "training": test_coding_imports_nothing_of_training,
+        "research": test_only_tests_and_benchmarks_use_kernels_of_research,
+    }
+    with pytest.raises(AssertionError):
+        rules[rule]()
 
 
 FORK = """
@@ -137,7 +289,7 @@ import torch
 from vbc.codec import api, example
 warnings.simplefilter("ignore")  # of forking with threads, which is what this is about
 torch.set_num_threads(2)
-image = example.make_example(300, 260)
+image = example.make_example(200, 160)
 data = api.encode(image, lossless=True)
 child = os.fork()
 if not child:

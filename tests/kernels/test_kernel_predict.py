@@ -1,149 +1,243 @@
-"""The fused channel predictor: equal to the host's numpy arithmetic, extremes included."""
+"""The channel predictor: the kernel equals the definition, and the definition plain Python integers."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vbc.codec.exact import block as exact_block
-from vbc.codec.exact.block import (
-    AROUND,
-    VALUE_RANGE,
-    BlockPredictor,
-    Parameters,
-    Tuning,
-    around_moves,
-    table_index,
-)
-from vbc.codec.exact.networks import N_SURPRISE
-from vbc.codec.model import Model, place
+from vbc.codec.exact.groups import error_moves
+from vbc.codec.exact.model import NEIGHBOURS
+from vbc.codec.exact.planes import by_channel
+from vbc.codec.model import Model
+from vbc.codec.train import exact_net
 from vbc.kernels import predict
-from vbc.kernels.predict import Corrections, PredictMaps, channel_tables, channel_tables_reference, misses
+from vbc.kernels.predict import (
+    ChannelPredictor,
+    Corrections,
+    PredictMaps,
+    channel_tables_triton,
+)
 
-SHAPES = [(1, 1), (1, 7), (33, 17)]
+SIZES = [1, 7, 561]
+PHASES = ("D", "V")
 
 
-def parameters(h: int, w: int, extreme: bool) -> tuple[Parameters, Tensor, Tensor]:
-    """Parameters of a block, corrections [1, 6, h, w] and values [1, 3, h, w], channels last in memory."""
-    g = torch.Generator().manual_seed(h * w + extreme)
+@dataclass(frozen=True)
+class Given:
+    """What a predictor of P positions is given, and the values of the three channels, int16 [3, P]."""
+
+    base: Tensor
+    out: Tensor
+    tuned: Corrections | None
+    values: Tensor
+
+    def to(self, device: str) -> "Given":
+        tuned = self.tuned
+        if tuned is not None:
+            tuned = Corrections(tuned.linear.to(device), tuned.moves.to(device), tuned.before.to(device))
+        return Given(self.base.to(device), self.out.to(device), tuned, self.values.to(device))
+
+    def predictor(self, maps: PredictMaps, n_known: int) -> ChannelPredictor:
+        """One that has learnt the first channels."""
+        predictor = ChannelPredictor(self.base, self.out, self.tuned, maps)
+        for c in range(n_known):
+            predictor.learn(self.values[c])
+        return predictor
+
+
+def given(n: int, extreme: bool, tuned: bool) -> Given:
+    """Pseudo-random parameters. extreme: far beyond what networks give, values that only damage brings."""
+    g = torch.Generator().manual_seed(n + extreme)
     size = 1 << 20 if extreme else 300
 
-    def planes(n: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
-        x = torch.randint(low, high, (1, n, h, w), generator=g, dtype=dtype)
-        return x.contiguous(memory_format=torch.channels_last)
+    def planes(c: int, low: int, high: int, dtype: torch.dtype) -> Tensor:
+        return torch.randint(low, high, (c, n), generator=g, dtype=dtype)
 
-    out = planes(9, -size, size, torch.int32)
-    base = planes(3, -255, 256, torch.int16)
-    values = planes(3, -32768, 32767, torch.int16) if extreme else planes(3, -255, 256, torch.int16)
-    return Parameters(base, out, torch.zeros(1, 1, h, w)), planes(6, -400, 400, torch.int32), values
-
-
-def tuning(phase: str, linear: Tensor) -> tuple[Tuning, Tensor]:
-    """Corrections with slopes up to the extremes, and misses around [1, 3 K, h, w]."""
-    g = torch.Generator().manual_seed(linear.numel())
-    n = len(AROUND[phase])
-    around = torch.randint(-508, 509, (1, 3 * n, *linear.shape[-2:]), generator=g, dtype=torch.int16)
-    slopes = [torch.randint(-127, 128, size, generator=g, dtype=torch.int32) for size in ((n, 3), (2, 3, 2))]
-    layer: Any = lambda features: linear  # noqa: E731
-    around = around.contiguous(memory_format=torch.channels_last)
-    return Tuning(layer, slopes[0], slopes[1].numpy()), around
+    values = planes(3, -32768, 32768, torch.int16) if extreme else planes(3, -255, 256, torch.int16)
+    corrections = None
+    if tuned:
+        around = torch.randint(-508, 509, (1, 9, 1, n), generator=g, dtype=torch.int16)
+        slopes = torch.randint(-127, 128, (3, 3), generator=g, dtype=torch.int32)
+        before = torch.randint(-127, 128, (2, 3, 2), generator=g, dtype=torch.int32)
+        corrections = Corrections(planes(6, -400, 400, torch.int32), error_moves(around, slopes), before)
+    return Given(planes(3, -255, 256, torch.int16), planes(9, -size, size, torch.int32), corrections, values)
 
 
-def host(
-    model: Model, phase: str, p: Parameters, tuned: Tensor | None, values: Tensor
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """Table and rounded mean of each channel, and the misses, as `exact_block` has them."""
-    corrections = (None, None) if tuned is None else tuning(phase, tuned)
-    predictor = BlockPredictor(model.exact, phase, p, *corrections)
+def by_hand(x: Given, maps: PredictMaps, i: int) -> tuple[list[tuple[int, int]], list[int]]:
+    """Table and rounded mean of each channel at position i, and the prior errors: in Python's integers."""
+
+    def clip(v: int, low: int, high: int) -> int:
+        return min(max(v, low), high)
+
+    log2_residual, surprise = maps.log2_residual.tolist(), maps.surprise.tolist()
+    out, base, values = x.out[:, i].tolist(), x.base[:, i].tolist(), x.values[:, i].tolist()
+    residuals: list[int] = []
+    ratios: list[int] = []
     found = []
     for c in range(3):
-        found.append(table_index(model.exact, c, *predictor.predict(c)))
-        predictor.learn(values[0, c].contiguous().numpy().ravel())
-    return found, predictor.misses()
-
-
-def on_device(phase: str, linear: Tensor | None, device: str) -> Corrections | None:
-    if linear is None:
-        return None
-    t, around = tuning(phase, linear)
-    before = torch.from_numpy(t.before).to(device)
-    moves = around_moves(around, t.around)[0].T.contiguous().to(device)
-    return Corrections(rows(linear, device), moves, before)
-
-
-def rows(x: Tensor, device: str) -> Tensor:
-    return exact_block.by_position(x).to(device)
+        mean, scale = 16 * base[c] + out[c], clip(out[3 + c], -64, 96)
+        for j, r in enumerate(residuals):
+            mean += clip(out[5 + c + j], -127, 127) * r + 32 >> 6
+        if c:
+            scale += surprise[c - 1][max(clip((q + 8 >> 4) + 4, 0, 8) for q in ratios)]
+        residuals_before, ratios_before = list(residuals), list(ratios)
+        r = 16 * values[c] - mean
+        residuals.append(r)
+        ratios.append(log2_residual[min(abs(r), len(log2_residual) - 1)] - scale)
+        if x.tuned is not None:
+            move, change = int(x.tuned.moves[c, i]), 128
+            for j, (r, q) in enumerate(zip(residuals_before, ratios_before, strict=True)):
+                move += int(x.tuned.before[0, c, j]) * r
+                change += int(x.tuned.before[1, c, j]) * q
+            mean += int(x.tuned.linear[c, i]) + (move >> 8)
+            scale += int(x.tuned.linear[3 + c, i]) + (change >> 8 if c else 0)
+        mean, scale = clip(mean, 16 * -255 if c else 0, 16 * 255), clip(scale, -64, 96)
+        rounded = mean + 8 >> 4
+        key = (scale + 64) * 16 + mean + 8 - 16 * rounded
+        found.append((int(maps.tables[c, key]), rounded))
+    return found, [clip(r + 2 >> 2, -127, 127) for r in residuals]
 
 
 @pytest.mark.parametrize("extreme", [False, True])
-@pytest.mark.parametrize(("h", "w"), SHAPES)
-@pytest.mark.parametrize("with_tuned", [False, True])
-def test_equals_the_host(tiny: Model, h: int, w: int, extreme: bool, with_tuned: bool, device: str) -> None:
-    p, corrections, values = parameters(h, w, extreme)
-    tuned = corrections if with_tuned else None
-    maps = place(tiny, torch.device(device)).exact.maps
-    assert maps is not None
-    for phase in "DV":
-        wanted, missed = host(tiny, phase, p, tuned, values)
-        of_all = rows(p.base, device), rows(p.out, device), rows(values, device)
-        assert misses(*of_all, maps[phase]).T.tolist() == missed.tolist()
-        for c, (index, mean) in enumerate(wanted):
-            moved = on_device(phase, tuned, device)
-            arguments = (
-                rows(p.base, device),
-                rows(p.out, device),
-                moved,
-                rows(values, device),
-                c,
-                maps[phase],
-            )
-            for function in (channel_tables, channel_tables_reference):
-                have = function(*arguments)
-                assert have[0].dtype == have[1].dtype == torch.int16
-                assert have[0].tolist() == index.tolist()
-                assert have[1].tolist() == mean.tolist()
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_definition_by_hand(tiny: Model, phase: str, tuned: bool, extreme: bool) -> None:
+    x, maps = given(SIZES[-1], extreme, tuned), tiny.exact.maps[phase]
+    tables = [x.predictor(maps, c).tables_reference() for c in range(3)]
+    errors = x.predictor(maps, 3).prior_errors()
+    assert errors.dtype == torch.int8
+    for i in range(0, SIZES[-1], 17):
+        want, missed = by_hand(x, maps, i)
+        assert [(int(index[i]), int(mean[i])) for index, mean in tables] == want
+        assert errors[:, i].tolist() == missed
 
 
-def test_later_channels_are_not_looked_at(tiny: Model, device: str) -> None:
-    """What the memory of an undecoded channel holds makes no difference."""
-    p, _, values = parameters(9, 5, False)
-    maps = place(tiny, torch.device(device)).exact.maps
-    assert maps is not None
-    for c in (0, 1, 2):
-        poisoned = values.clone()
-        poisoned[:, c:] = -32768
-        have = [
-            channel_tables(rows(p.base, device), rows(p.out, device), None, rows(v, device), c, maps["H"])
-            for v in (values, poisoned)
-        ]
-        assert all(torch.equal(a, b) for a, b in zip(*have, strict=True))
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_kernel_equals_the_definition(
+    tiny: Model, n: int, extreme: bool, tuned: bool, device: str
+) -> None:
+    host = given(n, extreme, tuned)
+    x = host.to(device)
+    for phase in PHASES:
+        maps = tiny.exact.maps[phase]
+        there = maps.to(torch.device(device))
+        for c in range(3):
+            want = host.predictor(maps, c).tables_reference()
+            known = list(x.values[:c])
+            kernel = channel_tables_triton(x.base, x.out, x.tuned, known, there)
+            for have in (kernel, x.predictor(there, c).tables()):
+                for a, b in zip(have, want, strict=True):
+                    assert a.dtype == torch.int16
+                    assert torch.equal(a.cpu(), b)
+        errors = x.predictor(there, 3).prior_errors()
+        assert torch.equal(errors.cpu(), host.predictor(maps, 3).prior_errors())
 
 
-def test_constants_are_those_of_the_codec() -> None:
-    names = ("LOG_SCALE_MIN", "LOG_SCALE_MAX", "COEFFICIENT_MAX", "MISS_MAX")
-    assert [getattr(predict, n) for n in names] == [getattr(exact_block, n) for n in names]
-    assert predict.N_SURPRISE == N_SURPRISE
-    assert VALUE_RANGE == ((0, 255), (predict.LOW_CHROMA, 255), (predict.LOW_CHROMA, 255))
+def test_learning_step_by_step_equals_knowing_before(tiny: Model) -> None:
+    """A predictor that is asked after each channel gives what fresh ones give, also when asked twice."""
+    x, maps = given(33, False, True), tiny.exact.maps["H"]
+    predictor = ChannelPredictor(x.base, x.out, x.tuned, maps)
+    for c in range(3):
+        want = x.predictor(maps, c).tables_reference()
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(predictor.tables(), want, strict=True))
+        predictor.learn(x.values[c])
+    assert torch.equal(predictor.prior_errors(), x.predictor(maps, 3).prior_errors())
+    residuals, ratios = predictor.seen()
+    assert len(residuals) == len(ratios) == 3
+    assert residuals[0].dtype == ratios[0].dtype == torch.int32
+
+
+def test_corrections_do_not_move_what_is_learnt(tiny: Model) -> None:
+    """Prior errors, residuals and their classes are those of the prediction without corrections."""
+    tuned = given(200, False, True)
+    plain = Given(tuned.base, tuned.out, None, tuned.values)
+    maps = tiny.exact.maps["D"]
+    assert torch.equal(plain.predictor(maps, 3).prior_errors(), tuned.predictor(maps, 3).prior_errors())
+    differ = [
+        not torch.equal(plain.predictor(maps, c).tables()[1], tuned.predictor(maps, c).tables()[1])
+        for c in range(3)
+    ]
+    assert all(differ)
+
+
+def test_no_positions_at_all(tiny: Model, device: str) -> None:
+    x, maps = given(1, False, True).to(device), tiny.exact.maps["D"].to(torch.device(device))
+    assert x.tuned is not None
+    none = Corrections(x.tuned.linear[:, :0], x.tuned.moves[:, :0], x.tuned.before)
+    for tuned in (None, none):
+        predictor = ChannelPredictor(x.base[:, :0], x.out[:, :0], tuned, maps)
+        for c in range(3):
+            assert [part.shape for part in predictor.tables()] == [(0,), (0,)]
+            predictor.learn(x.values[c, :0])
+        assert predictor.prior_errors().shape == (3, 0)
+
+
+def test_views_of_other_layouts(tiny: Model, device: str) -> None:
+    """Planes that are not contiguous, as slices of larger ones."""
+    x, maps = given(60, False, True).to(device), tiny.exact.maps["V"].to(torch.device(device))
+    assert x.tuned is not None
+
+    def scattered(t: Tensor) -> Tensor:
+        wide = torch.zeros((*t.shape[:-1], 3 * t.shape[-1]), dtype=t.dtype, device=t.device)
+        wide[..., 1::3] = t
+        return wide[..., 1::3]
+
+    views = Given(
+        scattered(x.base),
+        scattered(x.out),
+        Corrections(scattered(x.tuned.linear), scattered(x.tuned.moves), x.tuned.before),
+        scattered(x.values),
+    )
+    for c in range(3):
+        want = x.predictor(maps, c).tables()
+        have = views.predictor(maps, c).tables()
+        assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+
+
+def test_moves_by_errors_around() -> None:
+    """Slopes in 256ths times four sums of quarters, plus half: equal to 64-bit arithmetic at the extremes."""
+    rng = np.random.default_rng(3)
+    for phase, groups in NEIGHBOURS.items():
+        n = len(groups)
+        around = torch.from_numpy(rng.integers(-508, 509, (2, 3 * n, 4, 5)).astype(np.int16))
+        slopes = torch.from_numpy(rng.integers(-127, 128, (n, 3)).astype(np.int32))
+        if phase == "V":
+            around[:], slopes[:] = 508, 127
+        sums = by_channel(around).long().view(n, 3, -1)
+        want = 128 + (4 * slopes.long()[..., None] * sums).sum(0)
+        have = error_moves(around, slopes)
+        assert have.dtype == torch.int32
+        assert torch.equal(have.long(), want)
+
+
+def test_training_uses_the_same_ranges() -> None:
+    assert exact_net.LOG_SCALE_RANGE == (predict.LOG_SCALE_MIN / 16, predict.LOG_SCALE_MAX / 16)
 
 
 def test_wrong_arguments(tiny: Model) -> None:
-    p, tuned, values = parameters(2, 3, False)
-    maps = place(tiny, torch.device("cpu")).exact.maps
-    assert maps is not None
-    corrections = on_device("D", tuned, "cpu")
-    assert corrections is not None
-    short = Corrections(corrections.linear[:-1], corrections.moves, corrections.before)
-    good = [rows(p.base, "cpu"), rows(p.out, "cpu"), corrections, rows(values, "cpu"), 0, maps["D"]]
-    bad_maps = PredictMaps(maps["D"].log2_residual, maps["D"].surprise, maps["D"].tables[:2])
+    x, maps = given(6, False, True), tiny.exact.maps["D"]
+    tuned = x.tuned
+    assert tuned is not None
+    good = [x.base, x.out, tuned, maps]
     for i, wrong in (
-        (0, good[0].int()),
-        (1, good[1][:, :8]),
-        (2, short),
-        (3, good[3][:-1]),
-        (4, 3),
-        (5, bad_maps),
+        (0, x.base.int()),
+        (0, x.base[:, :5]),
+        (0, x.base[:2]),
+        (1, x.out[:8]),
+        (1, x.out.short()),
+        (2, Corrections(tuned.linear[:, :-1], tuned.moves, tuned.before)),
+        (2, Corrections(tuned.linear, tuned.moves[:2], tuned.before)),
+        (2, Corrections(tuned.linear, tuned.moves.long(), tuned.before)),
+        (2, Corrections(tuned.linear, tuned.moves, tuned.before[:1])),
+        (3, PredictMaps(maps.log2_residual, maps.surprise, maps.tables[:2])),
+        (3, PredictMaps(maps.log2_residual, maps.surprise[:, :8], maps.tables)),
+        (3, PredictMaps(maps.log2_residual[:0], maps.surprise, maps.tables)),
+        (3, PredictMaps(maps.log2_residual.int(), maps.surprise, maps.tables)),
     ):
         with pytest.raises(ValueError, match="must"):
-            channel_tables(*good[:i], wrong, *good[i + 1 :])
+            ChannelPredictor(*good[:i], wrong, *good[i + 1 :])  # type: ignore[arg-type]
