@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vbc.codec.exact.networks import logistic_nll
+from vbc.codec.train.likelihood import logistic_nll
 from vbc.kernels.logistic import (
     logistic_bits,
     logistic_bits_reference,
