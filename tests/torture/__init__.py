@@ -28,7 +28,7 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     4: (bombs, 1, 1, "bomb headers in a fresh process"),
     5: (limits, 1, 1, "limits on every entry point"),
     6: (cost, 600, 30, "time of accepted mutations, peak memory"),
-    7: (every_truncation, 1, 60, "truncation points; the number is the step between them"),
+    7: (every_truncation, 1, 150, "truncation points; the number is the step between them"),
     8: (feeding, 2_000, 25, "files fed in random pieces"),
     9: (interruptions, 200, 2, "SIGKILL, full disk, closed pipe"),
     10: (devices, 1, 1, "threads 1, 2, 4; lists of 1 and 8; interpreted kernels; another torch"),
@@ -40,7 +40,7 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     16: (bad_files, 200, 0, "folder with 5 % bad files"),
     17: (self_check, 200, 8, "the encoder's self-check against faults put in"),
     18: (image_mutations, 40_000, 400, "mutations of image files to encode"),
-    19: (group_cases, 4_000, 60, "regions, cut and stripped files, other orders, damaged packets"),
+    19: (group_cases, 4_000, 45, "regions, cut and stripped files, other orders, damaged packets"),
     20: (others_pictures, 1, 20, "pictures of other projects that are installed; the number is the step"),
 }
 """Number -> function, full number, quick number (0: covered elsewhere in the suite), what it is."""
