@@ -124,11 +124,14 @@ def test_packages_are_typed(package: str) -> None:
 
 
 def test_weights_are_shipped() -> None:
+    from vbc.codec.model import installed
+
     weights = [
         p for p in (resources.files("vbc.codec") / "weights").iterdir() if p.name.endswith(".safetensors")
     ]
     assert weights
     assert sum(len(p.read_bytes()) for p in weights) <= 8 << 20
+    assert sorted(entry["file"] for entry in installed()) == sorted(p.name for p in weights)
 
 
 FORK = """
