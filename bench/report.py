@@ -549,9 +549,9 @@ def sections(results: Results, plots: str) -> str:
 
 
 def summary_table(results: Results) -> str:
-    """The README's table: each kind of codec at its best setting, lossless and lossy, without published rows.
+    """The README's table: each kind of codec at its best, lossless and lossy, without published rows.
 
-    Best means fewest bits: of lossless files, and at equal PSNR.
+    Best means fewest bits, in each column by itself: of lossless files, and at equal quality.
     """
     lossless = of_kind(results["lossless"], "summary")
     curves = [r for r in of_kind(results["rate_distortion"], "bd_rate") if not r["published"]]
@@ -559,17 +559,14 @@ def summary_table(results: Results) -> str:
     for family, name in FAMILIES.items():
         files = [r for r in lossless if r["codec"].split()[0] == family]
         smallest = min(files, key=lambda r: r["rate_bpsp"], default=None)
-        rate = None if smallest is None else f"{smallest['rate_bpsp']:.3f} ({smallest['setting']})"
-        own = [r for r in curves if r["codec"].split()[0] == family]
-        by_psnr = [r for r in own if r["metric"] == "psnr_db"]
-        best = min(by_psnr, key=lambda r: r["bd_rate_percent"], default=None)
-        by_metric = {r["metric"]: r["bd_rate_percent"] for r in own if best and r["codec"] == best["codec"]}
-        setting = best["codec"].removeprefix(family).strip() if best else ""
-        cells = [None, None]
-        for i, metric in enumerate(("psnr_db", "msssim_db")):
-            if metric in by_metric:
-                cells[i] = f"{by_metric[metric]:+.1f} %" + (f" ({setting})" if setting else "")
-        lines.append(bold([name, rate, *cells], family == rivals.OURS))
+        cells = [None if smallest is None else f"{smallest['rate_bpsp']:.3f} ({smallest['setting']})"]
+        for metric in ("psnr_db", "msssim_db"):
+            own = [r for r in curves if r["codec"].split()[0] == family and r["metric"] == metric]
+            best = min(own, key=lambda r: r["bd_rate_percent"], default=None)
+            setting = "" if best is None else best["codec"].removeprefix(family).strip()
+            note = f" ({setting})" if setting else ""
+            cells.append(None if best is None else f"{best['bd_rate_percent']:+.1f} %{note}")
+        lines.append(bold([name, *cells], family == rivals.OURS))
     anchor = curves[0]["anchor"] if curves else "the anchor"
     head = ("", "lossless, bits/subpixel", f"lossy, bits against {anchor}, equal PSNR", "equal MS-SSIM")
     return table(head, lines)
