@@ -16,5 +16,5 @@ setup(
     packages=list(ROOMS),
     package_dir=ROOMS,
     package_data={f"vbc.{folder}": ["py.typed"] for folder in FOLDERS}
-    | {"vbc.codec": ["py.typed", "weights/*.safetensors"]},
+    | {"vbc.codec": ["py.typed", "weights/*.safetensors", "weights/index.json"]},
 )

@@ -1,8 +1,8 @@
 """Gather the results into docs/results.md: tables and plots, with date, machine, versions and the commands.
 
 `--run DIR` runs the benches on a folder first: all of them, those that `--only` names, or with `--missing`
-those whose results are not there yet. Tables marked in the README (`<!-- bench:NAME -->` to `<!-- bench -->`)
-are replaced by the same tables; NAME is lossless, lossy, prefixes, speed or sizes. Quick runs stay out of it.
+those whose results are not there yet. The README has one small table, between `<!-- bench -->` and
+`<!-- /bench -->`: it is made anew from whole results, never from quick runs.
 """
 
 import argparse
@@ -61,7 +61,18 @@ BEAT_LOSSLESS = (
 )
 HERE, PUBLISHED, OTHER_MACHINE = "measured here", "published", "measured on another machine"
 UNMEASURED = "Not measured yet; `python -m bench.report --run DIR` fills this in."
-MARK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- bench -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- bench -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
+SUMMARY_OF = ("lossless", "rate_distortion")
+"""The benches that the README's table is made from."""
+FAMILIES = {
+    rivals.OURS: rivals.OURS,
+    "jpeg_xl": "JPEG XL",
+    "avif": "AVIF",
+    "webp": "WebP",
+    "jpeg2000": "JPEG 2000",
+    "png": "PNG",
+}
+"""Lines of the README's table: the first word of a codec's name, and what people call it."""
 
 Results = dict[str, list[Row]]
 
@@ -152,10 +163,10 @@ def lossless_table(results: Results) -> str:
     return table(("codec", "bits/subpixel", "encode MP/s", "decode MP/s", "threads", "exact"), cells)
 
 
-def lossy_table(results: Results, published: bool = True) -> str:
+def lossy_table(results: Results) -> str:
     """BD-rates of PSNR and MS-SSIM, best first."""
     rows = of_kind(results["rate_distortion"], "bd_rate")
-    found = common.group([r for r in rows if published or not r["published"]], "codec", "published")
+    found = common.group(rows, "codec", "published")
     lines = []
     for (name, _), curve in found.items():
         by_metric = {r["metric"]: r for r in curve}
@@ -537,26 +548,40 @@ def sections(results: Results, plots: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def fill_readme(text: str, results: Results) -> str:
-    """The text with the tables between its marks replaced.
+def summary_table(results: Results) -> str:
+    """The README's table: each kind of codec at its best, lossless and lossy, without published rows.
 
-    Those without results, or with results of a quick run only, stay; an empty one gets a line that says so.
+    Best means fewest bits, in each column by itself: of lossless files, and at equal quality.
     """
-    tables: dict[str, tuple[str, Callable[[], str]]] = {
-        "lossless": ("lossless", lambda: lossless_table(results)),
-        "lossy": ("rate_distortion", lambda: lossy_table(results, published=False)),
-        "prefixes": ("progressive", lambda: prefix_table(results)),
-        "speed": ("speed_photos", lambda: speed_table(results)),
-        "sizes": ("speed", lambda: throughput_table(results)),
-    }
+    lossless = of_kind(results["lossless"], "summary")
+    curves = [r for r in of_kind(results["rate_distortion"], "bd_rate") if not r["published"]]
+    lines = []
+    for family, name in FAMILIES.items():
+        files = [r for r in lossless if r["codec"].split()[0] == family]
+        smallest = min(files, key=lambda r: r["rate_bpsp"], default=None)
+        cells = [None if smallest is None else f"{smallest['rate_bpsp']:.3f} ({smallest['setting']})"]
+        for metric in ("psnr_db", "msssim_db"):
+            own = [r for r in curves if r["codec"].split()[0] == family and r["metric"] == metric]
+            best = min(own, key=lambda r: r["bd_rate_percent"], default=None)
+            setting = "" if best is None else best["codec"].removeprefix(family).strip()
+            note = f" ({setting})" if setting else ""
+            cells.append(None if best is None else f"{best['bd_rate_percent']:+.1f} %{note}")
+        lines.append(bold([name, *cells], family == rivals.OURS))
+    anchor = curves[0]["anchor"] if curves else "the anchor"
+    head = ("", "lossless, bits/subpixel", f"lossy, bits against {anchor}, equal PSNR", "equal MS-SSIM")
+    return table(head, lines)
+
+
+def fill_readme(text: str, results: Results) -> str:
+    """The text with the table between its marks made anew.
+
+    Without results, or with results of a quick run only, it stays; an empty one gets a line that says so.
+    """
+    measured = all(bench in results and not results[bench][0]["quick"] for bench in SUMMARY_OF)
 
     def fill(match: re.Match[str]) -> str:
-        if match[2] not in tables:
-            raise SystemExit(f"no table {match[2]}; there are {', '.join(tables)}")
-        bench, make = tables[match[2]]
-        if bench in results and not results[bench][0]["quick"]:
-            return f"{match[1]}{make()}\n{match[4]}"
-        return match[0] if match[3].strip() else f"{match[1]}{UNMEASURED}\n{match[4]}"
+        kept = match[2] if match[2].strip() else f"{UNMEASURED}\n"
+        return match[1] + (f"{summary_table(results)}\n" if measured else kept) + match[3]
 
     return MARK.sub(fill, text)
 
@@ -580,7 +605,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--docs", type=Path, default=Path("docs"), help="where results.md goes [default: %(default)s]"
     )
     p.add_argument(
-        "--readme", type=Path, default=Path("README.md"), help="whose tables to fill [default: %(default)s]"
+        "--readme", type=Path, default=Path("README.md"), help="whose table to fill [default: %(default)s]"
     )
     p.add_argument("--published", type=Path, help="CSV of published rate-distortion curves")
     p.add_argument("--model", type=Path, help="weights [default: the shipped ones]")
@@ -606,7 +631,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after = fill_readme(before, results)
         if after != before:
             args.readme.write_text(after, encoding="utf-8")
-            say(f"{args.readme}: tables filled")
+            say(f"{args.readme}: table filled")
     return int(not ended_well)
 
 

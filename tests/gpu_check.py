@@ -31,7 +31,7 @@ import checkout  # before vbc
 import numpy as np
 import pytest
 import torch
-from checks import decoded_hash
+from checks import decode_answer, decoded_hash
 from torch import Tensor
 from torture.material import rewritten
 
@@ -154,11 +154,11 @@ def golden_files() -> None:
 
         def work(name: str = name, answers: dict[str, str] = answers) -> dict[str, Any]:
             data = (TINY.parent / name).read_bytes()
-            for n, want in answers.items():
-                decoded = decode_image(data, model=model, levels=int(n))
+            for answer, want in answers.items():
+                decoded = decode_answer(data, model, answer)
                 demand(decoded.rgb.device.type == DEVICE, "decoded elsewhere")
-                demand(decoded_hash(decoded) == want, f"level {n} differs")
-            return {"levels": len(answers)}
+                demand(decoded_hash(decoded) == want, f"{answer} differs")
+            return {"answers": len(answers)}
 
         check(f"golden {name}", work)
 

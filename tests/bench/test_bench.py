@@ -24,9 +24,11 @@ from bench import (
     report,
     rivals,
     speed,
+    strip,
 )
 from vbc.codec.example import make_example
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"one": (72, 48), "two": (33, 40)}
 
 
@@ -516,7 +518,7 @@ def test_regions_lie_inside() -> None:
 
 def test_report(folder: Path, results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    marked = "before\n<!-- bench:lossless -->\nold\n<!-- bench -->\nafter\n"
+    marked = "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"
     readme.write_text(marked)
     files = {f"{name}.jsonl" for name in ("lossless", "rate_distortion", "progressive", "speed_photos")}
     assert files <= {p.name for p in results.iterdir()}
@@ -541,26 +543,81 @@ def test_report(folder: Path, results: Path, tmp_path: Path) -> None:
         assert f"## {title}" in text
     assert "python -m bench.lossless" in text
     assert str(folder) not in text
-    assert "A quick run" in text  # exactness, which no table of the README shows
+    assert "A quick run" in text  # exactness, which is still one
     assert (tmp_path / "docs" / "results" / "progressive.png").exists()
     filled = readme.read_text()
     assert "old" not in filled
-    assert filled.startswith("before\n<!-- bench:lossless -->\n| codec |")
-    assert filled.endswith("|\n<!-- bench -->\nafter\n")
+    assert filled.startswith("before\n<!-- bench -->\n|  | lossless, bits/subpixel |")
+    assert filled.endswith("|\n<!-- /bench -->\nafter\n")
     before = filled
     report.main(options)
     assert readme.read_text() == before
 
 
-def test_report_knows_its_tables() -> None:
-    with pytest.raises(SystemExit, match="no table nothing"):
-        report.fill_readme("<!-- bench:nothing -->\n<!-- bench -->", {})
-    text = "<!-- bench:lossy -->\nkept\n<!-- bench -->"
+def test_readme_table_takes_the_best_of_each_kind() -> None:
+    def lossless(codec: str, setting: str, rate_bpsp: float) -> common.Row:
+        return {"kind": "summary", "codec": codec, "setting": setting, "rate_bpsp": rate_bpsp}
+
+    def lossy(codec: str, metric: str, percent: float, published: bool = False) -> common.Row:
+        row = {"kind": "bd_rate", "codec": codec, "metric": metric, "bd_rate_percent": percent}
+        return row | {"anchor": "jpeg", "published": published}
+
+    run: common.Row = {"kind": "run", "quick": False}
+    results = {
+        "lossless": [
+            run,
+            lossless("vbc", "layered", 3.0),
+            lossless("vbc", "archival", 2.9256),
+            lossless("jpeg_xl", "e3", 3.1),
+            lossless("jpeg_xl", "e9", 2.8),
+            lossless("flif", "interlaced", 2.7),
+        ],
+        "rate_distortion": [
+            run,
+            lossy("vbc", "psnr_db", -47.46),
+            lossy("vbc", "msssim_db", -30.0),
+            lossy("avif s6", "psnr_db", -52.0),
+            lossy("avif s6", "msssim_db", -60.0),
+            lossy("avif s2", "psnr_db", -55.0),
+            lossy("avif s2", "msssim_db", -42.0),
+            lossy("webp", "psnr_db", -80.0, published=True),
+        ],
+    }
+    lines = report.summary_table(results).splitlines()
+    assert lines[0].startswith("|  | lossless, bits/subpixel | lossy, bits against jpeg, equal PSNR |")
+    assert lines[2:] == [
+        "| **vbc** | **2.926 (archival)** | **-47.5 %** | **-30.0 %** |",
+        "| JPEG XL | 2.800 (e9) | - | - |",
+        "| AVIF | - | -55.0 % (s2) | -60.0 % (s6) |",
+        "| WebP | - | - | - |",
+        "| JPEG 2000 | - | - | - |",
+        "| PNG | - | - | - |",
+    ]
+    filled = report.fill_readme("<!-- bench -->\nold\n<!-- /bench -->", results)
+    assert filled == "\n".join(["<!-- bench -->", *lines, "<!-- /bench -->"])
+
+
+def test_readme_table_stays_without_results() -> None:
+    text = "<!-- bench -->\nkept\n<!-- /bench -->"
     assert report.fill_readme(text, {}) == text
-    empty = "<!-- bench:lossy -->\n<!-- bench -->"
-    filled = f"<!-- bench:lossy -->\n{report.UNMEASURED}\n<!-- bench -->"
-    assert report.fill_readme(empty, {}) == filled
+    filled = f"<!-- bench -->\n{report.UNMEASURED}\n<!-- /bench -->"
+    assert report.fill_readme("<!-- bench -->\n<!-- /bench -->", {}) == filled
     assert report.fill_readme(filled, {}) == filled
+    assert report.MARK.search((ROOT / "README.md").read_text())
+
+
+def test_strip(tmp_path: Path, folder: Path) -> None:
+    path = folder / "one.png"
+    assert strip.main([str(path), "--out", str(tmp_path / "strip.png")]) == 0
+    photo, found = common.load_photo(path).rgb, common.load_photo(tmp_path / "strip.png").rgb
+    height = round(strip.PANEL_WIDTH * photo.shape[0] / photo.shape[1])
+    assert found.shape == (strip.CAPTION + 2 * height + strip.GAP, 4 * strip.PANEL_WIDTH + 3 * strip.GAP, 3)
+    x, y = (round(n * share) for n, share in zip(photo.shape[1::-1], strip.DETAIL_AT, strict=True))
+    part = photo[y : y + 20, x : x + 50].repeat(strip.DETAIL, 0).repeat(strip.DETAIL, 1)
+    for i, exact in enumerate((False, False, False, True)):
+        left, top = i * (strip.PANEL_WIDTH + strip.GAP), strip.CAPTION + height + strip.GAP
+        detail = found[top : top + part.shape[0], left : left + part.shape[1]]
+        assert np.array_equal(detail, part) == exact
 
 
 def test_report_runs_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def across(
 
 def golden(todo: Slice) -> Tally:
     """Row 11: golden files give the pixels that their answers name."""
-    from checks import decoded_hash
+    from checks import decode_answer, decoded_hash
     from test_golden import ANSWERS
 
     tally = Tally()
@@ -129,10 +129,10 @@ def golden(todo: Slice) -> Tally:
     model = api.load(TINY)
     for name, answers in list(ANSWERS.items())[todo.part :: todo.parts]:
         data = (GOLDEN / name).read_bytes()
-        for level, want in answers.items():
-            with tally.case(f"row 11 {name} {level}"):
-                decoded = pipeline.decode_image(data, model=model, levels=int(level))
-                tally.check(decoded_hash(decoded) == want, f"row 11 {name}: other pixels at level {level}")
+        for answer, want in answers.items():
+            with tally.case(f"row 11 {name} {answer}"):
+                decoded = decode_answer(data, model, answer)
+                tally.check(decoded_hash(decoded) == want, f"row 11 {name}: other pixels at {answer}")
     return tally
 
 
