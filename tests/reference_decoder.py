@@ -77,13 +77,11 @@ def decode(
     header, geometry = file.header, file.geometry
     if (header.model_hash, header.tables_hash) != (weights.model_hash, weights.tables_hash):
         raise ModelMissing("the file was made with other weights")
+    if not file.levels:
+        raise Corrupt("the file has no levels")
     if levels is None and not partial and len(data) < file.end:
         raise Truncated(f"{file.end} bytes needed, {len(data)} there")
-    used = file.levels[:levels]
-    payloads = file.usable(used, partial)
-    if not any(part for _, part in payloads):
-        error = Truncated if len(data) < file.end else Corrupt
-        raise error("no group is usable")
+    payloads = file.usable(file.levels[:levels], partial)
     alpha = read_alpha(file, weights, say)
     exact = {key: body for key, body in payloads.items() if key[0] >= FIRST_EXACT}
     check_packed(file, exact)
@@ -107,16 +105,15 @@ def decode(
 
 
 def check_packed(file: File, exact: dict[tuple[int, int], bytes]) -> None:
-    """Raises Corrupt where a packed picture and other exact levels, or LOSSLESS, do not go together."""
+    """Raises Corrupt where level 4 and what else the index has do not go together."""
     first = exact.get((FIRST_EXACT, 1))
     if first is None:
         return
-    alone = not any(level > FIRST_EXACT for level in file.levels)
+    alone = file.levels[-1] == FIRST_EXACT
     packed = first[:1] == b"\4"
-    lossless = bool(file.header.flags & container.LOSSLESS)
     if packed and not alone:
-        raise Corrupt("exact levels behind a packed picture")
-    if lossless and alone and not packed and file.geometry.top:
+        raise Corrupt("exact levels beside a packed picture")
+    if file.header.flags & container.LOSSLESS and alone and not packed and file.geometry.top:
         raise Corrupt("a lossless file lacks exact levels")
 
 

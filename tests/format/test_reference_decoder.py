@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import reference.exact
 import reference.lossy
+import torch
 from reference import container
 from reference.container import File, Header
 from reference.errors import (
@@ -35,15 +36,18 @@ from reference.geometry import Geometry, Rectangle
 from reference.lanes import NOTHING, Lanes
 from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
-from reference_decoder import decode, silent
+from reference_decoder import Picture, decode, silent
 
-from vbc.codec.model import Model
-from vbc.codec.pipeline import decode_image
+from vbc.codec.example import make_example
+from vbc.codec.model import Model, load_model
+from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 
 TESTS = Path(__file__).parents[1]
 FOLDER = TESTS / "golden"
 ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())
-"""By file, then by what is decoded of it: "N", the first N levels; "N native", those at their own size."""
+"""By file, then by what is decoded of it: "N", the first N levels; "native-N", those at their own size;
+"region X,Y,W,H", a part of the picture."""
 
 Packets = list[tuple[int, int, bytes]]
 """(unit, part, payload) in the order of a file."""
@@ -69,14 +73,87 @@ def test_imports_nothing_of_vbc() -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_golden_file(weights: Weights, name: str) -> None:
     data = (FOLDER / name).read_bytes()
-    assert ANSWERS[name]
-    for what, want in ANSWERS[name].items():
-        count, _, native = what.partition(" ")
-        assert native in ("", "native")
-        assert decode(data, weights, levels=int(count), native=bool(native)).sha256() == want, what
-    assert (
-        decode(data, weights).sha256() == ANSWERS[name][max(ANSWERS[name], key=lambda k: int(k.split()[0]))]
-    )
+    answers = ANSWERS[name]
+    levels = File(data).levels
+    assert [int(what) for what in answers if what.isdecimal()] == list(range(1, len(levels) + 1))
+    whole = decode(data, weights)
+    assert whole.sha256() == answers[str(len(levels))]
+    for what, want in answers.items():
+        if what.startswith("region "):
+            have = crop(whole, *map(int, what.removeprefix("region ").split(",")))
+        else:
+            count = int(what.removeprefix("native-"))
+            have = decode(data, weights, levels=count, native=what.startswith("native-"))
+        assert have.sha256() == want, what
+
+
+def crop(picture: Picture, x: int, y: int, width: int, height: int) -> Picture:
+    """A rectangle of a picture."""
+    part = (..., slice(y, y + height), slice(x, x + width))
+    alpha, low = (None if plane is None else plane[part] for plane in (picture.alpha, picture.low))
+    return Picture(picture.rgb[part], alpha, low)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Path:
+    """The newest weights that are shipped."""
+    folder = TESTS.parent / "codec" / "weights"
+    return folder / json.loads((folder / "index.json").read_text())[-1]["file"]
+
+
+@pytest.mark.parametrize("lossy_levels", [0, 3])
+def test_crops_under_the_shipped_weights(shipped: Path, lossy_levels: int) -> None:
+    """Trained networks, real symbols and corrections: crops of a photograph-like picture."""
+    picture = make_example(384, 256)
+    weights, model = Weights(shipped.read_bytes()), load_model(shipped)
+    settings = EncodeSettings(levels=lossy_levels, lossless=True, effort=2)
+    for x, y in ((40, 0), (160, 80), (300, 180)):
+        rgb = np.ascontiguousarray(picture[y : y + 64, x : x + 64].transpose(2, 0, 1))
+        data = encode_image(torch.from_numpy(rgb), model=model, settings=settings)
+        assert (decode(data, weights).rgb == rgb).all()
+        for count in range(1, len(File(data).levels)):
+            want = decode_image(data, model=model, levels=count).rgb.numpy()
+            assert (decode(data, weights, levels=count).rgb == want).all()
+
+
+@pytest.mark.parametrize("model", ["tiny", "shipped"])
+def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None:
+    """The table of section 6 has every tensor of the weights files, with its type and shape."""
+    weights = Weights((tiny_path if model == "tiny" else shipped).read_bytes())
+    table = [row for row in tensors_of_the_text() if not row[0].startswith("analysis")]
+    have = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("analysis.")}
+    wanted: dict[str, tuple[str, list[str]]] = {}
+    for name, dtype, shape in table:
+        if dtype == "layer":
+            wanted[f"{name}.weight"] = "i8", shape
+            wanted[f"{name}.bias"] = wanted[f"{name}.shift"] = "i32", shape[:1]
+        else:
+            wanted[name] = dtype, shape
+    assert wanted.keys() == have.keys()
+    for name, (dtype, shape) in wanted.items():
+        known = {"w": have[name].shape[-1 if name.endswith("condition") else 0], "T": len(have["tables"])}
+        kind, size = have[name].dtype, have[name].shape
+        assert f"{kind.kind}{8 * kind.itemsize}" == dtype, name
+        assert len(size) == len(shape), name
+        for n, want in zip(size, shape, strict=True):
+            assert want == "w" or n == known.get(want) or str(n) == want, name
+
+
+def tensors_of_the_text() -> list[tuple[str, str, list[str]]]:
+    """Name, type (or "layer") and dimensions of each row of the table, written out for each phase and so
+    on."""
+    found = []
+    rows = re.findall(r"^\| `((?:tables|exact|lossy|analysis)[^|]*?) \| (\w+) \| \[(.*?)\] \|", TEXT, re.MULTILINE)
+    for names, dtype, shape in rows:
+        first, *others = re.findall(r"`?([^`, ]+)`", "`" + names)
+        stem = first.rpartition(".")[0]
+        for name in (first, *(stem + other for other in others)):
+            for phase, inputs in (("D", 9), ("H", 9), ("V", 15)) if "PHASE" in name else (("", 0),):
+                for kind in range(3) if "CLASS" in name else range(1):
+                    full = name.replace("PHASE", phase).replace("CLASS", str(kind))
+                    size = shape.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
+                    found.append((full, dtype, size.split(", ")))
+    return found
 
 
 @pytest.mark.parametrize("name", ["layered.vbc", "deep.vbc", "alpha-lossy.vbc"])
