@@ -38,6 +38,7 @@ from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
 from reference_decoder import Picture, decode, silent
 
+from vbc.bitstream import errors
 from vbc.codec.example import make_example
 from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import decode_image, encode_image
@@ -120,39 +121,46 @@ def test_crops_under_the_shipped_weights(shipped: Path, lossy_levels: int) -> No
 def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None:
     """The table of section 6 has every tensor of the weights files, with its type and shape."""
     weights = Weights((tiny_path if model == "tiny" else shipped).read_bytes())
-    table = [row for row in tensors_of_the_text() if not row[0].startswith("analysis")]
     have = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("analysis.")}
     wanted: dict[str, tuple[str, list[str]]] = {}
-    for name, dtype, shape in table:
-        if dtype == "layer":
-            wanted[f"{name}.weight"] = "i8", shape
-            wanted[f"{name}.bias"] = wanted[f"{name}.shift"] = "i32", shape[:1]
+    for name, dtype, shape in tensors_of_the_text():
+        if dtype == "chain":
+            layers = chain_of_the_text(name, *(int(part.split()[0]) for part in shape))
+            wanted[f"{name}.condition"] = "i32", [shape[3].split()[0], "101", "w"]
+        elif dtype == "layer":
+            layers = {name: shape}
         else:
+            layers = {}
             wanted[name] = dtype, shape
+        for part, size in layers.items():
+            wanted[f"{part}.weight"] = "i8", size
+            wanted[f"{part}.bias"] = wanted[f"{part}.shift"] = "i32", size[:1]
     assert wanted.keys() == have.keys()
     for name, (dtype, shape) in wanted.items():
-        known = {"w": have[name].shape[-1 if name.endswith("condition") else 0], "T": len(have["tables"])}
-        kind, size = have[name].dtype, have[name].shape
-        assert f"{kind.kind}{8 * kind.itemsize}" == dtype, name
-        assert len(size) == len(shape), name
-        for n, want in zip(size, shape, strict=True):
-            assert want == "w" or n == known.get(want) or str(n) == want, name
+        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+).*", r"\1\3", name)
+        hidden = "third" if group.startswith("exact.") else "0"
+        known = {"w": len(have.get(f"{group}.{hidden}.bias", ())), "T": len(have["tables"])}
+        kind = have[name].dtype
+        assert kind.kind + str(8 * kind.itemsize) == dtype, name
+        assert have[name].shape == tuple(known.get(n) or int(n) for n in shape), name
+
+
+def chain_of_the_text(name: str, hidden: int, inputs: int, outputs: int, uses: int) -> dict[str, list[str]]:
+    """The layers of a chain, and the shapes of their weights."""
+    layers = {f"{name}.{i}": ["w", "w" if i else str(inputs), "3", "3"] for i in range(hidden)}
+    side = "3" if name == "lossy.enhance" else "1"
+    return {**layers, f"{name}.head": [str(outputs), "w", side, side]}
 
 
 def tensors_of_the_text() -> list[tuple[str, str, list[str]]]:
-    """Name, type (or "layer") and dimensions of each row of the table, written out for each phase and so
-    on."""
+    """Name, type (or "layer", "chain") and dimensions of each tensor of the table of section 6."""
     found = []
-    rows = re.findall(r"^\| `((?:tables|exact|lossy|analysis)[^|]*?) \| (\w+) \| \[(.*?)\] \|", TEXT, re.MULTILINE)
-    for names, dtype, shape in rows:
-        first, *others = re.findall(r"`?([^`, ]+)`", "`" + names)
-        stem = first.rpartition(".")[0]
-        for name in (first, *(stem + other for other in others)):
-            for phase, inputs in (("D", 9), ("H", 9), ("V", 15)) if "PHASE" in name else (("", 0),):
-                for kind in range(3) if "CLASS" in name else range(1):
-                    full = name.replace("PHASE", phase).replace("CLASS", str(kind))
-                    size = shape.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
-                    found.append((full, dtype, size.split(", ")))
+    for name, dtype, shape in re.findall(r"^\| `([\w.]+)` \| (\w+) \| \[(.*?)\] \|", TEXT, re.MULTILINE):
+        for phase, inputs in (("D", 9), ("H", 9), ("V", 15)) if "PHASE" in name else (("", 0),):
+            for kind in range(3) if "CLASS" in name else range(1):
+                full = name.replace("PHASE", phase).replace("CLASS", str(kind))
+                size = shape.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
+                found.append((full, dtype, size.split(", ")))
     return found
 
 
@@ -459,7 +467,7 @@ def test_plain_groups_hold_the_picture(weights: Weights) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (3, 530, 1100), np.uint8)
     header = header_of(weights, (530, 1100), ARCHIVAL)
     geometry = Geometry(530, 1100)
-    assert [geometry.n_groups(n) for n in range(1, 13)] == [1, 6, 6, 1, 1, 1, 1, 1, 2, 6, 6, 6]
+    assert [geometry.n_groups(n) for n in range(1, 13)] == [1, 2, 6, 1, 1, 1, 1, 1, 2, 6, 6, 6]
     packets: Packets = []
     for level in range(4, geometry.last_level + 1):
         k = geometry.grid_of(level)
@@ -560,18 +568,35 @@ BROKEN: dict[str, tuple[type[FormatError], Change]] = {
     "pixels too few": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2][:-1]), p[3]])),
     "pixels too many": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2] + b"\0"), p[3]])),
     "a packed picture before level 5": (Corrupt, lambda h, p: (h, [p[0], (4, 1, b"\4\3\0"), *p[2:]])),
+    "level 5 without its groups in a lossless file": (
+        Corrupt,
+        lambda h, p: (h, [*p[:2], (5, 0, b"\2"), p[3]]),
+    ),
+    "part 0 of level 5 without level 4": (Corrupt, lambda h, p: (replace(h, flags=2), [(5, 0, b"\2")])),
+    "part 0 of level 5 without level 3": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=0), [p[1], (5, 0, b"\2")]),
+    ),
     "no level": (Corrupt, lambda h, p: (replace(h, flags=0), [p[0], p[3]])),
     "a lossless file of level 4": (Corrupt, lambda h, p: (h, p[:2])),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken_rule(weights: Weights, what: str) -> None:
+def test_broken_rule(weights: Weights, tiny: Model, what: str) -> None:
     error, change = BROKEN[what]
     header, packets = change(*small(weights))
+    check_refused(write_file(header, packets), weights, tiny, error)
+
+
+def check_refused(data: bytes, weights: Weights, tiny: Model, error: type[FormatError]) -> None:
+    """The reference decoder and the codec refuse a file with the same error."""
     with pytest.raises(error) as caught:
-        decode(write_file(header, packets), weights)
+        decode(data, weights)
     assert caught.type is error
+    with pytest.raises(errors.FormatError) as refused:
+        decode_image(data, model=tiny)
+    assert refused.type.__name__ == error.__name__
 
 
 def test_what_is_allowed(weights: Weights) -> None:
@@ -616,14 +641,59 @@ def test_damaged_bytes(weights: Weights) -> None:
         ("a length of 2^62", b"\4\1\1" + varint(1 << 62) + bytes(4)),
     ],
 )
-def test_broken_index(weights: Weights, what: str, index: bytes) -> None:
+def test_broken_index(weights: Weights, tiny: Model, what: str, index: bytes) -> None:
     header = header_of(weights, (5, 5), container.ARCHIVAL)
-    with pytest.raises(Corrupt):
-        decode(join_file(header, index, b""), weights)
+    check_refused(join_file(header, index, b""), weights, tiny, Corrupt)
 
 
-def test_an_index_above_its_limit(weights: Weights) -> None:
+def test_an_index_above_its_limit(weights: Weights, tiny: Model) -> None:
     header = header_of(weights, (5, 5), container.ARCHIVAL)
     parts = Geometry(5, 5).n_parts()
-    with pytest.raises(LimitExceeded):
-        decode(join_file(header, bytes(1025 + 32 * parts), b""), weights)
+    check_refused(join_file(header, bytes(1025 + 32 * parts), b""), weights, tiny, LimitExceeded)
+
+
+def test_a_packed_picture_stands_alone(weights: Weights, tiny: Model) -> None:
+    """Other exact levels in the index are refused by whoever decodes level 4, also if it decodes no other."""
+    data = (FOLDER / "graphic.vbc").read_bytes()
+    file = File(data)
+    packets = [(p.unit, p.part, file.payload(p)) for p in file.packets if p.unit == 4]
+    header = replace(file.header, flags=container.ARCHIVAL)
+    whole = write_file(header, packets)
+    assert (decode(whole, weights).rgb == decode_image(whole, model=tiny).rgb.numpy()).all()
+    for more in ((5, 0, b"\2"), (5, 1, b"\0")):
+        both = write_file(header, [*packets, more])
+        for levels in (None, 1):
+            with pytest.raises(Corrupt):
+                decode(both, weights, levels=levels)
+            with pytest.raises(errors.Corrupt):
+                decode_image(both, model=tiny, levels=levels)
+
+
+def test_what_nothing_is_shown_of(weights: Weights, tiny: Model) -> None:
+    """Truncated where all groups are cut off, Corrupt where one is damaged."""
+    header, packets = small(weights)
+    data = write_file(replace(header, flags=container.ARCHIVAL), packets)
+    start = File(data).level_packets[4, 1].offset
+    damaged = bytearray(data)
+    damaged[start] ^= 1
+    for broken, error in (
+        (data[: start + 9], "Truncated"),
+        (bytes(damaged), "Corrupt"),
+        (bytes(damaged[:-20]), "Corrupt"),
+    ):
+        with pytest.raises(FormatError) as caught:
+            decode(broken, weights, partial=True)
+        with pytest.raises(errors.FormatError) as refused:
+            decode_image(broken, model=tiny, allow_partial=True)
+        assert caught.type.__name__ == refused.type.__name__ == error
+
+
+def test_a_part_0_that_nothing_needs(weights: Weights, tiny: Model) -> None:
+    """It is not looked into; a group in mode 2 does."""
+    header, packets = small(weights)
+    icc, base, group, pixel_hash = packets
+    odd = write_file(header, [icc, base, (5, 0, b"\7"), group, pixel_hash])
+    assert (decode(odd, weights).rgb == decode(write_file(header, packets), weights).rgb).all()
+    assert (decode_image(odd, model=tiny).rgb.numpy() == decode(odd, weights).rgb).all()
+    tuned = write_file(header, [icc, base, (5, 0, b"\7"), (5, 1, b"\2\10\0\0\0"), pixel_hash])
+    check_refused(tuned, weights, tiny, Corrupt)

@@ -174,7 +174,6 @@ class Grids:
                 phase_part(fine_errors[:, *rectangle.slices], phase)[:] = group.errors[phase]
         return fine, fine_errors
 
-
     def tunings(self, level: int, shared: bytes | None) -> dict[str, Tuning]:
         """The tuning of a level, from its part 0."""
         if shared is None:

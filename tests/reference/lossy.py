@@ -167,7 +167,7 @@ class LossyDecoder:
         out[:, ~even], _ = self.code(coder, level, mean[:, ~even], scale[:, ~even])
 
     def samples(self, side: int, bits: int) -> Array:
-        """Samples int32 [3, side * h, side * w], sixteenths, of the side x side lowest frequencies; unlimited."""
+        """Samples int32 [3, side * h, side * w], sixteenths, of the side x side lowest frequencies."""
         place = {key: i for i, key in enumerate(latent_order())}
         order = [place[c, fy, fx] for c in range(3) for fy in range(side) for fx in range(side)]
         _, rows, columns = self.latents.shape
