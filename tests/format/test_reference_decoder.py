@@ -92,7 +92,7 @@ def crop(picture: Picture, x: int, y: int, width: int, height: int) -> Picture:
     """A rectangle of a picture."""
     part = (..., slice(y, y + height), slice(x, x + width))
     alpha, low = (None if plane is None else plane[part] for plane in (picture.alpha, picture.low))
-    return Picture(picture.rgb[part], alpha, low)
+    return Picture(picture.rgb[part], alpha, low, picture.gray)
 
 
 @pytest.fixture(scope="module")

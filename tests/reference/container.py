@@ -209,19 +209,19 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     singles = [unit for unit in units if unit > LAST_LEVEL_UNIT]
     if len(set(singles)) < len(singles):
         raise Corrupt("a unit is there twice")
+    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
+    if len(set(parts)) < len(parts):
+        raise Corrupt("a part of a level is there twice")
     # by their places: before all levels, levels, after all levels; EXIF and XMP anywhere
     place = {ICC: 0, ALPHA: 1, LOW: 3, PIXEL_HASH: 4}
     places = [2 if unit <= LAST_LEVEL_UNIT else place[unit] for unit in units if unit not in (EXIF, XMP)]
     if places != sorted(places):
         raise Corrupt("units are out of order")
-    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
     for level, part in parts:
         if level > geometry.last_level or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
         if not part and level <= FIRST_EXACT:
             raise UnsupportedVersion(f"part 0 of level {level}")
-    if len(set(parts)) < len(parts):
-        raise Corrupt("a part of a level is there twice")
     levels = {level for level, _ in parts}
     for level in levels:  # also where there is nothing but its part 0
         if not levels.issuperset(geometry.needed_levels(level, header.archival)):
