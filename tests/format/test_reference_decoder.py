@@ -240,9 +240,14 @@ def test_lanes_of_the_text() -> None:
         assert (have == want).all()
 
 
-def test_file_of_the_text(weights: Weights) -> None:
+def test_file_of_the_text(weights: Weights, tiny: Model) -> None:
     lines: list[str] = []
-    picture = decode(dump_of_the_text(1), weights, say=lines.append)
+    data = dump_of_the_text(1)
+    picture = decode(data, weights, say=lines.append)
+    assert (decode_image(data, model=tiny).rgb.numpy() == picture.rgb).all()
+    file = File(data)
+    digest = hashlib.sha256(picture.rgb.transpose(1, 2, 0).tobytes()).digest()
+    assert digest.startswith(file.payload(file.packets[-1]))
     assert [line for block in blocks_of_the_text("trace") for line in block] == lines
     (rows,) = blocks_of_the_text("rgb")
     want = [[bytes.fromhex(pixel) for pixel in row.split()] for row in rows]
