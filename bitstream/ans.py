@@ -1,4 +1,4 @@
-"""Lanes: the entropy-coded symbols of one packet, in independent rANS streams (docs/format.md, section 5).
+"""Lanes: the entropy-coded symbols of one packet, in independent rANS streams (docs/format.md, section 7).
 
 A packet codes its symbols in steps. A step's coded positions are sorted by their tables and cut into chunks
 of 2^k; chunk j of every step goes to lane j. What the lanes hold does not depend on what codes them:

@@ -1,4 +1,4 @@
-"""The container: a checked header, an index of packets, then the packets (docs/format.md, sections 2 to 4).
+"""The container: a checked header, an index of packets, the packets (docs/format.md, sections 2, 3 and 5).
 
 A packet is what a file is cut into: one group of one level, what the groups of a level share, or a whole
 like the ICC profile. Any prefix of a file is good for the packets that are complete in it.

@@ -1,4 +1,4 @@
-"""Grids and groups of the levels of a picture, and what a group needs (docs/format.md, sections 3 and 4).
+"""Grids and groups of the levels of a picture, and what a group needs (docs/format.md, sections 4 and 5).
 
 A level codes the positions of a grid: the lossy levels 1 to 3 that of the 8x8 blocks, exact level n the grid
 x_k of every 2^k-th pixel of every 2^k-th row. A group is a square of that grid that is coded on its own.

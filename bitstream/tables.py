@@ -1,4 +1,4 @@
-"""Frequency tables: which symbol costs how many bits (docs/format.md, section Tables)."""
+"""Frequency tables: which symbol costs how many bits (docs/format.md, section 6)."""
 
 import hashlib
 import math

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.container import Header
+from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
@@ -87,8 +87,6 @@ class DecodeState:
                 self._decode_lossy(level, packets)
             elif level == BASE_LEVEL:
                 packed = self._decode_base(packets[0])
-            elif packed:
-                raise Corrupt("levels behind a packed picture")
             else:
                 self._decode_exact(level, packets, shared)
         done = {**self.done, level: self.done.get(level, frozenset()) | packets.keys()}
@@ -129,12 +127,15 @@ class DecodeState:
         """Level 4; returns whether it held the whole picture."""
         mode, body = split_packet(packet)
         geometry = self.header.geometry
+        alone = levels_present(self.header)[-1] == BASE_LEVEL
         if mode == PACKED:
+            if not alone:
+                raise Corrupt("exact levels beside a packed picture")
             self.planes.grids[0] = decode_packed(body, geometry.grids[0]).to(self.model.device)
             return True
         if mode not in RAW_DEPTH:
             raise Corrupt(f"the base grid has mode {mode}")
-        if self.header.lossless and geometry.top and self.header.find(BASE_LEVEL + 1, 1) is None:
+        if self.header.lossless and geometry.top and alone:
             raise Corrupt("the file says lossless but has only the base grid")
         base = from_samples(body, *geometry.grids[geometry.top], RAW_DEPTH[mode]).to(self.model.device)
         self.planes.grids[geometry.top] = base if geometry.top == 0 else rgb_to_ycocg(base)

@@ -1,6 +1,6 @@
 """Weights as the codec uses them: safetensors in, a frozen model out, identified by a hash.
 
-See docs/format.md, "Models". Every set of weights that a release has shipped stays installed, so that its
+See docs/format.md, section 6. Every set of weights that a release has shipped stays installed, so that its
 files stay readable: `weights/index.json` names them all, the newest last.
 """
 

@@ -29,11 +29,13 @@ class Picture:
 
     rgb: uint8 [3, H, W], of 16-bit samples the upper bytes; alpha: uint8 [H, W]; low: uint8 [C, H, W], the
     low bytes, alpha's last. The last two are None where the file does not have them or they are not used.
+    gray: whether G stands for all three.
     """
 
     rgb: Array
     alpha: Array | None
     low: Array | None
+    gray: bool
 
     def sha256(self) -> str:
         """Of RGB, plane by plane, then alpha, then the low bytes."""
@@ -45,9 +47,7 @@ class Picture:
 
     def samples(self) -> Array:
         """[H, W, C] of all channels there are, uint8 or uint16."""
-        planes = [*self.rgb, *([] if self.alpha is None else [self.alpha])]
-        if self.low is not None and len(self.low) < 3:  # gray: one plane of low bytes for three upper ones
-            planes = planes[2:]
+        planes = [*(self.rgb[1:2] if self.gray else self.rgb), *([] if self.alpha is None else [self.alpha])]
         upper: Array = np.stack(planes, -1)
         if self.low is None:
             return upper
@@ -74,16 +74,15 @@ def decode(
     of a damaged file; otherwise those raise Truncated and Corrupt. say: takes the lines of a trace.
     """
     file = File(data)
+    gray = file.header.channels == 1
     header, geometry = file.header, file.geometry
     if (header.model_hash, header.tables_hash) != (weights.model_hash, weights.tables_hash):
         raise ModelMissing("the file was made with other weights")
+    if not file.levels:
+        raise Corrupt("the file has no levels")
     if levels is None and not partial and len(data) < file.end:
         raise Truncated(f"{file.end} bytes needed, {len(data)} there")
-    used = file.levels[:levels]
-    payloads = file.usable(used, partial)
-    if not any(part for _, part in payloads):
-        error = Truncated if len(data) < file.end else Corrupt
-        raise error("no group is usable")
+    payloads = file.usable(file.levels[:levels], partial)
     alpha = read_alpha(file, weights, say)
     exact = {key: body for key, body in payloads.items() if key[0] >= FIRST_EXACT}
     check_packed(file, exact)
@@ -94,7 +93,7 @@ def decode(
         last = max((level for level, _ in payloads), default=0)
         if native and last in LOSSY_LEVELS[:2]:
             small = None if alpha is None else shrink(alpha, 8 // (2 * last))
-            return Picture(decoder.native_picture(last), small, None)
+            return Picture(decoder.native_picture(last), small, None, gray)
         lossy = decoder.picture()
     rgb = lossy
     if exact or lossy is None:
@@ -103,20 +102,19 @@ def decode(
     low = None
     if len(payloads) == len(file.level_packets):
         low = read_low(file, weights, rgb, alpha, partial, say)
-    return Picture(rgb, alpha, low)
+    return Picture(rgb, alpha, low, gray)
 
 
 def check_packed(file: File, exact: dict[tuple[int, int], bytes]) -> None:
-    """Raises Corrupt where a packed picture and other exact levels, or LOSSLESS, do not go together."""
+    """Raises Corrupt where level 4 and what else the index has do not go together."""
     first = exact.get((FIRST_EXACT, 1))
     if first is None:
         return
-    alone = not any(level > FIRST_EXACT for level in file.levels)
+    alone = file.levels[-1] == FIRST_EXACT
     packed = first[:1] == b"\4"
-    lossless = bool(file.header.flags & container.LOSSLESS)
     if packed and not alone:
-        raise Corrupt("exact levels behind a packed picture")
-    if lossless and alone and not packed and file.geometry.top:
+        raise Corrupt("exact levels beside a packed picture")
+    if file.header.flags & container.LOSSLESS and alone and not packed and file.geometry.top:
         raise Corrupt("a lossless file lacks exact levels")
 
 

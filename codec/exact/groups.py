@@ -1,4 +1,4 @@
-"""Groups of an exact level: from what they see to entropy parameters to symbols (docs/format.md, section 9).
+"""Groups of an exact level: from what they see to entropy parameters to symbols (docs/format.md, section 11).
 
 Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the whole picture, and of its own
 grid only its own pixels.

@@ -1,4 +1,4 @@
-"""An exact level: all its groups in one traversal, both directions (docs/format.md, section 9)."""
+"""An exact level: all its groups in one traversal, both directions (docs/format.md, section 11)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future

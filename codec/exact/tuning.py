@@ -1,6 +1,6 @@
 """Output layers tuned to one image: small integer corrections that a level's shared packet holds.
 
-See docs/format.md, section 9, and docs/decisions/0002-tuned-output-layers.md; `tuning_fit` finds them.
+See docs/format.md, section 11.6, and docs/decisions/0002-tuned-output-layers.md; `tuning_fit` finds them.
 """
 
 import functools

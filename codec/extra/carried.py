@@ -1,5 +1,5 @@
 """Alpha, low bytes and the pixel hash of a picture: what packets beside the levels carry (docs/format.md,
-section 10)."""
+section 13)."""
 
 import hashlib
 

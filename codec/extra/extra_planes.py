@@ -1,4 +1,4 @@
-"""Extra planes, always exact: alpha, and the low bytes of 16-bit samples (docs/format.md, section 10).
+"""Extra planes, always exact: alpha, and the low bytes of 16-bit samples (docs/format.md, section 13).
 
 A plane is uint8 [H, W]. One fixed predictor serves a whole plane, so that decoding is a running sum;
 residuals are coded block by block with the model's own tables, deflated, or stored, whichever is smallest.

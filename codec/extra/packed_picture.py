@@ -1,4 +1,4 @@
-"""Graphics: the whole picture as one LZMA stream, in place of the exact levels (docs/format.md, section 9).
+"""Graphics: the whole picture as one LZMA stream, in place of the exact levels (docs/format.md, 11.1).
 
 Screens, diagrams and scanned text repeat themselves over distances that no network sees. Where a sample says
 that they do, the encoder tries this as well and keeps the smaller.

@@ -1,6 +1,6 @@
 """Coding of the lossy levels in integers: one traversal for encoder, decoder and measurement.
 
-See docs/format.md, "Lossy levels". A level is coded in groups: rectangles of blocks that see everything of
+See docs/format.md, section 9. A level is coded in groups: rectangles of blocks that see everything of
 the levels below, across the borders of groups, and of their own level only what lies inside them. Groups of
 one shape are coded together, as a batch.
 

@@ -1,4 +1,4 @@
-"""Pictures from latents, in integers (docs/format.md, "Lossy levels", "Picture").
+"""Pictures from latents, in integers (docs/format.md, section 10).
 
 Samples are int32 in sixteenths of a pixel value. 2x2 of them are a cell, seen as 4 channels of its plane.
 """

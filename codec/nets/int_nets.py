@@ -1,4 +1,4 @@
-"""The networks as the decoder runs them: integers only (docs/format.md, "Networks")."""
+"""The networks as the decoder runs them: integers only (docs/format.md, section 8)."""
 
 from dataclasses import dataclass
 from functools import partial

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from checks import bit_flips, check_format_error, truncations
+from checks import bit_flips, check_format_error, rewritten, truncations
 from pictures import SIZES, checker, constant, from_array, noise, photo, stripes
 from torch import Tensor
 
@@ -146,14 +146,17 @@ def test_damage_is_an_error_or_a_picture() -> None:
             assert decode_packed(memoryview(changed), (40, 50)).shape == (1, 3, 40, 50)
 
 
-def test_levels_behind_a_packed_picture(tiny: Model) -> None:
+def test_exact_levels_beside_a_packed_picture(tiny: Model) -> None:
+    """Whoever decodes level 4 refuses them, also where no other level is wanted."""
     picture = screen(20, 30)
     data = encode_image(picture, model=tiny, settings=EncodeSettings(0, lossless=True))
-    state = DecodeState(tiny, container.unpack_header(data))
-    state = state.advance(4, {0: memoryview(bytes([PACKED]) + body_of(data))})
-    assert torch.equal(state.picture(4, {})[0], picture)
-    with pytest.raises(Corrupt, match="behind"):
-        state.advance(5, {0: memoryview(b"\x01")})
+    header, packed = container.unpack_header(data), bytes([PACKED]) + body_of(data)
+    assert torch.equal(decode_image(data, model=tiny, levels=1).rgb, picture)
+    for part, payload in ((0, b"\x02"), (1, b"\x00")):
+        both = rewritten(header, [(4, 1, packed), (5, part, payload)], flags=container.ARCHIVAL)
+        for levels in (None, 1):
+            with pytest.raises(Corrupt, match="beside"):
+                decode_image(both, model=tiny, levels=levels)
 
 
 def test_only_a_packed_picture_makes_level_4_alone_lossless(tiny: Model) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import reference.exact
 import reference.lossy
+import torch
 from reference import container
 from reference.container import File, Header
 from reference.errors import (
@@ -35,15 +36,19 @@ from reference.geometry import Geometry, Rectangle
 from reference.lanes import NOTHING, Lanes
 from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
-from reference_decoder import decode, silent
+from reference_decoder import Picture, decode, silent
 
-from vbc.codec.model import Model
-from vbc.codec.pipeline import decode_image
+from vbc.bitstream import errors
+from vbc.codec.example import make_example
+from vbc.codec.model import Model, load_model
+from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.settings import EncodeSettings
 
 TESTS = Path(__file__).parents[1]
 FOLDER = TESTS / "golden"
 ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_text())
-"""By file, then by what is decoded of it: "N", the first N levels; "N native", those at their own size."""
+"""By file, then by what is decoded of it: "N", the first N levels; "native-N", those at their own size;
+"region X,Y,W,H", a part of the picture."""
 
 Packets = list[tuple[int, int, bytes]]
 """(unit, part, payload) in the order of a file."""
@@ -69,14 +74,94 @@ def test_imports_nothing_of_vbc() -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_golden_file(weights: Weights, name: str) -> None:
     data = (FOLDER / name).read_bytes()
-    assert ANSWERS[name]
-    for what, want in ANSWERS[name].items():
-        count, _, native = what.partition(" ")
-        assert native in ("", "native")
-        assert decode(data, weights, levels=int(count), native=bool(native)).sha256() == want, what
-    assert (
-        decode(data, weights).sha256() == ANSWERS[name][max(ANSWERS[name], key=lambda k: int(k.split()[0]))]
-    )
+    answers = ANSWERS[name]
+    levels = File(data).levels
+    assert [int(what) for what in answers if what.isdecimal()] == list(range(1, len(levels) + 1))
+    whole = decode(data, weights)
+    assert whole.sha256() == answers[str(len(levels))]
+    for what, want in answers.items():
+        if what.startswith("region "):
+            have = crop(whole, *map(int, what.removeprefix("region ").split(",")))
+        else:
+            count = int(what.removeprefix("native-"))
+            have = decode(data, weights, levels=count, native=what.startswith("native-"))
+        assert have.sha256() == want, what
+
+
+def crop(picture: Picture, x: int, y: int, width: int, height: int) -> Picture:
+    """A rectangle of a picture."""
+    part = (..., slice(y, y + height), slice(x, x + width))
+    alpha, low = (None if plane is None else plane[part] for plane in (picture.alpha, picture.low))
+    return Picture(picture.rgb[part], alpha, low, picture.gray)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Path:
+    """The newest weights that are shipped."""
+    folder = TESTS.parent / "codec" / "weights"
+    return folder / json.loads((folder / "index.json").read_text())[-1]["file"]
+
+
+@pytest.mark.parametrize("lossy_levels", [0, 3])
+def test_crops_under_the_shipped_weights(shipped: Path, lossy_levels: int) -> None:
+    """Trained networks, real symbols and corrections: crops of a photograph-like picture."""
+    picture = make_example(384, 256)
+    weights, model = Weights(shipped.read_bytes()), load_model(shipped)
+    settings = EncodeSettings(levels=lossy_levels, lossless=True, effort=2)
+    for x, y in ((40, 0), (160, 80), (300, 180)):
+        rgb = np.ascontiguousarray(picture[y : y + 64, x : x + 64].transpose(2, 0, 1))
+        data = encode_image(torch.from_numpy(rgb), model=model, settings=settings)
+        assert (decode(data, weights).rgb == rgb).all()
+        for count in range(1, len(File(data).levels)):
+            want = decode_image(data, model=model, levels=count).rgb.numpy()
+            assert (decode(data, weights, levels=count).rgb == want).all()
+
+
+@pytest.mark.parametrize("model", ["tiny", "shipped"])
+def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None:
+    """The table of section 6 has every tensor of the weights files, with its type and shape."""
+    weights = Weights((tiny_path if model == "tiny" else shipped).read_bytes())
+    have = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("analysis.")}
+    wanted: dict[str, tuple[str, list[str]]] = {}
+    for name, dtype, shape in tensors_of_the_text():
+        if dtype == "chain":
+            layers = chain_of_the_text(name, *(int(part.split()[0]) for part in shape))
+            wanted[f"{name}.condition"] = "i32", [shape[3].split()[0], "101", "w"]
+        elif dtype == "layer":
+            layers = {name: shape}
+        else:
+            layers = {}
+            wanted[name] = dtype, shape
+        for part, size in layers.items():
+            wanted[f"{part}.weight"] = "i8", size
+            wanted[f"{part}.bias"] = wanted[f"{part}.shift"] = "i32", size[:1]
+    assert wanted.keys() == have.keys()
+    for name, (dtype, shape) in wanted.items():
+        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+).*", r"\1\3", name)
+        hidden = "third" if group.startswith("exact.") else "0"
+        known = {"w": len(have.get(f"{group}.{hidden}.bias", ())), "T": len(have["tables"])}
+        kind = have[name].dtype
+        assert kind.kind + str(8 * kind.itemsize) == dtype, name
+        assert have[name].shape == tuple(known.get(n) or int(n) for n in shape), name
+
+
+def chain_of_the_text(name: str, hidden: int, inputs: int, outputs: int, uses: int) -> dict[str, list[str]]:
+    """The layers of a chain, and the shapes of their weights."""
+    layers = {f"{name}.{i}": ["w", "w" if i else str(inputs), "3", "3"] for i in range(hidden)}
+    side = "3" if name == "lossy.enhance" else "1"
+    return {**layers, f"{name}.head": [str(outputs), "w", side, side]}
+
+
+def tensors_of_the_text() -> list[tuple[str, str, list[str]]]:
+    """Name, type (or "layer", "chain") and dimensions of each tensor of the table of section 6."""
+    found = []
+    for name, dtype, shape in re.findall(r"^\| `([\w.]+)` \| (\w+) \| \[(.*?)\] \|", TEXT, re.MULTILINE):
+        for phase, inputs in (("D", 9), ("H", 9), ("V", 15)) if "PHASE" in name else (("", 0),):
+            for kind in range(3) if "CLASS" in name else range(1):
+                full = name.replace("PHASE", phase).replace("CLASS", str(kind))
+                size = shape.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
+                found.append((full, dtype, size.split(", ")))
+    return found
 
 
 @pytest.mark.parametrize("name", ["layered.vbc", "deep.vbc", "alpha-lossy.vbc"])
@@ -155,9 +240,14 @@ def test_lanes_of_the_text() -> None:
         assert (have == want).all()
 
 
-def test_file_of_the_text(weights: Weights) -> None:
+def test_file_of_the_text(weights: Weights, tiny: Model) -> None:
     lines: list[str] = []
-    picture = decode(dump_of_the_text(1), weights, say=lines.append)
+    data = dump_of_the_text(1)
+    picture = decode(data, weights, say=lines.append)
+    assert (decode_image(data, model=tiny).rgb.numpy() == picture.rgb).all()
+    file = File(data)
+    digest = hashlib.sha256(picture.rgb.transpose(1, 2, 0).tobytes()).digest()
+    assert digest.startswith(file.payload(file.packets[-1]))
     assert [line for block in blocks_of_the_text("trace") for line in block] == lines
     (rows,) = blocks_of_the_text("rgb")
     want = [[bytes.fromhex(pixel) for pixel in row.split()] for row in rows]
@@ -382,7 +472,7 @@ def test_plain_groups_hold_the_picture(weights: Weights) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (3, 530, 1100), np.uint8)
     header = header_of(weights, (530, 1100), ARCHIVAL)
     geometry = Geometry(530, 1100)
-    assert [geometry.n_groups(n) for n in range(1, 13)] == [1, 6, 6, 1, 1, 1, 1, 1, 2, 6, 6, 6]
+    assert [geometry.n_groups(n) for n in range(1, 13)] == [1, 2, 6, 1, 1, 1, 1, 1, 2, 6, 6, 6]
     packets: Packets = []
     for level in range(4, geometry.last_level + 1):
         k = geometry.grid_of(level)
@@ -483,18 +573,35 @@ BROKEN: dict[str, tuple[type[FormatError], Change]] = {
     "pixels too few": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2][:-1]), p[3]])),
     "pixels too many": (Corrupt, lambda h, p: (h, [*p[:2], (5, 1, p[2][2] + b"\0"), p[3]])),
     "a packed picture before level 5": (Corrupt, lambda h, p: (h, [p[0], (4, 1, b"\4\3\0"), *p[2:]])),
+    "level 5 without its groups in a lossless file": (
+        Corrupt,
+        lambda h, p: (h, [*p[:2], (5, 0, b"\2"), p[3]]),
+    ),
+    "part 0 of level 5 without level 4": (Corrupt, lambda h, p: (replace(h, flags=2), [(5, 0, b"\2")])),
+    "part 0 of level 5 without level 3": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=0), [p[1], (5, 0, b"\2")]),
+    ),
     "no level": (Corrupt, lambda h, p: (replace(h, flags=0), [p[0], p[3]])),
     "a lossless file of level 4": (Corrupt, lambda h, p: (h, p[:2])),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken_rule(weights: Weights, what: str) -> None:
+def test_broken_rule(weights: Weights, tiny: Model, what: str) -> None:
     error, change = BROKEN[what]
     header, packets = change(*small(weights))
+    check_refused(write_file(header, packets), weights, tiny, error)
+
+
+def check_refused(data: bytes, weights: Weights, tiny: Model, error: type[FormatError]) -> None:
+    """The reference decoder and the codec refuse a file with the same error."""
     with pytest.raises(error) as caught:
-        decode(write_file(header, packets), weights)
+        decode(data, weights)
     assert caught.type is error
+    with pytest.raises(errors.FormatError) as refused:
+        decode_image(data, model=tiny)
+    assert refused.type.__name__ == error.__name__
 
 
 def test_what_is_allowed(weights: Weights) -> None:
@@ -539,14 +646,59 @@ def test_damaged_bytes(weights: Weights) -> None:
         ("a length of 2^62", b"\4\1\1" + varint(1 << 62) + bytes(4)),
     ],
 )
-def test_broken_index(weights: Weights, what: str, index: bytes) -> None:
+def test_broken_index(weights: Weights, tiny: Model, what: str, index: bytes) -> None:
     header = header_of(weights, (5, 5), container.ARCHIVAL)
-    with pytest.raises(Corrupt):
-        decode(join_file(header, index, b""), weights)
+    check_refused(join_file(header, index, b""), weights, tiny, Corrupt)
 
 
-def test_an_index_above_its_limit(weights: Weights) -> None:
+def test_an_index_above_its_limit(weights: Weights, tiny: Model) -> None:
     header = header_of(weights, (5, 5), container.ARCHIVAL)
     parts = Geometry(5, 5).n_parts()
-    with pytest.raises(LimitExceeded):
-        decode(join_file(header, bytes(1025 + 32 * parts), b""), weights)
+    check_refused(join_file(header, bytes(1025 + 32 * parts), b""), weights, tiny, LimitExceeded)
+
+
+def test_a_packed_picture_stands_alone(weights: Weights, tiny: Model) -> None:
+    """Other exact levels in the index are refused by whoever decodes level 4, also if it decodes no other."""
+    data = (FOLDER / "graphic.vbc").read_bytes()
+    file = File(data)
+    packets = [(p.unit, p.part, file.payload(p)) for p in file.packets if p.unit == 4]
+    header = replace(file.header, flags=container.ARCHIVAL)
+    whole = write_file(header, packets)
+    assert (decode(whole, weights).rgb == decode_image(whole, model=tiny).rgb.numpy()).all()
+    for more in ((5, 0, b"\2"), (5, 1, b"\0")):
+        both = write_file(header, [*packets, more])
+        for levels in (None, 1):
+            with pytest.raises(Corrupt):
+                decode(both, weights, levels=levels)
+            with pytest.raises(errors.Corrupt):
+                decode_image(both, model=tiny, levels=levels)
+
+
+def test_what_nothing_is_shown_of(weights: Weights, tiny: Model) -> None:
+    """Truncated where all groups are cut off, Corrupt where one is damaged."""
+    header, packets = small(weights)
+    data = write_file(replace(header, flags=container.ARCHIVAL), packets)
+    start = File(data).level_packets[4, 1].offset
+    damaged = bytearray(data)
+    damaged[start] ^= 1
+    for broken, error in (
+        (data[: start + 9], "Truncated"),
+        (bytes(damaged), "Corrupt"),
+        (bytes(damaged[:-20]), "Corrupt"),
+    ):
+        with pytest.raises(FormatError) as caught:
+            decode(broken, weights, partial=True)
+        with pytest.raises(errors.FormatError) as refused:
+            decode_image(broken, model=tiny, allow_partial=True)
+        assert caught.type.__name__ == refused.type.__name__ == error
+
+
+def test_a_part_0_that_nothing_needs(weights: Weights, tiny: Model) -> None:
+    """It is not looked into; a group in mode 2 does."""
+    header, packets = small(weights)
+    icc, base, group, pixel_hash = packets
+    odd = write_file(header, [icc, base, (5, 0, b"\7"), group, pixel_hash])
+    assert (decode(odd, weights).rgb == decode(write_file(header, packets), weights).rgb).all()
+    assert (decode_image(odd, model=tiny).rgb.numpy() == decode(odd, weights).rgb).all()
+    tuned = write_file(header, [icc, base, (5, 0, b"\7"), (5, 1, b"\2\10\0\0\0"), pixel_hash])
+    check_refused(tuned, weights, tiny, Corrupt)

@@ -136,16 +136,21 @@ class File:
     def usable(self, levels: list[int], partial: bool) -> dict[tuple[int, int], bytes]:
         """Payloads of the usable packets of these levels, by (level, part).
 
-        partial: leave out what is cut off or damaged; otherwise that raises Truncated or Corrupt.
+        partial: leave out what is cut off or damaged; otherwise, and where no group is left, that raises
+        Truncated or Corrupt.
         """
         found: dict[tuple[int, int], bytes] = {}
+        faults: list[Truncated | Corrupt] = []
         for (level, part), packet in self.level_packets.items():  # a packet stands behind what it needs
             if level in levels and all(need in found for need in self.needs(level, part)):
                 try:
                     found[level, part] = self.payload(packet)
-                except (Truncated, Corrupt):
+                except (Truncated, Corrupt) as fault:
                     if not partial:
                         raise
+                    faults.append(fault)
+        if not any(part for _, part in found):
+            raise next((fault for fault in faults if isinstance(fault, Corrupt)), faults[0])
         return found
 
 
@@ -204,19 +209,23 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     singles = [unit for unit in units if unit > LAST_LEVEL_UNIT]
     if len(set(singles)) < len(singles):
         raise Corrupt("a unit is there twice")
+    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
+    if len(set(parts)) < len(parts):
+        raise Corrupt("a part of a level is there twice")
     # by their places: before all levels, levels, after all levels; EXIF and XMP anywhere
     place = {ICC: 0, ALPHA: 1, LOW: 3, PIXEL_HASH: 4}
     places = [2 if unit <= LAST_LEVEL_UNIT else place[unit] for unit in units if unit not in (EXIF, XMP)]
     if places != sorted(places):
         raise Corrupt("units are out of order")
-    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
     for level, part in parts:
         if level > geometry.last_level or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
         if not part and level <= FIRST_EXACT:
             raise UnsupportedVersion(f"part 0 of level {level}")
-    if len(set(parts)) < len(parts):
-        raise Corrupt("a part of a level is there twice")
+    levels = {level for level, _ in parts}
+    for level in levels:  # also where there is nothing but its part 0
+        if not levels.issuperset(geometry.needed_levels(level, header.archival)):
+            raise Corrupt(f"level {level} needs levels that are not there")
     seen: set[tuple[int, int]] = set()
     for level, part in parts:
         needs = geometry.needs(level, part, header.archival)
@@ -229,7 +238,8 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
         raise Corrupt("a lossy level in an archival file")
     exact = {key for key in seen if key[0] >= FIRST_EXACT and key[1]}
     every = sum(geometry.n_groups(n) for n in range(FIRST_EXACT, geometry.last_level + 1))
-    if header.flags & LOSSLESS and exact != {(FIRST_EXACT, 1)} and len(exact) < every:
+    alone = max((level for level, _ in seen), default=0) == FIRST_EXACT
+    if header.flags & LOSSLESS and not alone and len(exact) < every:
         raise Corrupt("a lossless file lacks exact packets")
     if (header.bit_depth == 16) != (LOW in units) or (LOW in units and not header.flags & LOSSLESS):
         raise Corrupt("bit depth, LOW and LOSSLESS do not go together")

@@ -107,8 +107,6 @@ class Grids:
         """The picture uint8 RGB [3, H, W] from the payloads of the usable exact packets, by (level, part)."""
         first = payloads.get((FIRST_EXACT, 1))
         if first is not None and first[:1] == bytes([PACKED]):
-            if len(payloads) > 1:
-                raise Corrupt("exact levels behind a packed picture")
             return unpack(first[1:], self.geometry.grids[0])
         top = self.geometry.top
         if first is None:
@@ -151,16 +149,8 @@ class Grids:
         fine_errors = np.zeros(fine.shape, np.int32)
         phase_part(fine, "A")[:] = coarse
         phase_part(fine_errors, "A")[:] = errors
-        tunings: dict[str, Tuning] = {}
-        if shared is not None:
-            mode, body = split(shared)
-            if mode != TUNED:
-                raise Corrupt(f"part 0 of level {level} has mode {mode}")
-            self.say(f"level {level}, part 0")
-            most = sum(1 + n_parameters(self.weights, phase) for phase in PHASES)
-            lanes = Lanes(self.weights.starts, body, most, self.say)
-            tunings = read_tuning(self.weights, lanes)
-            lanes.finish()
+        is_tuned = any(split(body)[0] == TUNED for body in groups.values())
+        tunings = self.tunings(level, shared) if is_tuned else {}
         for part, rectangle in self.geometry.groups(level):
             group = Group(self, k, rectangle, coarse, errors, lossy)
             if part not in groups:
@@ -173,7 +163,7 @@ class Grids:
                 self.say(f"level {level}, part {part}: {rectangle} of grid {k}, mode {mode}")
                 if mode in PLAIN_DEPTH:
                     group.fill(plain(body, PLAIN_DEPTH[mode], [p.shape[1:] for p in group.pixels.values()]))
-                elif mode == LANES or (mode == TUNED and shared is not None):
+                elif mode in (LANES, TUNED):
                     lanes = Lanes(self.weights.starts, body, group.n_symbols, self.say)
                     group.code(lanes, tunings if mode == TUNED else {})
                     lanes.finish()
@@ -183,6 +173,20 @@ class Grids:
                 phase_part(fine[:, *rectangle.slices], phase)[:] = group.pixels[phase]
                 phase_part(fine_errors[:, *rectangle.slices], phase)[:] = group.errors[phase]
         return fine, fine_errors
+
+    def tunings(self, level: int, shared: bytes | None) -> dict[str, Tuning]:
+        """The tuning of a level, from its part 0."""
+        if shared is None:
+            raise Corrupt(f"level {level} has tuned groups and no part 0")
+        mode, body = split(shared)
+        if mode != TUNED:
+            raise Corrupt(f"part 0 of level {level} has mode {mode}")
+        self.say(f"level {level}, part 0")
+        most = sum(1 + n_parameters(self.weights, phase) for phase in PHASES)
+        lanes = Lanes(self.weights.starts, body, most, self.say)
+        tunings = read_tuning(self.weights, lanes)
+        lanes.finish()
+        return tunings
 
 
 class Group:
@@ -221,9 +225,14 @@ class Group:
         if phase == "A":
             return edge(whole, rows, columns)
         own = (self.errors if errors else self.pixels)[phase]
+        i, j = rows - self.part.top, columns - self.part.left
         if not own.size:
-            own = whole[:, *self.part.slices]
-        return edge(own, rows - self.part.top, columns - self.part.left)
+            return edge(whole[:, *self.part.slices], i, j)
+        if errors or self.lossy is None:
+            return edge(own, i, j)
+        # in layered files the difference to the lossy picture is repeated, not the pixel
+        inside = (start + np.arange(n) for start, n in zip(self.part.corner, own.shape[1:], strict=True))
+        return self.lossy_seen(phase, rows, columns) + edge(own - self.lossy_seen(phase, *inside), i, j)
 
     def lossy_seen(self, phase: str, rows: Array, columns: Array) -> Array:
         """Pixels of the lossy picture on A or a phase."""

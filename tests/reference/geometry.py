@@ -6,9 +6,10 @@ from dataclasses import dataclass
 LOSSY_LEVELS = (1, 2, 3)
 FIRST_EXACT = 4
 BLOCK = 8
+LOSSY_SIDES = (256, 128, 64)
+"""Sides of the groups of levels 1, 2 and 3, in blocks."""
 SQUARE = 64
-"""Side of the groups of levels 2 and 3, in blocks."""
-LEVEL1_SIDE = 256
+"""Side of the squares of the lossy picture that use one level each, in blocks."""
 EXACT_SIDES = (512, 256, 128)
 """Sides of the groups on grids 0, 1, and 2 and above."""
 
@@ -34,6 +35,11 @@ class Rectangle:
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.bottom - self.top, self.right - self.left
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """The first row and column."""
+        return self.top, self.left
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -87,7 +93,7 @@ class Geometry:
     def side_of(self, level: int) -> int:
         """The side of a level's groups; level 4 has one."""
         if level in LOSSY_LEVELS:
-            return LEVEL1_SIDE if level == 1 else SQUARE
+            return LOSSY_SIDES[level - 1]
         return 8 if level == FIRST_EXACT else EXACT_SIDES[min(self.grid_of(level), 2)]
 
     def n_groups(self, level: int) -> int:
@@ -114,6 +120,12 @@ class Geometry:
     def meeting(self, level: int, area: Rectangle) -> list[tuple[int, int]]:
         """(level, part) of the level's groups that meet a rectangle of its grid."""
         return [(level, part) for part, group in self.groups(level) if group.meets(area)]
+
+    def needed_levels(self, level: int, archival: bool) -> list[int]:
+        """The levels of which the groups of a level need some at first hand."""
+        if level <= FIRST_EXACT:
+            return list(range(1, level)) if level in LOSSY_LEVELS else []
+        return [level - 1] if archival else [level - 1, 3]
 
     def needs(self, level: int, part: int, archival: bool) -> list[tuple[int, int]]:
         """(level, part) of the packets that a packet needs at first hand, but part 0 of its own level."""

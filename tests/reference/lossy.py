@@ -66,7 +66,7 @@ class LossyDecoder:
                 if (level, part) in payloads:
                     self.say(f"level {level}, part {part}: blocks {group}")
                     self.read_group(payloads[level, part], level, group)
-                    self.used[group.divided(SQUARE).slices] = level  # a group of level 1 has whole squares
+                    self.used[group.divided(SQUARE).slices] = level  # a group has whole squares
                 elif level > 1:
                     mean, _ = self.prior(level, group)
                     self.latents_of(level, group)[:] = mean.clip(-32768, 32767)
@@ -181,7 +181,7 @@ class LossyDecoder:
 
     def picture(self) -> Array:
         """uint8 RGB [3, H, W]."""
-        sample = self.samples(BLOCK, 11)
+        sample = self.samples(BLOCK, 11).clip(-32768, 32767)
         _, height, width = sample.shape
         n_rows, n_columns = height // 2, width // 2
         cells = sample.reshape(3, n_rows, 2, n_columns, 2).transpose(0, 2, 4, 1, 3)
