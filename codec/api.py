@@ -3,7 +3,8 @@
 Light until something is coded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -232,17 +233,64 @@ def decode_image(
 ) -> "Tensor | list[Tensor]":
     """Decode files given as paths or bytes to tensors [C, H, W] on the device: uint8, uint16 for 16 bits.
 
-    C is 1 for gray images, else 3, and one more with alpha, which comes last. A list gives a list. region:
-    (x, y, width, height), a part of the picture; of a path no more is read than it needs. Raises FormatError
-    for bad files, OSError for unreadable ones, ValueError for a region that is not inside the picture.
+    C is 1 for gray images, else 3, and one more with alpha, which comes last. region: (x, y, width, height),
+    a part of the picture; of a path no more is read than it needs. A list gives a list: as `decode_images` on
+    a device, unless a region is asked for; on the CPU file by file, as one picture fills it and several would
+    take more memory. Raises FormatError for bad files, OSError for unreadable ones, ValueError for a region
+    that is not inside the picture.
     """
     if isinstance(source, list):
+        if region is None and device != "cpu":
+            return decode_images(source, device, limits=limits, model=model)
         return [decode_image(s, device, region=region, limits=limits, model=model) for s in source]
-    if not isinstance(source, bytes):
-        with open(source, "rb") as f:
-            data = FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
-            return _decode_tensor(data, device, region, limits, model)
-    return _decode_tensor(MemorySource(source), device, region, limits, model)
+    with _opened(source, limits) as data:
+        return _decode_tensor(data, device, region, limits, model)
+
+
+def decode_images(
+    sources: "Sequence[Source]",
+    device: Device,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    model: "Weights" = None,
+) -> "list[Tensor]":
+    """Decode files to tensors as `decode_image` does, those that go together as one batch.
+
+    Together go 8-bit pictures without alpha of one size, quality, model and kind of file; tensors of one
+    batch share its memory. Files on disk are opened twice, first for all headers. Raises what `decode_image`
+    raises for a bad file.
+    """
+    check_device(device)
+    # what is no file, such as a pipe, can be read once
+    sources = [s if isinstance(s, bytes) or Path(s).is_file() else read_vbc(s, limits) for s in sources]
+    headers = []
+    for source in sources:
+        with _opened(source, limits) as data:
+            headers.append(check_decode(data, None, None, False, limits))
+    from vbc.codec import decode_list
+
+    tensors: dict[int, Tensor] = {}
+    for numbers in decode_list.batches(headers):
+        with ExitStack() as stack:
+            opened = [stack.enter_context(_opened(sources[i], limits)) for i in numbers]
+            if len(numbers) == 1:
+                tensors[numbers[0]] = _decode_tensor(opened[0], device, None, limits, model)
+                continue
+            together = [headers[i] for i in numbers]
+            pictures = decode_list.decode_together(opened, together, load(model, device, together[0]))
+        for i, header, rgb in zip(numbers, together, pictures, strict=True):
+            tensors[i] = rgb[1:2] if header.channels == 1 else rgb
+    return [tensors[i] for i in range(len(sources))]
+
+
+@contextmanager
+def _opened(source: "Source", limits: Limits) -> "Iterator[ByteSource]":
+    """The bytes of a file given as a path or as bytes."""
+    if isinstance(source, bytes):
+        yield MemorySource(source)
+        return
+    with open(source, "rb") as f:
+        yield FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
 
 
 def _decode_tensor(

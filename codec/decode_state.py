@@ -15,16 +15,18 @@ from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.entropy.coder import Decoder, finish_all
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import (
     PACKED,
     RAW_DEPTH,
+    DecodedGroups,
     decode_groups,
     fill_groups,
     put_group,
     split_packet,
 )
-from vbc.codec.exact.planes import Window, every, in_batches
+from vbc.codec.exact.planes import Window, every, in_batches, stack
 from vbc.codec.extra.packed_picture import decode_packed
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
 from vbc.codec.lossy.coding import prior_means
@@ -46,11 +48,11 @@ Square = tuple[int, int]
 
 @dataclass
 class Planes:
-    """The memory of a decode; what is not decoded yet holds no meaning.
+    """The memory of a decode of B pictures; what is not decoded yet holds no meaning.
 
-    latents: int16 [1, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [1, 3, H,
-    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [1,
-    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [1, 3, h, w].
+    latents: int16 [B, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [B, 3, H,
+    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B,
+    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h, w].
     """
 
     latents: Tensor | None = None
@@ -62,13 +64,18 @@ class Planes:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """Groups decoded so far, by level. States of one file share the memory of their planes."""
+    """Groups decoded so far, by level, of one file or of several that are decoded together.
+
+    header: of the first file. The others have the same size, quality, flags, model and groups; a group is
+    decoded of all of them at once. States of one decode share the memory of their planes.
+    """
 
     model: Model
     header: Header
     done: Mapping[int, frozenset[int]] = field(default_factory=dict)
     packed: bool = False
     """Whether level 4 held the whole picture."""
+    n_pictures: int = 1
     planes: Planes = field(default_factory=Planes, repr=False)
 
     # decoding
@@ -81,6 +88,15 @@ class DecodeState:
 
         All that they need must have been decoded. Raises Corrupt.
         """
+        return self.advance_together(level, {n: (packet,) for n, packet in packets.items()}, (shared,))
+
+    def advance_together(
+        self,
+        level: int,
+        packets: Mapping[int, Sequence[memoryview]],
+        shared: Sequence[memoryview | None],
+    ) -> "DecodeState":
+        """As `advance`, of several files: each packet and what is shared of every one, in their order."""
         packed = self.packed
         if packets:
             if level <= LOSSY_LEVELS:
@@ -100,16 +116,17 @@ class DecodeState:
         """Whether all of these groups of a level are decoded; those of a packed picture are."""
         return self.done.get(level, frozenset()).issuperset(groups)
 
-    def _decode_lossy(self, level: int, packets: Mapping[int, memoryview]) -> None:
+    def _decode_lossy(self, level: int, packets: Mapping[int, Sequence[memoryview]]) -> None:
         latents = self._latents()
         geometry = self.header.geometry
         below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
         numbers = list(packets)
         windows = [geometry.window(level, n) for n in numbers]
+        readers: list[Decoder] = []
         for batch in in_batches(windows, self._most_blocks()):
             bodies = []
-            for i in batch:
-                mode, body = split_packet(packets[numbers[i]])
+            for packet in (packet for i in batch for packet in packets[numbers[i]]):
+                mode, body = split_packet(packet)
                 if mode != CODED:
                     raise Corrupt(f"a group of level {level} has mode {mode}")
                 bodies.append(body)
@@ -118,31 +135,64 @@ class DecodeState:
             n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
             n_latents = LEVEL_START[level] - LEVEL_START[level - 1]
             reader = self.model.reader(bodies, n_blocks * n_latents)
-            decoded = code_lossy_groups(self.model.lossy, reader, level, below, parts, self.header.quality)
-            reader.finish()
-            for window, part in zip(parts, decoded, strict=True):
-                latents[0, level_latents(level), *window] = part
+            decoded = code_lossy_groups(
+                self.model.lossy,
+                reader,
+                level,
+                below,
+                parts,
+                self.header.quality,
+                n_pictures=self.n_pictures,
+            )
+            if self.model.decodes_blindly:
+                readers.append(reader)
+            else:
+                reader.finish()
+            self._put_latents(level, parts, decoded)
+        finish_all(readers)
 
-    def _decode_base(self, packet: memoryview) -> bool:
-        """Level 4; returns whether it held the whole picture."""
-        mode, body = split_packet(packet)
+    def _put_latents(self, level: int, windows: Sequence[Window], decoded: Tensor) -> None:
+        """Keep the latents of windows: int16 [W * B, C, h, w]."""
+        latents = self._latents()
+        for window, part in zip(windows, torch.split(decoded, self.n_pictures), strict=True):
+            latents[:, level_latents(level), *window] = part
+
+    def _decode_base(self, packets: Sequence[memoryview]) -> bool:
+        """Level 4; returns whether it held the whole pictures."""
         geometry = self.header.geometry
         alone = levels_present(self.header)[-1] == BASE_LEVEL
-        if mode == PACKED:
+        bases = []
+        modes = set()
+        for packet in packets:
+            mode, body = split_packet(packet)
+            modes.add(mode)
+            if mode == PACKED:
+                bases.append(decode_packed(body, geometry.grids[0]))
+            elif mode in RAW_DEPTH:
+                bases.append(from_samples(body, *geometry.grids[geometry.top], RAW_DEPTH[mode]))
+            else:
+                raise Corrupt(f"the base grid has mode {mode}")
+        packed = modes == {PACKED}
+        if PACKED in modes and not packed:
+            raise Corrupt("packed pictures among others")
+        base = stack(bases).to(self.model.device)
+        if packed:
             if not alone:
                 raise Corrupt("exact levels beside a packed picture")
-            self.planes.grids[0] = decode_packed(body, geometry.grids[0]).to(self.model.device)
+            self.planes.grids[0] = base
             return True
-        if mode not in RAW_DEPTH:
-            raise Corrupt(f"the base grid has mode {mode}")
         if self.header.lossless and geometry.top and alone:
             raise Corrupt("the file says lossless but has only the base grid")
-        base = from_samples(body, *geometry.grids[geometry.top], RAW_DEPTH[mode]).to(self.model.device)
         self.planes.grids[geometry.top] = base if geometry.top == 0 else rgb_to_ycocg(base)
         self.planes.errors[geometry.top] = torch.zeros_like(base, dtype=torch.int8)
         return False
 
-    def _decode_exact(self, level: int, packets: Mapping[int, memoryview], shared: memoryview | None) -> None:
+    def _decode_exact(
+        self,
+        level: int,
+        packets: Mapping[int, Sequence[memoryview]],
+        shared: Sequence[memoryview | None],
+    ) -> None:
         geometry = self.header.geometry
         k = geometry.grid_index(level)
         lossy = None
@@ -151,8 +201,8 @@ class DecodeState:
             lossy = self.planes.lossy
         step = self._grid_step(k, lossy)
         windows = {n: geometry.window(level, n) for n in packets}
-        for numbers, pixels, errors in decode_groups(self.model, step, windows, packets, shared):
-            self._put(k, [windows[n] for n in numbers], pixels, errors)
+        for groups in decode_groups(self.model, step, windows, packets, shared):
+            self._put(k, [windows[n] for n in groups.numbers], groups)
 
     def _grid_step(self, k: int, lossy: Tensor | None) -> GridStep:
         guide = None if lossy is None else every(lossy, k)
@@ -161,20 +211,18 @@ class DecodeState:
             self.model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), self.header.quality
         )
 
-    def _put(
-        self, k: int, windows: Sequence[Window], pixels: Mapping[str, Tensor], errors: Mapping[str, Tensor]
-    ) -> None:
+    def _put(self, k: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
         planes = self.planes
         grid = self._grid(k)
         for n, window in enumerate(windows):
-            put_group(grid, planes.grids[k + 1], window, pixels, n)
+            put_group(grid, planes.grids[k + 1], window, groups.pixels, n, groups.pictures)
             if k:
-                put_group(planes.errors[k], planes.errors[k + 1], window, errors, n)
+                put_group(planes.errors[k], planes.errors[k + 1], window, groups.errors, n, groups.pictures)
 
     def _grid(self, k: int) -> Tensor:
         """The plane of x_k; made, with that of its errors, where there is none yet."""
         if k not in self.planes.grids:
-            size = (1, 3, *self.header.geometry.grids[k])
+            size = (self.n_pictures, 3, *self.header.geometry.grids[k])
             device = self.model.device
             for planes, dtype in (
                 (self.planes.grids, torch.int16 if k else torch.uint8),
@@ -189,7 +237,7 @@ class DecodeState:
     # the picture
 
     def picture(self, last_level: int, wanted: Mapping[int, Collection[int]], native: bool = False) -> Tensor:
-        """The best picture of the groups decoded: uint8 RGB [1, 3, H, W].
+        """The best picture of the groups decoded, of each file: uint8 RGB [B, 3, H, W].
 
         last_level: the last level that is used. wanted: by level the groups that are to be worked out, for a
         whole picture all of the levels of its size; beyond them the picture has no meaning. native: after
@@ -241,8 +289,8 @@ class DecodeState:
             if numbers:
                 windows = [geometry.window(level, n) for n in numbers]
                 step = self._grid_step(k, None)
-                for places, pixels, errors in fill_groups(step, windows, network):
-                    self._put(k, [windows[i] for i in places], pixels, errors)
+                for groups in fill_groups(step, windows, network):
+                    self._put(k, [windows[i] for i in groups.numbers], groups)
             network = network and bool(done)
 
     def _complete_latents(self, last: int, wanted: Mapping[int, Collection[int]]) -> None:
@@ -255,15 +303,14 @@ class DecodeState:
             for batch in in_batches(windows, self._most_blocks()):
                 parts = [windows[i] for i in batch]
                 means = prior_means(self.model.lossy, level, below, parts, self.header.quality)
-                for window, part in zip(parts, means, strict=True):
-                    latents[0, level_latents(level), *window] = part
+                self._put_latents(level, parts, means)
 
     def _synthesise(self, squares: Iterable[Square]) -> None:
         """Work out squares of the lossy picture, but for those that are final."""
         geometry, planes = self.header.geometry, self.planes
         rows, cols = geometry.group_counts(LOSSY_LEVELS)
         if planes.lossy is None:
-            size = (1, 3, *geometry.grids[0])
+            size = (self.n_pictures, 3, *geometry.grids[0])
             planes.lossy = torch.empty(
                 size, dtype=torch.uint8, device=self.model.device, memory_format=torch.channels_last
             )
@@ -313,9 +360,11 @@ class DecodeState:
     def _latents(self) -> Tensor:
         """The plane of latents; those of missing groups of level 1 are 0."""
         if self.planes.latents is None:
-            size = (1, N_LATENTS, *self.header.geometry.level_size(1))
+            size = (self.n_pictures, N_LATENTS, *self.header.geometry.level_size(1))
             self.planes.latents = torch.zeros(size, dtype=torch.int16, device=self.model.device)
         return self.planes.latents
 
     def _most_blocks(self) -> int:
-        return HOST_BLOCKS if self.model.device.type == "cpu" else DEVICE_BLOCKS
+        """Blocks of a picture in the lossy groups that are decoded together."""
+        most = HOST_BLOCKS if self.model.device.type == "cpu" else DEVICE_BLOCKS
+        return most // self.n_pictures

@@ -9,7 +9,7 @@ from vbc.bitstream.source import MemorySource
 from vbc.codec import api
 
 if TYPE_CHECKING:
-    from vbc.codec.api import DecodedPicture, Weights
+    from vbc.codec.api import DecodedPicture, Device, Weights
     from vbc.codec.decode_state import DecodeState
 
 
@@ -22,7 +22,11 @@ class IncrementalReader:
     decoded. Not for use by several threads at once.
     """
 
-    def __init__(self, *, limits: Limits = DEFAULT_LIMITS, model: "Weights" = None) -> None:
+    def __init__(
+        self, *, limits: Limits = DEFAULT_LIMITS, model: "Weights" = None, device: "Device" = "cpu"
+    ) -> None:
+        """limits, model, device: as `api.decode`; raises as `api.check_device`."""
+        api.check_device(device)
         self.header: Header | None = None
         """None until header and index are complete."""
         self.levels: tuple[int, ...] = ()
@@ -31,6 +35,7 @@ class IncrementalReader:
         """Packets that are complete and match their checksums."""
         self._limits = limits
         self._model = model
+        self._device = device
         self._data = bytearray()
         self._error: FormatError | None = None
         self._state: DecodeState | None = None
@@ -108,7 +113,7 @@ class IncrementalReader:
                 raise Truncated(need, len(self._data), ())
             from vbc.codec.decode_state import DecodeState
 
-            self._state = DecodeState(api.load(self._model, "cpu", header), header)
+            self._state = DecodeState(api.load(self._model, self._device, header), header)
         with memoryview(self._data) as data:
             for level, parts in runs(header, arrived):
                 shared = header.find(level)

@@ -59,6 +59,11 @@ class Model:
         """Where the networks are."""
         return self.lossy.step.device
 
+    @property
+    def decodes_blindly(self) -> bool:
+        """Whether readers find damage only when they are finished, for which they wait for a device."""
+        return self.cumulative is not None
+
     def to(self, device: torch.device | str) -> "Model":
         """The model for a device; copies are kept.
 

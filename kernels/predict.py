@@ -63,12 +63,24 @@ class Corrections:
     linear: int32 [6, P], to the means (sixteenths) and scales (sixteenths of an octave). moves: int32 [3, P],
     256ths of sixteenths to the means, rounding constant included. before: int32 [2, 3, 2], slopes in 256ths
     by which a channel's mean follows the residuals of the channels before it, and its scale their ratios to
-    their scales.
+    their scales; or [B, 2, 3, 2] of several pictures. picture: then which of them each position belongs to,
+    int32 [P], 0..B - 1, not checked.
     """
 
     linear: Tensor
     moves: Tensor
     before: Tensor
+    picture: Tensor | None = None
+
+    def slope(self, kind: int, channel: int, earlier: int) -> Tensor:
+        """What `channel` follows `earlier` by, its mean (kind 0) or scale (1): a scalar, or int32 [P]."""
+        slope = self.before[..., kind, channel, earlier]
+        return slope if self.picture is None else slope.index_select(0, self.picture)
+
+    def to(self, device: torch.device) -> "Corrections":
+        """The same on another device."""
+        picture = None if self.picture is None else self.picture.to(device)
+        return Corrections(self.linear.to(device), self.moves.to(device), self.before.to(device), picture)
 
 
 class ChannelPredictor:
@@ -115,16 +127,15 @@ class ChannelPredictor:
         c = len(self._values)
         mean, scale = self._untuned[c]
         if self._tuned is not None:
-            before = self._tuned.before
             move = self._tuned.moves[c]
             for i, residual in enumerate(self._residuals):
-                move = move + before[0, c, i] * residual
+                move = move + self._tuned.slope(0, c, i) * residual
             mean = mean + self._tuned.linear[c] + (move >> 8)
             scale = scale + self._tuned.linear[3 + c]
             if c:
                 change = torch.full_like(mean, 128)
                 for i, ratio in enumerate(self._ratios):
-                    change += before[1, c, i] * ratio
+                    change += self._tuned.slope(1, c, i) * ratio
                 scale += change >> 8
         return mean.clamp(16 * LOW_CHROMA if c else 0, 16 * 255), scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
 
@@ -175,14 +186,16 @@ def channel_tables_triton(
     rounded = torch.empty_like(index)
     known = [v.contiguous() for v in values] + [index] * (2 - channel)  # what is not known is not looked at
     if n:
-        corrections = (out, out, out)
+        corrections, picture = (out, out, out), None
         if tuned is not None:
             corrections = (tuned.linear.contiguous(), tuned.moves.contiguous(), tuned.before.contiguous())
+            picture = tuned.picture
         with on_device(out.device):
             _predict_kernel[(ceil_div(n, BLOCK),)](
                 base.contiguous(),
                 out.contiguous(),
                 *corrections,
+                out if picture is None else picture.contiguous(),
                 *known[:2],
                 maps.log2_residual.contiguous(),
                 maps.surprise.contiguous(),
@@ -193,6 +206,7 @@ def channel_tables_triton(
                 maps.log2_residual.numel(),
                 CHANNEL=channel,
                 TUNED=tuned is not None,
+                PICTURES=picture is not None,
                 SIZE=BLOCK,
             )
     return index, rounded
@@ -212,12 +226,18 @@ def _triton_agrees(device: torch.device) -> bool:
         values = (part[12:15] % 511 - 255).short()
         values[:, ::7] = (part[15:18, ::7] * 16 - 32768).short()  # what damaged lanes may give
         before = (part[:12, 0] % 255 - 127).int().view(2, 3, 2)
-        tuned = Corrections((part[18:24] % 301 - 150).int(), (part[21:24] * 97 - 190_000).int(), before)
+        linear, moves = (part[18:24] % 301 - 150).int(), (part[21:24] * 97 - 190_000).int()
+        several = torch.stack((before, -before, before.flip(1)))
+        tunings = (
+            None,
+            Corrections(linear, moves, before),
+            Corrections(linear, moves, several, part[0].int() % 3),
+        )
         size = 16 * torch.log2(torch.arange(8192).double() / 16 + 0.25)
         surprise = (part[18:27, :2].T % 81 - 40).short().contiguous()
         maps = PredictMaps(size.round().short(), surprise, noise[n * 27 :].view(3, -1).short())
-        for t in (None, tuned):
-            there = None if t is None else Corrections(*(x.to(device) for x in (t.linear, t.moves, t.before)))
+        for t in tunings:
+            there = None if t is None else t.to(device)
             predictor = ChannelPredictor(base, out, t, maps)
             for channel in range(3):
                 known = [v.to(device) for v in values[:channel]]
@@ -245,8 +265,12 @@ def _check(base: Tensor, out: Tensor, tuned: Corrections | None, maps: PredictMa
     if tuned is not None:
         check_tensor("linear", tuned.linear, (torch.int32,), (6, n))
         check_tensor("moves", tuned.moves, (torch.int32,), (3, n))
-        check_tensor("before", tuned.before, (torch.int32,), (2, 3, 2))
+        several = () if tuned.picture is None else (None,)
+        check_tensor("before", tuned.before, (torch.int32,), (*several, 2, 3, 2))
         check_same_device(out, linear=tuned.linear, moves=tuned.moves, before=tuned.before)
+        if tuned.picture is not None:
+            check_tensor("picture", tuned.picture, (torch.int32,), (n,))
+            check_same_device(out, picture=tuned.picture)
     if not maps.log2_residual.numel():
         raise ValueError("log2_residual must not be empty")
 
@@ -279,6 +303,7 @@ def _predict_kernel(
     linear: Pointer,
     moves: Pointer,
     before: Pointer,
+    picture: Pointer,
     first: Pointer,
     second: Pointer,
     log2_residual: Pointer,
@@ -290,6 +315,7 @@ def _predict_kernel(
     n_residuals: Value,
     CHANNEL: constexpr,
     TUNED: constexpr,
+    PICTURES: constexpr,
     SIZE: constexpr,
 ) -> None:
     i = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -323,6 +349,8 @@ def _predict_kernel(
         move = tl.load(moves + CHANNEL * n + i, mask=inside, other=0)
         if CHANNEL > 0:
             slopes = before + 2 * CHANNEL
+            if PICTURES:
+                slopes += 12 * tl.load(picture + i, mask=inside, other=0)
             move += tl.load(slopes) * r_y
             change = tl.load(slopes + 6) * ratio_y + 128
             if CHANNEL > 1:

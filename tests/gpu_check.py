@@ -2,10 +2,10 @@
 
 Needs a CUDA device and the packages of pyproject.toml, but no installation of the checkout. Runs the kernel
 tests on the device; decodes the golden files there; writes pictures on the CPU and decodes every level on
-CUDA, and the other way round, comparing SHA-256; decodes regions; damages files; then times lossless
-pictures, one large one and many at a time. PICTURES is a folder of images; without one, generated pictures
-are used. The first line names the machine. Exit status 1 where a check failed, 4 where there is no CUDA
-device.
+CUDA, and the other way round, comparing SHA-256; decodes regions; damages files; decodes lists of files, as
+one batch and one by one; then times lossless pictures, one large one and many at a time. PICTURES is a folder
+of images; without one, generated pictures are used. The first line names the machine. Exit status 1 where a
+check failed, 4 where there is no CUDA device.
 
 `--device cpu` tries the checks themselves where there is no such device: torch runs the device's path on
 the CPU, small numbers of everything, without the kernel tests.
@@ -37,6 +37,7 @@ from torture.material import rewritten
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import FormatError
+from vbc.codec import api, decode_list
 from vbc.codec.example import make_example
 from vbc.codec.model import Model, load_model, place
 from vbc.codec.pipeline import decode_image, encode_image
@@ -67,6 +68,8 @@ LARGE_SIDE = 128 if DRY else 4096
 """Of the one picture whose decoding is timed."""
 BATCH, SIDE, STREAMS = (2, 64, 2) if DRY else (32, 1024, 8)
 """Many pictures: how many, how large, and how many at a time."""
+LIST_SIZES = ((9, 40, 50),) if DRY else ((256, 64, 64), (64, 301, 517))
+"""Of lists of pictures: how many, and their height and width."""
 REPEATS = 1 if DRY else 3
 KINDS = {
     "archival": EncodeSettings(levels=0, lossless=True),
@@ -263,6 +266,44 @@ def damage() -> None:
         check(f"damaged payloads, {kind}", lambda settings=KINDS[kind]: work(settings))
 
 
+def lists(device_name: str) -> None:
+    """Files that are decoded together give what each gives on the CPU; how long both ways take on the
+    device."""
+    cpu = load_model()
+    model = on_device(cpu)
+    for n, height, width in LIST_SIZES:
+        whole = make_example(width + n, height + n)
+        pictures = [
+            torch.from_numpy(whole[i : i + height, i : i + width].copy()).permute(2, 0, 1) for i in range(n)
+        ]
+        for kind, settings in KINDS.items():
+
+            def work(
+                settings: EncodeSettings = settings, pictures: list[Tensor] = pictures
+            ) -> dict[str, Any]:
+                files = [encode_image(rgb, model=cpu, settings=settings) for rgb in pictures]
+                ways = {
+                    "together": lambda: api.decode_images(files, DEVICE, model=model),
+                    "one_by_one": lambda: [api.decode_image(data, DEVICE, model=model) for data in files],
+                }
+                times = {}
+                for name, decode in ways.items():
+                    decode()  # kernels are compiled and tested
+                    wait()
+                    started = time.perf_counter()
+                    decoded = decode()
+                    wait()
+                    times[f"{name}_s"] = round(time.perf_counter() - started, 4)
+                    for data, rgb in zip(files, decoded, strict=True):
+                        demand(rgb.device.type == DEVICE, "decoded elsewhere")
+                        demand(torch.equal(rgb.cpu(), decode_image(data, model=cpu).rgb), f"{name} differs")
+                batches = decode_list.batches([container.unpack_header(data) for data in files])
+                demand(len(batches) < len(files), "nothing goes together")
+                return {"device": device_name, "images": len(files), "batches": len(batches), **times}
+
+            check(f"lists {kind} {n} of {width}x{height}", work)
+
+
 def throughput(device_name: str) -> None:
     """Lossless pictures, encoded with their check, and decoded: bytes of pixels a second.
 
@@ -339,7 +380,7 @@ def main() -> int:
     """Run all checks, or those of the groups named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="?", type=Path, help="folder of images; else generated ones")
-    groups = ("kernels", "golden", "pictures", "regions", "damage", "throughput")
+    groups = ("kernels", "golden", "pictures", "regions", "damage", "lists", "throughput")
     parser.add_argument(
         "-k",
         "--only",
@@ -376,6 +417,8 @@ def main() -> int:
             regions(title, rgb)
     if "damage" in options.only:
         damage()
+    if "lists" in options.only:
+        lists(name)
     if "throughput" in options.only:
         throughput(name)
     say(done=True, failed=failed)

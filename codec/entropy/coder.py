@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder
+from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import ALPHABET, ESCAPE, NO_TABLE, SYMBOL_MAX, TOTAL_BITS, TableSet
 
 ESCAPE_BITS = 16
@@ -31,6 +32,30 @@ class Coder(Protocol):
         symbols: int16 [N, n]; a decoder ignores them and may be given None. Returns int16 [N, n], 0 where
         nothing is coded.
         """
+
+
+class Decoder(Coder, Protocol):
+    """A coder that reads."""
+
+    def verdict(self) -> Tensor:
+        """Bool [N], where the symbols are: whether all symbols, escapes and lanes of a group are used to the
+        last bit."""
+
+    def finish(self) -> None:
+        """Raises Corrupt unless `verdict` is true for all groups. Waits for the device."""
+
+
+def finish_all(readers: Sequence[Decoder]) -> None:
+    """Raises Corrupt unless `verdict` is true for all groups of all readers of one device.
+
+    Waits for the device, once.
+    """
+    if not readers:
+        return
+    sound = torch.cat([reader.verdict() for reader in readers]).tolist()
+    bad = [i for i, good in enumerate(sound) if not good]
+    if bad:
+        raise Corrupt(f"the lanes of groups {bad} of a batch are not used to the last bit")
 
 
 class Writer:

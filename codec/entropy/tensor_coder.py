@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream.ans import LaneEncoder, LanePayload, unpack_lanes
-from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import TableSet
-from vbc.codec.entropy.coder import only_coded
+from vbc.codec.entropy.coder import finish_all, only_coded
 from vbc.kernels.rans import Lanes, cumulative_tables, decode_step, open_lanes
 
 
@@ -74,7 +73,7 @@ class TensorReader:
     def verdict(self) -> Tensor:
         """Bool [N] on the device: whether all symbols, escapes and lanes of a group are used to the last bit.
 
-        Does not wait for the device: one look at the verdicts of many readers will do.
+        Does not wait for the device: `finish_all` waits once for many readers.
         """
         by_lane = torch.stack((self._lanes.decoded, (~self._lanes.finished()).long()))
         by_group = self._asked.new_zeros(2, self._asked.numel())
@@ -84,9 +83,7 @@ class TensorReader:
 
     def finish(self) -> None:
         """Raises Corrupt unless `verdict` is true for all groups. Waits for the device."""
-        bad = (~self.verdict()).nonzero().flatten().tolist()
-        if bad:
-            raise Corrupt(f"the lanes of groups {bad} of a batch are not used to the last bit")
+        finish_all([self])
 
 
 def device_tables(tables: TableSet, device: torch.device) -> Tensor:

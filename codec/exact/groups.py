@@ -1,11 +1,11 @@
 """Groups of an exact level: from what they see to entropy parameters to symbols (docs/format.md, section 11).
 
 Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the whole picture, and of its own
-grid only its own pixels.
+grid only its own pixels. Pictures of one size go through together: a group is a window of one of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from vbc.codec.exact.planes import (
     lossy_planes,
     phase_size,
     phase_view,
+    runs,
     shape_of,
     stack,
 )
@@ -41,10 +42,10 @@ torch does not wake other threads for it, which are busy with networks."""
 
 @dataclass(frozen=True)
 class GridStep:
-    """What all groups of an exact level see: the step from x_{k+1} to x_k.
+    """What all groups of an exact level of B pictures see: the step from x_{k+1} to x_k.
 
-    coarse: x_{k+1}, int16 [1, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy:
-    the lossy picture on x_k, uint8 RGB [1, 3, .., ..], or None in an archival file. level_class, quality:
+    coarse: x_{k+1}, int16 [B, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy:
+    the lossy picture on x_k, uint8 RGB [B, 3, .., ..], or None in an archival file. level_class, quality:
     what the networks are conditioned on.
     """
 
@@ -55,10 +56,25 @@ class GridStep:
     level_class: int
     quality: int
 
+    @property
+    def n_pictures(self) -> int:
+        """B."""
+        return len(self.coarse)
+
+    def of(self, pictures: Sequence[int]) -> "GridStep":
+        """The step of some of the pictures, ascending; a copy of their planes where there are gaps."""
+        parts = runs(pictures)
+        coarse, errors, lossy = (
+            None if plane is None else stack([plane[part] for part in parts])
+            for plane in (self.coarse, self.errors, self.lossy)
+        )
+        assert coarse is not None
+        return replace(self, coarse=coarse, errors=errors, lossy=lossy)
+
 
 @dataclass(frozen=True)
 class Parameters:
-    """Entropy parameters of a phase of N windows before channels are known.
+    """Entropy parameters of a phase of N groups before channels are known.
 
     base: int16 [N, 3, h, w]; out: int32 [N, 9, h, w]. features: the last hidden layer, uint8 [N, width, h,
     w].
@@ -71,7 +87,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What N windows of one shape see of the pixels known so far.
+    """What N groups of one shape see of the pixels known so far.
 
     planes: A, then the phases coded, int16 [N, 3, h+8, w+8]: with the halo of the networks. errors: their
     prior errors, int8 [N, 3, h+2, w+2].
@@ -132,7 +148,8 @@ class Surroundings:
 class GroupBatch:
     """N groups of one shape of an exact level while they are coded, phase by phase.
 
-    windows: theirs on the finer grid; they start at even positions. keep_lossy: keep the lossy picture's
+    windows: theirs on the finer grid, in each of the step's B pictures; they start at even positions. Group
+    n * B + b is window n of picture b. keep_lossy: keep the lossy picture's
     planes from one phase to the next (24 bytes a position of the coarser grid). pixels, errors: what was
     decoded, by phase, int16 and int8 [N, 3, .., ..].
     """
@@ -148,10 +165,15 @@ class GroupBatch:
         known = cut_with_halo(step.coarse, self.coarse)
         if step.errors is None:
             h, w = (n + 2 * ERROR_HALO for n in self._size)
-            missed = torch.zeros((len(windows), 3, h, w), dtype=torch.int8, device=known.device)
+            missed = torch.zeros((self.n_groups, 3, h, w), dtype=torch.int8, device=known.device)
         else:
             missed = cut_with_halo(step.errors, self.coarse, ERROR_HALO)
         self.seen = Surroundings({"A": known}, {"A": missed})
+
+    @property
+    def n_groups(self) -> int:
+        """N."""
+        return len(self.windows) * self.step.n_pictures
 
     def size(self, phase: str) -> tuple[int, int]:
         """Rows and columns of a phase of one of the groups."""
@@ -189,23 +211,29 @@ class GroupBatch:
         planes[phase] = extend(difference, *self._size).add_(guide)
 
     def code(
-        self, phase: str, coder: Coder, parameters: Parameters, tuning: Tuning | None, target: Tensor | None
+        self,
+        phase: str,
+        coder: Coder,
+        parameters: Parameters,
+        tunings: Sequence[Tuning] | None,
+        target: Tensor | None,
     ) -> None:
-        """Code the channels of a phase. target: its pixels in an encoder, int16 [N, 3, h, w], which has them
-        seen."""
+        """Code the channels of a phase.
+
+        tunings: of each picture, or None. target: its pixels in an encoder, int16 [N, 3, h, w], which has
+        them seen.
+        """
         n, _, h, w = parameters.base.shape
-        linear = around = None
-        if tuning is not None:
-            linear = by_channel(tuning.layer(parameters.features))
-            around = by_channel(self.seen.errors_around(phase, (h, w)))
         base, out = by_channel(parameters.base), by_channel(parameters.out)
+        corrections_at = None
+        if tunings is not None:
+            linear = by_channel(tuned_outputs(tunings, parameters.features))
+            around = by_channel(self.seen.errors_around(phase, (h, w)))
+            corrections_at = CorrectionsAt(tunings, linear, around, h * w)
         pieces = positions_in_pieces(base)
         predictors = []
         for part in pieces:
-            corrections = None
-            if tuning is not None and linear is not None and around is not None:
-                moves = error_moves(around[:, part], tuning.around)
-                corrections = Corrections(linear[:, part], moves, tuning.before)
+            corrections = None if corrections_at is None else corrections_at(part)
             maps = self.step.model.maps[phase]
             predictors.append(ChannelPredictor(base[:, part], out[:, part], corrections, maps))
         wanted = None if target is None else by_channel(target)
@@ -243,7 +271,7 @@ class GroupBatch:
 
     def set_empty(self, phase: str) -> None:
         """Take a phase that has no pixels as decoded."""
-        size = (len(self.windows), 3, *self.size(phase))
+        size = (self.n_groups, 3, *self.size(phase))
         self.set_pixels(phase, torch.empty(size, dtype=torch.int16, device=self.step.coarse.device))
 
     def _take_errors(self, phase: str, errors: Tensor) -> None:
@@ -267,15 +295,52 @@ def positions_in_pieces(base: Tensor) -> list[slice]:
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]
 
 
-def error_moves(around: Tensor, slopes: Tensor) -> Tensor:
+class CorrectionsAt:
+    """What tuned layers add at a range of the positions [W, B, h * w] of windows of B pictures.
+
+    tunings: of each picture. linear: int32 [6, P]; around: int16 [3 K, P], as `Surroundings.errors_around` by
+    channel. area: h * w.
+    """
+
+    def __init__(self, tunings: Sequence[Tuning], linear: Tensor, around: Tensor, area: int):
+        self._linear, self._around = linear, around
+        self._picture: Tensor | None = None
+        self._slopes, self._before = tunings[0].around, tunings[0].before
+        if len(tunings) > 1:
+            pictures = torch.arange(len(tunings), dtype=torch.int32, device=linear.device)
+            n_windows = linear.shape[1] // (len(tunings) * area)
+            self._picture = pictures.view(1, -1, 1).expand(n_windows, -1, area).reshape(-1)
+            self._slopes = torch.stack([tuning.around for tuning in tunings], 2)
+            self._before = torch.stack([tuning.before for tuning in tunings])
+
+    def __call__(self, part: slice) -> Corrections:
+        picture = None if self._picture is None else self._picture[part]
+        moves = error_moves(self._around[:, part], self._slopes, picture)
+        return Corrections(self._linear[:, part], moves, self._before, picture)
+
+
+def tuned_outputs(tunings: Sequence[Tuning], features: Tensor) -> Tensor:
+    """The tuned layers of B pictures on their own windows: uint8 [W * B, width, h, w] to int32 [W * B, 6, h,
+    w]."""
+    if len(tunings) == 1:
+        return tunings[0].layer(features)
+    by_picture = [
+        tuning.layer(features[b :: len(tunings)].contiguous(memory_format=torch.channels_last))
+        for b, tuning in enumerate(tunings)
+    ]
+    return torch.stack(by_picture, 1).flatten(0, 1)
+
+
+def error_moves(around: Tensor, slopes: Tensor, picture: Tensor | None = None) -> Tensor:
     """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel
     value.
 
     The rounding constant is in it. around: int16 [3 K, n], as `Surroundings.errors_around` by channel;
-    slopes: as `Tuning.around`.
+    slopes: as `Tuning.around`; or of B pictures, [K, 3, B], and which of them each position belongs to, int32
+    [n].
     """
     sums = around.reshape(len(slopes), 3, -1)
     total = torch.full(sums.shape[1:], 128, dtype=torch.int32, device=around.device)
     for part, slope in zip(sums, 4 * slopes, strict=True):
-        total += part * slope[:, None]
+        total += part * (slope[:, None] if picture is None else slope.index_select(1, picture))
     return total

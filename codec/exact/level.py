@@ -2,16 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vbc.bitstream.errors import Corrupt
 from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
-from vbc.codec.entropy.coder import Coder, Means
+from vbc.codec.entropy.coder import Coder, Decoder, Means, finish_all
 from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, phase_pixels
 from vbc.codec.exact.model import Tuning
-from vbc.codec.exact.planes import Window, halved, in_batches, phase_size, phase_view, shape_of
+from vbc.codec.exact.planes import (
+    Window,
+    halved,
+    in_batches,
+    phase_size,
+    phase_view,
+    runs,
+    shape_of,
+    stack,
+)
 from vbc.codec.exact.tuning import code_tuning, tuning_symbols_at_most
 from vbc.codec.exact.tuning_fit import MIN_POSITIONS, fit_tuning
 from vbc.codec.follower import Follower
@@ -39,9 +49,9 @@ KEEP_POSITIONS = 1 << 20
 """Levels of at most so many positions keep their entropy parameters while corrections are fitted to samples
 of them: 100 bytes each. Larger ones run the networks once more on sampled windows."""
 
-TuningOf = Callable[[str, list[Tensor] | None, list[Parameters] | None], Tuning | None]
-"""From a phase, its pixels and its entropy parameters (None where not at hand) to what tunes it: by batch,
-the parameters of those batches alone that have pixels of the phase."""
+TuningOf = Callable[[str, list[Tensor] | None, list[Parameters] | None], Sequence[Tuning] | None]
+"""From a phase, its pixels and its entropy parameters (None where not at hand) to what tunes it, for each
+picture: by batch, the parameters of those batches alone that have pixels of the phase."""
 
 
 def code_groups(
@@ -57,14 +67,14 @@ def code_groups(
     picture: the grid to be coded, uint8 RGB [1, 3, h, w], in an encoder. keep: hold the entropy parameters of
     a whole phase for `tuning_of`. finished: called with a batch's number once its last phase is coded.
     """
-    n_positions = sum(len(b.windows) * h * w for b in batches for h, w in [shape_of(b.windows[0])])
+    n_positions = sum(b.n_groups * h * w for b in batches for h, w in [shape_of(b.windows[0])])
     host = batches[0].step.coarse.device.type == "cpu"
     with Follower(host and n_positions >= FOLLOW_POSITIONS) as follow:
         coded: list[Future[None] | None] = [None] * len(batches)
         for phase in PHASES:
             targets = None if picture is None else [phase_pixels(picture, b.windows, phase) for b in batches]
             known = [b.parameters(phase) for b in batches if not b.is_empty(phase)] if keep else None
-            tuning = follow(tuning_of, phase, targets, known)
+            tunings = follow(tuning_of, phase, targets, known)
             at_hand = None if known is None else iter(known)
             for i, (batch, coder) in enumerate(zip(batches, coders, strict=True)):
                 before, target = coded[i], None if targets is None else targets[i]
@@ -74,7 +84,7 @@ def code_groups(
                     coded[i] = follow(batch.set_empty, phase)
                 else:
                     parameters = batch.parameters(phase) if at_hand is None else next(at_hand)
-                    coded[i] = follow(_code, batch, phase, coder, parameters, tuning, target)
+                    coded[i] = follow(_code, batch, phase, coder, parameters, tunings, target)
                 if target is not None:
                     batch.see(phase, target)
                 if phase == PHASES[-1]:
@@ -86,17 +96,17 @@ def _code(
     phase: str,
     coder: Coder,
     parameters: Parameters,
-    tuning: "Future[Tuning | None]",
+    tunings: "Future[Sequence[Tuning] | None]",
     target: Tensor | None,
 ) -> None:
-    batch.code(phase, coder, parameters, tuning.result(), target)
+    batch.code(phase, coder, parameters, tunings.result(), target)
 
 
 def make_batches(
     step: GridStep, windows: Sequence[Window], keep_lossy: bool = True
 ) -> list[tuple[list[int], GroupBatch]]:
     """Batches of groups that go through the networks together, with the numbers of their windows."""
-    most = HOST_BATCH if step.coarse.device.type == "cpu" else DEVICE_BATCH
+    most = (HOST_BATCH if step.coarse.device.type == "cpu" else DEVICE_BATCH) // step.n_pictures
     return [
         (numbers, GroupBatch(step, [windows[i] for i in numbers], keep_lossy))
         for numbers in in_batches(windows, most)
@@ -128,7 +138,9 @@ def encode_level(
     fitted: list[bool] = []
     bodies: dict[int, bytes] = {}
 
-    def tuning_of(phase: str, targets: list[Tensor] | None, known: list[Parameters] | None) -> Tuning | None:
+    def tuning_of(
+        phase: str, targets: list[Tensor] | None, known: list[Parameters] | None
+    ) -> Sequence[Tuning] | None:
         if not tuned:
             return None
         assert targets is not None
@@ -156,9 +168,8 @@ def encode_level(
         known = torch.zeros_like(step.coarse, dtype=torch.int8) if step.errors is None else step.errors
         for numbers, batch in numbered:
             for n, i in enumerate(numbers):
-                put_group(
-                    errors, known, windows[i], zeros_like(batch.errors) if i in plain else batch.errors, n
-                )
+                missed = zeros_like(batch.errors) if i in plain else batch.errors
+                put_group(errors, known, windows[i], missed, n)
     packets = [plain.get(i, packet) for i, packet in enumerate(packets)]
     return (mode + shared.finish()[0] if any(fitted) else None), packets, errors
 
@@ -166,66 +177,118 @@ def encode_level(
 # decoding
 
 
+@dataclass(frozen=True)
+class DecodedGroups:
+    """Groups of a level that were decoded together: windows of some of its pictures.
+
+    numbers: of the groups. pictures: ascending. pixels, errors: by phase, int16 YCoCg-R and prior errors int8
+    [len(numbers) * len(pictures), 3, .., ..]; the pictures of the first number come first.
+    """
+
+    numbers: list[int]
+    pictures: tuple[int, ...]
+    pixels: dict[str, Tensor]
+    errors: dict[str, Tensor]
+
+
 def decode_groups(
     model: Model,
     step: GridStep,
     windows: Mapping[int, Window],
-    packets: Mapping[int, memoryview],
-    shared: memoryview | None,
-) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
-    """Decode groups of a level: yields group numbers with their pixels and prior errors by phase, [N, 3, ..,
-    ..].
+    packets: Mapping[int, Sequence[memoryview]],
+    shared: Sequence[memoryview | None],
+) -> Iterator[DecodedGroups]:
+    """Decode groups of a level, each of all pictures.
 
-    windows, packets: by number of the group. shared: the packet that the level's groups share, where there is
-    one. Raises Corrupt.
+    windows, packets: by number of the group; a packet for each picture. shared: for each picture the packet
+    that the level's groups share, where there is one. Raises Corrupt: on the host before a damaged group is
+    yielded; on a device at the end, which is the only wait for it.
     """
-    bodies: dict[int, dict[int, memoryview]] = {}
-    for number, packet in packets.items():
-        mode, body = split_packet(packet)
-        bodies.setdefault(mode, {})[number] = body
-    if not bodies.keys() <= {CODED, RAW, TUNED, RAW_GRAY}:
-        raise Corrupt(f"a group has mode {max(bodies)}")
-    for mode in RAW_DEPTH.keys() & bodies.keys():
-        for number, body in bodies[mode].items():
-            pixels = plain_pixels(body, windows[number], RAW_DEPTH[mode], step.coarse.device)
-            yield [number], pixels, zeros_like(pixels)
-    tunings = decode_tunings(model, step, shared) if TUNED in bodies else {}
-    chunk = CHUNK if step.coarse.device.type == "cpu" else None
-    for mode in (CODED, TUNED):
-        chosen = bodies.get(mode, {})
-        numbers = list(chosen)
-        places = in_batches([windows[n] for n in numbers], HOST_BATCH if chunk else DEVICE_BATCH)
-        step_tunings = tunings if mode == TUNED else {}
-        for first in range(0, len(places), chunk or max(1, len(places))):
-            part = places[first : first + (chunk or len(places))]
-            batches = [GroupBatch(step, [windows[numbers[i]] for i in place]) for place in part]
-            readers = [
-                model.reader([chosen[numbers[i]] for i in place], 3 * n_new(batch.windows[0]))
-                for place, batch in zip(part, batches, strict=True)
-            ]
-            code_groups(batches, readers, lambda phase, *_, t=step_tunings: t.get(phase))
-            for place, batch, reader in zip(part, batches, readers, strict=True):
+    bodies: dict[tuple[int, tuple[int, ...]], dict[int, list[memoryview]]] = {}
+    for number, packets_of_all in packets.items():
+        by_mode: dict[int, dict[int, memoryview]] = {}
+        for picture, packet in enumerate(packets_of_all):
+            mode, body = split_packet(packet)
+            by_mode.setdefault(mode, {})[picture] = body
+        for mode, found in by_mode.items():
+            bodies.setdefault((mode, tuple(found)), {})[number] = list(found.values())
+    unknown = {mode for mode, _ in bodies} - {CODED, RAW, TUNED, RAW_GRAY}
+    if unknown:
+        raise Corrupt(f"a group has mode {max(unknown)}")
+    readers: list[Decoder] = []
+    tuned = sorted({b for mode, pictures in bodies if mode == TUNED for b in pictures})
+    tunings: dict[str, tuple[Tuning, ...] | None] = {}
+    if tuned:
+        reader, tunings = decode_tunings(model, step, [shared[b] for b in tuned])
+        if model.decodes_blindly:
+            readers.append(reader)
+        else:
+            reader.finish()
+    for (mode, pictures), chosen in sorted(bodies.items(), key=lambda item: item[0][0] not in RAW_DEPTH):
+        if mode in RAW_DEPTH:
+            for number, parts in chosen.items():
+                pixels = plain_pixels(parts, windows[number], RAW_DEPTH[mode], step.coarse.device)
+                yield DecodedGroups([number], pictures, pixels, zeros_like(pixels))
+            continue
+        here = step.of(pictures)
+        tunings_here: dict[str, tuple[Tuning, ...]] = {}
+        if mode == TUNED:
+            places = [tuned.index(b) for b in pictures]
+            tunings_here = {p: tuple(t[i] for i in places) for p, t in tunings.items() if t is not None}
+        for numbers, batch, reader in decode_coded(model, here, windows, chosen, tunings_here):
+            if model.decodes_blindly:
+                readers.append(reader)
+            else:
                 reader.finish()
-                yield [numbers[i] for i in place], batch.pixels, batch.errors
+            yield DecodedGroups(numbers, pictures, batch.pixels, batch.errors)
+    finish_all(readers)
 
 
-def decode_tunings(model: Model, step: GridStep, shared: memoryview | None) -> dict[str, Tuning | None]:
-    """What tunes the phases, from the level's shared packet. Raises Corrupt."""
-    if shared is None:
-        raise Corrupt("tuned groups without the packet that they share")
-    mode, body = split_packet(shared)
-    if mode != TUNED:
-        raise Corrupt(f"a shared packet has mode {mode}")
-    reader = model.reader([body], tuning_symbols_at_most(step.model))
-    tunings = {p: code_tuning(step.model, reader, p, None, step.coarse.device) for p in PHASES}
-    reader.finish()
-    return tunings
+def decode_coded(
+    model: Model,
+    step: GridStep,
+    windows: Mapping[int, Window],
+    bodies: Mapping[int, Sequence[memoryview]],
+    tunings: Mapping[str, Sequence[Tuning]],
+) -> Iterator[tuple[list[int], GroupBatch, Decoder]]:
+    """Decode groups whose lanes are `bodies`, one for each of the step's pictures: yields batches of them
+    with their numbers and readers, which are not finished."""
+    numbers = list(bodies)
+    host = step.coarse.device.type == "cpu"
+    most = (HOST_BATCH if host else DEVICE_BATCH) // step.n_pictures
+    places = in_batches([windows[n] for n in numbers], most)
+    chunk = CHUNK if host else len(places)
+    for first in range(0, len(places), chunk):
+        part = [[numbers[i] for i in place] for place in places[first : first + chunk]]
+        batches = [GroupBatch(step, [windows[n] for n in together]) for together in part]
+        readers = [
+            model.reader([body for n in together for body in bodies[n]], 3 * n_new(batch.windows[0]))
+            for together, batch in zip(part, batches, strict=True)
+        ]
+        code_groups(batches, readers, lambda phase, *_: tunings.get(phase))
+        yield from zip(part, batches, readers, strict=True)
 
 
-def fill_groups(
-    step: GridStep, windows: Sequence[Window], network: bool
-) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
-    """What stands for missing groups of an archival file: yields as `decode_groups`, by place in `windows`.
+def decode_tunings(
+    model: Model, step: GridStep, shared: Sequence[memoryview | None]
+) -> tuple[Decoder, dict[str, tuple[Tuning, ...] | None]]:
+    """What tunes the phases of pictures, from the shared packet of each, and their reader, which is not
+    finished. Raises Corrupt."""
+    bodies = []
+    for packet in shared:
+        if packet is None:
+            raise Corrupt("tuned groups without the packet that they share")
+        mode, body = split_packet(packet)
+        if mode != TUNED:
+            raise Corrupt(f"a shared packet has mode {mode}")
+        bodies.append(body)
+    reader = model.reader(bodies, tuning_symbols_at_most(step.model))
+    device = step.coarse.device
+    return reader, {p: code_tuning(step.model, reader, p, None, device, len(bodies)) for p in PHASES}
+
+
+def fill_groups(step: GridStep, windows: Sequence[Window], network: bool) -> Iterator[DecodedGroups]:
+    """What stands for missing groups of archival files: yields as `decode_groups`, by place in `windows`.
 
     network: the networks' predictions; else the mean of the four nearest known pixels, which costs next to
     nothing.
@@ -239,7 +302,7 @@ def fill_groups(
                 batch.errors[phase].zero_()
             else:
                 batch.interpolate(phase)
-        yield numbers, batch.pixels, batch.errors
+        yield DecodedGroups(numbers, tuple(range(step.n_pictures)), batch.pixels, batch.errors)
 
 
 def zeros_like(phases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -247,16 +310,28 @@ def zeros_like(phases: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {p: torch.zeros_like(x, dtype=torch.int8) for p, x in phases.items()}
 
 
-def put_group(plane: Tensor, coarse: Tensor, window: Window, phases: Mapping[str, Tensor], n: int) -> None:
-    """Write a group into the plane of its grid: its positions of the coarser grid, and the n-th of each
-    phase.
+def put_group(
+    plane: Tensor,
+    coarse: Tensor,
+    window: Window,
+    phases: Mapping[str, Tensor],
+    n: int,
+    pictures: Sequence[int] = (0,),
+) -> None:
+    """Write a group of some pictures into the planes of its grid: its positions of the coarser grid, and what
+    the n-th window has in each phase.
 
-    plane: [1, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are
+    plane: [B, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are
     converted.
     """
-    part = plane[..., *window]
-    for p, new in {"A": coarse[..., *halved(window)], **{p: x[n : n + 1] for p, x in phases.items()}}.items():
-        phase_view(part, p).copy_(ycocg_to_rgb(new) if plane.dtype == torch.uint8 else new)
+    at = n * len(pictures)
+    for run in runs(pictures):
+        n_here = run.stop - run.start
+        part = plane[run, ..., *window]
+        known = coarse[run, ..., *halved(window)]
+        for p, new in {"A": known, **{p: x[at : at + n_here] for p, x in phases.items()}}.items():
+            phase_view(part, p).copy_(ycocg_to_rgb(new) if plane.dtype == torch.uint8 else new)
+        at += n_here
 
 
 # plain samples
@@ -273,15 +348,19 @@ def plain_packet(picture: Tensor, window: Window, mode: int) -> bytes:
     return bytes([mode]) + b"".join(samples(phase_view(part, p)[:, : RAW_DEPTH[mode]]) for p in PHASES)
 
 
-def plain_pixels(body: memoryview, window: Window, depth: int, device: torch.device) -> dict[str, Tensor]:
-    """The phases of a group that is stored plain, int16 YCoCg-R [1, 3, .., ..]. Raises Corrupt."""
-    if len(body) != depth * n_new(window):
-        raise Corrupt(f"a plain group of {len(body)} bytes, {depth * n_new(window)} expected")
+def plain_pixels(
+    bodies: Sequence[memoryview], window: Window, depth: int, device: torch.device
+) -> dict[str, Tensor]:
+    """The phases of a group that pictures have stored plain, int16 YCoCg-R [B, 3, .., ..]. Raises Corrupt."""
+    for body in bodies:
+        if len(body) != depth * n_new(window):
+            raise Corrupt(f"a plain group of {len(body)} bytes, {depth * n_new(window)} expected")
     pixels = {}
     at = 0
     for p in PHASES:
         h, w = phase_size(p, *shape_of(window))
-        pixels[p] = rgb_to_ycocg(from_samples(body[at : at + depth * h * w], h, w, depth).to(device))
+        parts = [from_samples(body[at : at + depth * h * w], h, w, depth) for body in bodies]
+        pixels[p] = rgb_to_ycocg(stack(parts).to(device))
         at += depth * h * w
     return pixels
 

@@ -1,4 +1,8 @@
-"""Grids, their phases and windows of them: tensors [1 or N, C, h, w], channels last in memory."""
+"""Grids, their phases and windows of them: tensors [N, C, h, w], channels last in memory.
+
+Grids of B pictures of one size are [B, C, H, W]. Windows of them follow each other in the batch, each with
+its B pictures: group n * B + b is window n of picture b.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -46,7 +50,7 @@ def shape_of(window: Window) -> tuple[int, int]:
 
 
 def cut(plane: Tensor, windows: Sequence[Window]) -> Tensor:
-    """Windows of one shape of a plane [1, C, H, W]: [N, C, h, w], a view where there is one."""
+    """W windows of one shape of planes [B, C, H, W]: [W * B, C, h, w], a view where there is one."""
     return stack([plane[..., rows, cols] for rows, cols in windows])
 
 
@@ -80,7 +84,7 @@ def repeat_border(x: Tensor, rows: slice, cols: slice) -> None:
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors [1, C, h, w] along the batch, without a copy where there is one."""
+    """Tensors [B, C, h, w] along the batch, without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -108,9 +112,10 @@ def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:
 
 
 def lossy_plane(lossy: Tensor, windows: Sequence[Window], phase: str) -> Tensor:
-    """A phase, or "A", of a lossy picture for windows of the coarser grid: int16 YCoCg-R [N, 3, h+8, w+8].
+    """A phase, or "A", of a lossy picture for windows of the coarser grid: int16 YCoCg-R [W * B, 3, h+8,
+    w+8].
 
-    lossy: uint8 RGB [1, 3, h, w] on the finer grid. A phase that the picture has no pixels of is replaced by
+    lossy: uint8 RGB [B, 3, h, w] on the finer grid. A phase that the picture has no pixels of is replaced by
     A.
     """
     view = phase_view(lossy, phase)
@@ -135,6 +140,17 @@ def by_position(x: Tensor) -> Tensor:
 def in_windows(channels: Tensor, n: int, height: int, width: int) -> Tensor:
     """[C, n*height*width] to [n, C, height, width]. Inverse: by_channel."""
     return channels.view(len(channels), n, height, width).transpose(0, 1)
+
+
+def runs(pictures: Sequence[int]) -> list[slice]:
+    """Ascending numbers of pictures as ranges: planes of such are views."""
+    found: list[slice] = []
+    for b in pictures:
+        if found and found[-1].stop == b:
+            found[-1] = slice(found[-1].start, b + 1)
+        else:
+            found.append(slice(b, b + 1))
+    return found
 
 
 def in_batches(windows: Iterable[Window], most: int) -> list[list[int]]:

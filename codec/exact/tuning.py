@@ -24,30 +24,45 @@ BIAS_UNIT = 64
 
 
 def code_tuning(
-    model: ExactModel, coder: Coder, phase: str, wanted: Tensor | None, device: torch.device
-) -> Tuning | None:
-    """Code whether a phase is tuned, then its corrections; None where the host knows that there are none.
+    model: ExactModel,
+    coder: Coder,
+    phase: str,
+    wanted: Tensor | None,
+    device: torch.device,
+    n_pictures: int = 1,
+) -> tuple[Tuning, ...] | None:
+    """Code whether a phase is tuned, then its corrections, for each picture; None where the host knows that
+    there are none.
 
-    wanted: in an encoder the corrections as `fit_tuning` gives them, or None for none; ignored by a decoder.
-    On another device than the CPU the corrections of an untuned phase are zeros, as the host does not wait to
+    coder: of as many groups as pictures. wanted: in an encoder, of one picture, the corrections as
+    `fit_tuning` gives them, or None for none; ignored by a decoder. The corrections of an untuned phase are
+    zeros where other pictures are tuned, and on another device than the CPU, as the host does not wait to
     see.
     """
     width, n_around = model.phases[phase].width, len(NEIGHBOURS[phase])
     n, places = OUTPUTS * (width + 1), slope_places(n_around, device)
-    table = torch.full((1, n + len(places)), model.tuning_table, dtype=torch.int16, device=device)
+    size = (n_pictures, n + len(places))
+    table = torch.full(size, model.tuning_table, dtype=torch.int16, device=device)
     given = torch.zeros_like(table) if wanted is None else tuning_symbols(wanted, width).to(device)[None]
     flag = coder.code(table[:, :1], torch.full_like(table[:, :1], wanted is not None))
     got = coder.code(torch.where(flag != 0, table, NO_TABLE), given)
     if device.type == "cpu" and not flag.any():
         return None
-    delta = got[0].clamp(-WEIGHT_MAX, WEIGHT_MAX).int()
-    layer = delta[:n].view(OUTPUTS, width + 1)
-    weight = layer[:, :width].to(torch.int8).contiguous().view(OUTPUTS, width, 1, 1)
+    delta = got.clamp(-WEIGHT_MAX, WEIGHT_MAX).int()
+    layers = delta[:, :n].reshape(n_pictures, OUTPUTS, width + 1)
+    weights = layers[..., :width].to(torch.int8).contiguous().view(n_pictures, OUTPUTS, width, 1, 1)
+    biases = layers[..., width] * BIAS_UNIT
     shift = torch.full((OUTPUTS,), SHIFT, dtype=torch.int32, device=device)
-    conv = IntConv.trusted(weight, layer[:, width] * BIAS_UNIT, shift, head=True)
-    slopes = torch.zeros((2, 3, n_around + 2), dtype=torch.int32, device=device)
-    slopes.view(-1).index_copy_(0, places, delta[n:])
-    return Tuning(conv, slopes[0, :, :n_around].T.contiguous(), slopes[:, :, n_around:].contiguous())
+    slopes = torch.zeros((n_pictures, 2, 3, n_around + 2), dtype=torch.int32, device=device)
+    slopes.view(n_pictures, -1).index_copy_(1, places, delta[:, n:])
+    return tuple(
+        Tuning(
+            IntConv.trusted(weight, bias, shift, head=True),
+            of_all[0, :, :n_around].T.contiguous(),
+            of_all[:, :, n_around:].contiguous(),
+        )
+        for weight, bias, of_all in zip(weights, biases, slopes, strict=True)
+    )
 
 
 def tuning_symbols_at_most(model: ExactModel) -> int:

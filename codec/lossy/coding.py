@@ -48,17 +48,19 @@ def code_groups(
     quality: int,
     target: Tensor | None = None,
     optimise: bool = True,
+    n_pictures: int = 1,
 ) -> Tensor:
-    """Code the groups `windows`, all of one shape, of level 1, 2 or 3.
+    """Code the groups `windows`, all of one shape, of level 1, 2 or 3 of B pictures of one size.
 
-    coder: of as many groups. below: int16 [1, C', H8, W8], the latents of all levels below over the whole
-    picture; None for level 1. target: what an encoder wants the latents to be, int16 [N, C, h, w],
-    sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. Returns int16
-    [N, C, h, w], channels last. Raises ValueError for windows of several shapes.
+    coder: of N groups: one for each window and picture, group n * B + b is window n of picture b. below:
+    int16 [B, C', H8, W8], the latents of all levels below over the whole pictures; None for level 1. target:
+    what an encoder wants the latents to be, int16 [N, C, h, w], sixteenths; None in a decoder. optimise: let
+    the encoder round for rate and distortion. n_pictures: B. Returns int16 [N, C, h, w], channels last.
+    Raises ValueError for windows of several shapes.
     """
     size = window_size(windows)
     if level == 1:
-        return _code_level1(model, coder, (len(windows), *size), quality, target, optimise)
+        return _code_level1(model, coder, (len(windows) * n_pictures, *size), quality, target, optimise)
     assert below is not None, "levels 2 and 3 are coded given the levels below"
     return _code_upper_level(model, coder, level, below, windows, quality, target, optimise)
 

@@ -22,7 +22,7 @@ from vbc.codec.nets.int_nets import exact_product
 SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""
 SQUARES_AT_ONCE = 4
-"""Squares of one shape that are worked out together: some 25 MB of activations each."""
+"""Squares of one shape of one picture that are worked out together: some 25 MB of activations each."""
 CELLS = BLOCK // 2
 """Cells of 2x2 pixels along a block."""
 
@@ -36,15 +36,15 @@ def synthesise(
     squares: Iterable[tuple[int, int]] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The picture uint8 RGB [1, 3, H, W], channels last.
+    """Pictures of one size, uint8 RGB [B, 3, H, W], channels last.
 
-    latents: int16 [1, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
+    latents: int16 [B, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
     levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. squares: the
     (row, column) of those to work out, by default all. out: a picture to write them into; a new one is black
     elsewhere.
     """
     if out is None:
-        shape = (1, 3, *size)
+        shape = (len(latents), 3, *size)
         out = torch.zeros(1, dtype=torch.uint8, device=latents.device).expand(shape)
         out = out.contiguous(memory_format=torch.channels_last)
     alike: defaultdict[tuple[int, int, int], list[Window]] = defaultdict(list)
@@ -59,18 +59,19 @@ def synthesise(
         for first in range(0, len(windows), SQUARES_AT_ONCE):
             batch = windows[first : first + SQUARES_AT_ONCE]
             pictures = synthesise_windows(model, latents, batch, use, quality)
-            for (rows, cols), rgb in zip(batch, pictures, strict=True):
+            for (rows, cols), rgb in zip(batch, torch.split(pictures, len(latents)), strict=True):
                 place = out[
-                    0, :, BLOCK * rows.start : BLOCK * rows.stop, BLOCK * cols.start : BLOCK * cols.stop
+                    ..., BLOCK * rows.start : BLOCK * rows.stop, BLOCK * cols.start : BLOCK * cols.stop
                 ]
-                place.copy_(rgb[:, : place.shape[1], : place.shape[2]])
+                place.copy_(rgb[..., : place.shape[2], : place.shape[3]])
     return out
 
 
 def synthesise_windows(
     model: LossyModel, latents: Tensor, windows: list[Window], use: int, quality: int
 ) -> Tensor:
-    """uint8 RGB [N, 3, 8h, 8w] of rectangles of h x w blocks of the picture.
+    """uint8 RGB [W * B, 3, 8h, 8w] of W rectangles of h x w blocks of B pictures; of the first one, of all
+    pictures, first.
 
     use: number of the last level that is there, less one (0 if there is none).
     """
@@ -78,13 +79,13 @@ def synthesise_windows(
     cells = [window_cells(model, latents, window, halo) for window in windows]
     planes = torch.cat([enhance_planes(INTEGERS, part, halo - 1) for part in cells])
     samples = model.enhance(planes, quality, use)
-    for corrected, part in zip(samples, cells, strict=True):
-        corrected.add_(part[0, :, halo:-halo, halo:-halo])
+    for corrected, part in zip(torch.split(samples, len(latents)), cells, strict=True):
+        corrected.add_(part[..., halo:-halo, halo:-halo])
     return to_rgb(F.pixel_shuffle(samples, 2))
 
 
 def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) -> Tensor:
-    """The cells of h x w blocks with `halo` cells around them: int32 [1, 12, 4h + 2 halo, 4w + 2 halo].
+    """The cells of h x w blocks with `halo` cells around them: int32 [B, 12, 4h + 2 halo, 4w + 2 halo].
 
     Beyond the picture's border its outermost cells are repeated.
     """
@@ -104,32 +105,32 @@ def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) 
 
 
 def inverse_transform(basis: Tensor, latents: Tensor) -> Tensor:
-    """Samples from all latents int16 [1, 192, h, w], as cells: int32 [1, 12, 4h, 4w].
+    """Samples from all latents int16 [B, 192, h, w], as cells: int32 [B, 12, 4h, 4w].
 
     Exact in float64: all sums < 2^53. Samples are limited to 16 bits, which only damaged latents exceed: sums
     of what is made from them then fit 32 bits.
     """
-    _, _, h, w = latents.shape
-    by_plane = latents[0].permute(1, 2, 0).index_select(2, positions(plane_order(BLOCK), latents.device))
-    x = exact_product(by_plane.double().view(h, w, 3, BLOCK * BLOCK), basis)
-    x = x.add_(1024).mul_(2.0**-11).floor_().clamp_(-32768, 32767).int().view(h, w, 3, CELLS, 2, CELLS, 2)
-    return x.permute(2, 4, 6, 0, 3, 1, 5).reshape(1, 12, CELLS * h, CELLS * w)
+    n, _, h, w = latents.shape
+    by_plane = latents.permute(0, 2, 3, 1).index_select(3, positions(plane_order(BLOCK), latents.device))
+    x = exact_product(by_plane.double().view(n, h, w, 3, BLOCK * BLOCK), basis)
+    x = x.add_(1024).mul_(2.0**-11).floor_().clamp_(-32768, 32767).int().view(n, h, w, 3, CELLS, 2, CELLS, 2)
+    return x.permute(0, 3, 5, 7, 1, 4, 2, 6).reshape(n, 12, CELLS * h, CELLS * w)
 
 
 def native_picture(model: LossyModel, latents: Tensor, size: tuple[int, int], level: int) -> Tensor:
-    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up: uint8 RGB [1, 3, .., ..], channels last.
+    """Level 1 at 1/4 or level 2 at 1/2 of the size, rounded up: uint8 RGB [B, 3, .., ..], channels last.
 
-    latents: at least those of levels 1 and 2; of chroma level 1 has the mean alone, so it takes the rest from
-    the means of level 2. size: (H, W) of the whole picture.
+    latents: int16 [B, C, h, w], at least those of levels 1 and 2; of chroma level 1 has the mean alone, so it
+    takes the rest from the means of level 2. size: (H, W) of the whole picture.
     """
     n = 2 * level
-    _, _, h, w = latents.shape
+    n_pictures, _, h, w = latents.shape
     order = positions(plane_order(n), latents.device)
-    x = latents[0].permute(1, 2, 0)[..., order].double().reshape(h, w, 3, n * n)
+    x = latents.permute(0, 2, 3, 1)[..., order].double().reshape(n_pictures, h, w, 3, n * n)
     x = exact_product(x, model.basis[n])
     shift = 11 + (2 if level == 1 else 1)  # an n-point basis makes samples 8/n times as large
-    x = INTEGERS.shift(x.long(), shift).int().view(h, w, 3, n, n)
-    rgb = to_rgb(x.permute(2, 0, 3, 1, 4).reshape(1, 3, h * n, w * n))
+    x = INTEGERS.shift(x.long(), shift).int().view(n_pictures, h, w, 3, n, n)
+    rgb = to_rgb(x.permute(0, 3, 1, 4, 2, 5).reshape(n_pictures, 3, h * n, w * n))
     side = BLOCK // n
     rgb = rgb[..., : -(-size[0] // side), : -(-size[1] // side)]
     return rgb.contiguous(memory_format=torch.channels_last)

@@ -160,7 +160,7 @@ def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool
     x, errors = rgb_to_ycocg(every(picture, geometry.top)), None
     for k in reversed(range(geometry.top)):
         step = grid_step(model, x, errors, guide, k, 60)
-        tunings: dict[str, Tuning | None] = {}
+        tunings: dict[str, tuple[Tuning, ...] | None] = {}
         if tuned:
             tunings = {p: code_tuning(model.exact, coder, p, None, x.device) for p in PHASES}
         h, w = geometry.grids[k]
