@@ -151,7 +151,7 @@ def kernel_tests() -> None:
 
 
 def golden_files() -> None:
-    """Every level of every golden file, by the tiny model."""
+    """Every answer of every golden file, by the tiny model."""
     model = on_device(load_model(TINY))
     for name, answers in json.loads((TINY.parent / "answers.json").read_text()).items():
 

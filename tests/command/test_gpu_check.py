@@ -10,7 +10,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "gpu_check.py"
 
 def test_dry_run() -> None:
     """One line a check, all passed, of the device's path run by torch on the CPU."""
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "-k", "golden", "damage", "throughput"]
+    groups = ("golden", "damage", "lists", "throughput")
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "-k", *groups]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
