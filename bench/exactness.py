@@ -24,8 +24,8 @@ from bench.common import Results, Rgb, say
 from vbc.bitstream import container
 from vbc.bitstream.source import MemorySource
 from vbc.codec import api, pipeline
-from vbc.codec.decode_plan import make_plan, read_packets
-from vbc.codec.decode_state import DecodeState
+from vbc.codec.flow.decode_plan import make_plan, read_packets
+from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.incremental import IncrementalReader
 from vbc.kernels import conv, dispatch
 

@@ -52,10 +52,10 @@ LARGE = 8192
 LARGE_MODES = ("lossy", "archival")
 STAGES = {
     "colour": (
-        "colour:rgb_to_ycocg",
-        "colour:ycocg_to_rgb",
-        "colour:rgb_to_opponent",
-        "colour:opponent_to_rgb",
+        "pixels.colour:rgb_to_ycocg",
+        "pixels.colour:ycocg_to_rgb",
+        "pixels.colour:rgb_to_opponent",
+        "pixels.colour:opponent_to_rgb",
     ),
     "analysis": ("lossy.analysis:analyse",),
     "rate-distortion rounding": ("lossy.analysis:rdo_round",),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vbc.bitstream.source import Source as ByteSource
-    from vbc.codec.decode_plan import Region
     from vbc.codec.files.image_io import Metadata, Picture
+    from vbc.codec.flow.decode_plan import Region
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
 
@@ -267,7 +267,7 @@ def decode_images(
     for source in sources:
         with _opened(source, limits) as data:
             headers.append(check_decode(data, None, None, False, limits))
-    from vbc.codec import decode_list
+    from vbc.codec.flow import decode_list
 
     tensors: dict[int, Tensor] = {}
     for numbers in decode_list.batches(headers):
@@ -326,7 +326,7 @@ def read_info(
     valid, or the file longer than the header says, ValueError for a region that is not inside the picture.
     """
     from vbc.bitstream.errors import Corrupt
-    from vbc.codec.decode_plan import all_packets, make_plan
+    from vbc.codec.flow.decode_plan import all_packets, make_plan
 
     header = container.unpack_header(data, limits)
     n_bytes = len(data) if n_bytes is None else n_bytes
@@ -456,7 +456,7 @@ def check_decode(
         raise ValueError(f"levels is 1 or more, not {levels}")
     header = container.unpack_header(data, limits)
     if region is not None:
-        from vbc.codec.decode_plan import check_region
+        from vbc.codec.flow.decode_plan import check_region
 
         if native:
             raise ValueError("a region goes with the full size, not with a level's own")

@@ -10,7 +10,7 @@ from vbc.codec import api
 
 if TYPE_CHECKING:
     from vbc.codec.api import DecodedPicture, Device, Weights
-    from vbc.codec.decode_state import DecodeState
+    from vbc.codec.flow.decode_state import DecodeState
 
 
 class IncrementalReader:
@@ -93,7 +93,7 @@ class IncrementalReader:
             header = self.header or container.unpack_header(self._header_bytes(), self._limits)
             state = self._decode_arrived(header)
             from vbc.codec import pipeline
-            from vbc.codec.decode_plan import make_plan
+            from vbc.codec.flow.decode_plan import make_plan
 
             source = MemorySource(memoryview(self._data)[: header.ends[self.n_packets - 1]])
             plan = make_plan(header, None, None)
@@ -111,7 +111,7 @@ class IncrementalReader:
                 groups = (i for i, packet in enumerate(header.packets) if packet.level and packet.part)
                 need = min((header.ends[i] for i in groups), default=header.file_bytes)
                 raise Truncated(need, len(self._data), ())
-            from vbc.codec.decode_state import DecodeState
+            from vbc.codec.flow.decode_state import DecodeState
 
             self._state = DecodeState(api.load(self._model, self._device, header), header)
         with memoryview(self._data) as data:

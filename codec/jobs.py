@@ -24,8 +24,8 @@ from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, UnsupportedVersion
 from vbc.bitstream.source import FileSource
 from vbc.codec import api
-from vbc.codec.decode_plan import Region, RegionError
 from vbc.codec.files.reading import read_header, read_image, read_vbc
+from vbc.codec.flow.decode_plan import Region, RegionError
 from vbc.codec.settings import EncodeSettings
 
 OK, SOME_FAILED, USAGE, CORRUPT, UNSUPPORTED, LIMIT = range(6)

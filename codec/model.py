@@ -25,9 +25,9 @@ from vbc.bitstream.tables import TableSet
 from vbc.codec.entropy.coder import Reader, Writer
 from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter, device_tables
 from vbc.codec.exact.model import ExactModel
-from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
 from vbc.codec.nets.int_nets import IntPhase, Tensors
+from vbc.codec.pixels.interlace import PHASES
 from vbc.kernels.predict import PredictMaps
 
 HASH_BYTES = 8

@@ -13,17 +13,6 @@ from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.bitstream.source import Buffer, Source, as_source
-from vbc.codec.decode_plan import DecodePlan, Region, make_plan, read_packets
-from vbc.codec.decode_state import DecodeState
-from vbc.codec.encode_levels import (
-    Packets,
-    Progress,
-    encode_exact,
-    encode_lossy,
-    encode_lossy_below,
-    lossy_picture,
-    n_bytes,
-)
 from vbc.codec.extra.carried import (
     encode_alpha,
     encode_low,
@@ -34,6 +23,17 @@ from vbc.codec.extra.carried import (
     shrink,
 )
 from vbc.codec.files.image_io import Metadata
+from vbc.codec.flow.decode_plan import DecodePlan, Region, make_plan, read_packets
+from vbc.codec.flow.decode_state import DecodeState
+from vbc.codec.flow.encode_levels import (
+    Packets,
+    Progress,
+    encode_exact,
+    encode_lossy,
+    encode_lossy_below,
+    lossy_picture,
+    n_bytes,
+)
 from vbc.codec.model import Model
 from vbc.codec.settings import EncodeSettings
 

@@ -37,8 +37,9 @@ from torture.material import rewritten
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import FormatError
-from vbc.codec import api, decode_list
+from vbc.codec import api
 from vbc.codec.example import make_example
+from vbc.codec.flow import decode_list
 from vbc.codec.model import Model, load_model, place
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings

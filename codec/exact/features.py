@@ -9,7 +9,7 @@ nearest known pixels (the base) plus what a small network adds, and gives a scal
 import torch
 from torch import Tensor
 
-from vbc.codec.interlace import PHASES, nearest_four, shifted
+from vbc.codec.pixels.interlace import PHASES, nearest_four, shifted
 
 RADIUS = 3
 """Receptive field of the phase networks on the coarse grid, in positions to each side."""

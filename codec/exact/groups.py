@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.features import HALO, RADIUS, phase_base, phase_inputs
 from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
@@ -30,7 +29,8 @@ from vbc.codec.exact.planes import (
     shape_of,
     stack,
 )
-from vbc.codec.interlace import PHASES
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.interlace import PHASES
 from vbc.kernels.predict import ChannelPredictor, Corrections
 
 ERROR_HALO = 1

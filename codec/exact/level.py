@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream.errors import Corrupt
-from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.entropy.coder import Coder, Decoder, Means, finish_all
+from vbc.codec.exact.follower import Follower
 from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, phase_pixels
 from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import (
@@ -24,10 +24,10 @@ from vbc.codec.exact.planes import (
 )
 from vbc.codec.exact.tuning import code_tuning, tuning_symbols_at_most
 from vbc.codec.exact.tuning_fit import MIN_POSITIONS, fit_tuning
-from vbc.codec.follower import Follower
-from vbc.codec.interlace import PHASES
 from vbc.codec.model import Model
-from vbc.codec.samples import from_samples, samples
+from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.pixels.interlace import PHASES
+from vbc.codec.pixels.samples import from_samples, samples
 
 CODED, RAW, TUNED, RAW_GRAY, PACKED = range(5)
 """First byte of a packet: lanes follow; or plain samples; or lanes of networks with the corrections of the

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.exact.features import HALO
-from vbc.codec.interlace import PHASE_OFFSET, PHASES
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES
 
 Window = tuple[slice, slice]
 """Rows and columns within a grid."""

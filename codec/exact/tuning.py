@@ -11,7 +11,7 @@ from torch import Tensor
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
-from vbc.codec.interlace import PHASES
+from vbc.codec.pixels.interlace import PHASES
 from vbc.kernels.conv import ACTIVATION_MAX, IntConv
 
 OUTPUTS = 6

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vbc.bitstream.errors import Corrupt
 from vbc.codec.extra.extra_planes import GRADIENT, LEFT, NONE, UP, add_prediction, remove_prediction
-from vbc.codec.samples import rgb_tensor
+from vbc.codec.pixels.samples import rgb_tensor
 
 MAX_DISTANCE = 1 << 24
 """Bytes that a repetition may lie back: what a decoder has to remember."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.colour import rgb_to_opponent
 from vbc.codec.lossy.latents import (
     BLOCK,
     INITIAL_STEP,
@@ -26,6 +25,7 @@ from vbc.codec.lossy.latents import (
     level_latents,
 )
 from vbc.codec.lossy.model import LossyModel
+from vbc.codec.pixels.colour import rgb_to_opponent
 
 BAND_BLOCKS = 16384
 """Blocks analysed at once: a megapixel, whose activations take 66 MB."""

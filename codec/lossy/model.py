@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream.tables import TableSet
-from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.latents import N_SCALES, latent_basis
 from vbc.codec.nets.int_nets import IntChain
+from vbc.codec.pixels.interlace import PHASES
 
 ANALYSIS = "analysis."
 """How the names of the encoder's own tensors begin."""

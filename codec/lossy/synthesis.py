@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.colour import opponent_to_rgb
 from vbc.codec.lossy.coding import Window
 from vbc.codec.lossy.features import INTEGERS, enhance_planes
 from vbc.codec.lossy.latents import BLOCK, plane_order, positions, repeat_edges
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
+from vbc.codec.pixels.colour import opponent_to_rgb
 
 SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.train.exact_net import ExactNet, training_bits
 from vbc.codec.train.training_loop import Loss
 

@@ -14,8 +14,8 @@ from vbc.codec.exact.features import (
     RADIUS,
     phase_inputs,
 )
-from vbc.codec.interlace import PHASE_OFFSET, PHASES
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES
 from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias
 from vbc.kernels.predict import N_ERROR_CLASSES

@@ -10,8 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.encode_levels import geometry_of, lossy_picture
 from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
 from vbc.codec.exact.groups import GridStep, GroupBatch
 from vbc.codec.exact.level import code_groups as code_exact_groups
@@ -20,7 +18,7 @@ from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import every
 from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.files.image_io import write_atomic
-from vbc.codec.interlace import PHASES
+from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
 from vbc.codec.lossy.coding import prior_means
@@ -28,6 +26,8 @@ from vbc.codec.lossy.latents import level_latents
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, Tensors
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export_nets import export_exact, export_lossy
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables

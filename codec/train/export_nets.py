@@ -7,9 +7,9 @@ into the bias.
 import torch
 from torch import Tensor
 
-from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, ZERO, Tensors
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.lossy_net import Chain, LossyNet
 from vbc.codec.train.qconv import (

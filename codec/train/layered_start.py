@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.colour import rgb_to_ycocg
 from vbc.codec.exact.features import HALO, RADIUS, phase_inputs
-from vbc.codec.interlace import PHASES
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train.exact_net import ExactNet, step_planes
 from vbc.codec.train.qconv import ACTIVATION_STEP
 

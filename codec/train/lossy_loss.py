@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.lossy.latents import INITIAL_STEP, LAGRANGE, STEP_OCTAVES
+from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import Q_MAX
 

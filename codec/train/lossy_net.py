@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.features import (
     CONTEXT_PLANES,
     ENHANCE_PLANES,
@@ -35,6 +34,7 @@ from vbc.codec.lossy.latents import (
     latent_basis,
     latent_order,
 )
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias, round_ste
 

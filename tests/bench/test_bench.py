@@ -404,7 +404,7 @@ def test_stages_add_up(capsys: pytest.CaptureFixture[str]) -> None:
 def test_threads_of_the_codec_run_in_turn_while_stages_are_timed() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from vbc.codec import follower
+    from vbc.codec.exact import follower
 
     with speed.watched(speed.Stopwatch(), encoding=False):
         assert follower.ThreadPoolExecutor is speed.InTurn

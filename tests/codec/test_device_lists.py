@@ -19,9 +19,10 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, Truncated
-from vbc.codec import IncrementalReader, api, decode_list, decode_state
+from vbc.codec import IncrementalReader, api
 from vbc.codec.entropy.tensor_coder import TensorReader
 from vbc.codec.exact import level as exact_level
+from vbc.codec.flow import decode_list, decode_state
 from vbc.codec.model import Model, load_model, place
 from vbc.codec.pipeline import encode_image
 from vbc.codec.settings import EncodeSettings

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
-from vbc.codec import decode_state, encode_levels
-from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.decode_state import DecodeState
 from vbc.codec.entropy.coder import Counter, Discard, Means
 from vbc.codec.exact import level as exact_level
 from vbc.codec.exact.groups import GridStep, GroupBatch, phase_pixels
@@ -22,10 +19,13 @@ from vbc.codec.exact.level import code_groups, decode_groups, encode_level, fill
 from vbc.codec.exact.model import NEIGHBOURS
 from vbc.codec.exact.planes import Window, lossy_planes, phase_size
 from vbc.codec.exact.tuning import code_tuning
-from vbc.codec.interlace import PHASES
+from vbc.codec.flow import decode_state, encode_levels
+from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model, installed, load_model, model_hash
 from vbc.codec.nets.int_nets import IntChain
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.settings import EncodeSettings
 from vbc.codec.train.export import known_answers, stored_answers
 from vbc.kernels.conv import IntConv, conv_int_reference

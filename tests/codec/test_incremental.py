@@ -12,7 +12,7 @@ from vbc.bitstream import container
 from vbc.bitstream.container import Limits
 from vbc.bitstream.errors import Corrupt, FormatError, LimitExceeded, ModelMissing, NotVbc, Truncated
 from vbc.codec import IncrementalReader, api
-from vbc.codec.decode_state import DecodeState
+from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model
 from vbc.kernels.conv import IntConv
 

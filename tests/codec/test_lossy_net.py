@@ -8,8 +8,6 @@ from pictures import photo
 from torch import Tensor
 
 from vbc.bitstream.tables import TableSet
-from vbc.codec.colour import rgb_to_opponent
-from vbc.codec.interlace import PHASES
 from vbc.codec.lossy.features import (
     FLOATS,
     INTEGERS,
@@ -35,6 +33,8 @@ from vbc.codec.lossy.latents import (
 )
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import inverse_transform
+from vbc.codec.pixels.colour import rgb_to_opponent
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train import lossy_net
 from vbc.codec.train.export_nets import export_lossy, integer_basis
 from vbc.codec.train.frequency_tables import initial_tables

@@ -11,7 +11,6 @@ import torch
 from pictures import photo
 from torch import Tensor
 
-from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.entropy.coder import Counter
 from vbc.codec.exact import features, level, tuning, tuning_fit
 from vbc.codec.exact.groups import GridStep, GroupBatch
@@ -19,6 +18,7 @@ from vbc.codec.exact.level import encode_level
 from vbc.codec.exact.planes import Window
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.model import Model, WeightsError, build_model
+from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.train import exact_net
 from vbc.codec.train.exact_net import ExactNet, training_bits
 from vbc.codec.train.export import code_exact, export_model

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
-from vbc.codec import encode_levels
-from vbc.codec.decode_state import DecodeState
 from vbc.codec.exact.level import PACKED
 from vbc.codec.extra import packed_picture
 from vbc.codec.extra.extra_planes import GRADIENT, LEFT, NONE, UP
 from vbc.codec.extra.packed_picture import decode_packed, encode_packed
+from vbc.codec.flow import encode_levels
+from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings

@@ -13,8 +13,8 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
-from vbc.codec.decode_plan import all_packets, make_plan
-from vbc.codec.decode_state import DecodeState
+from vbc.codec.flow.decode_plan import all_packets, make_plan
+from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image, verify
 from vbc.codec.settings import EncodeSettings

@@ -9,11 +9,18 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
-from vbc.codec import api, encode_levels
-from vbc.codec.encode_levels import encode_exact, encode_lossy, encode_lossy_below, lossy_picture, n_bytes
+from vbc.codec import api
 from vbc.codec.exact.groups import GroupBatch
 from vbc.codec.extra import carried
 from vbc.codec.files.image_io import Metadata, UnsupportedImage
+from vbc.codec.flow import encode_levels
+from vbc.codec.flow.encode_levels import (
+    encode_exact,
+    encode_lossy,
+    encode_lossy_below,
+    lossy_picture,
+    n_bytes,
+)
 from vbc.codec.model import Model
 from vbc.codec.pipeline import SelfCheckFailed, decode_image, encode_image, size_limit, verify
 from vbc.codec.settings import EncodeSettings

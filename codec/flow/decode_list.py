@@ -12,8 +12,8 @@ from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import FormatError
 from vbc.bitstream.source import Source
-from vbc.codec.decode_plan import make_plan, read_packets
-from vbc.codec.decode_state import BASE_LEVEL, DecodeState
+from vbc.codec.flow.decode_plan import make_plan, read_packets
+from vbc.codec.flow.decode_state import BASE_LEVEL, DecodeState
 from vbc.codec.model import Model
 from vbc.codec.pipeline import check_complete, decode_image
 

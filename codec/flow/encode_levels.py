@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
-from vbc.codec.colour import rgb_to_ycocg
-from vbc.codec.decode_state import BASE_LEVEL, CODED, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
 from vbc.codec.exact.planes import every, in_batches
 from vbc.codec.extra.packed_picture import encode_packed
+from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups
 from vbc.codec.lossy.latents import LEVEL_START, level_latents
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
-from vbc.codec.samples import samples
+from vbc.codec.pixels.colour import rgb_to_ycocg
+from vbc.codec.pixels.samples import samples
 
 Packets = list[tuple[int, int, bytes]]
 """Level, part and payload of each packet, in the order of the file."""

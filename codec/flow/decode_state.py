@@ -14,7 +14,6 @@ from torch import Tensor
 from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import LOSSY_LEVELS
-from vbc.codec.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.entropy.coder import Decoder, finish_all
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import (
@@ -34,7 +33,8 @@ from vbc.codec.lossy.latents import LEVEL_START, N_LATENTS, level_latents
 from vbc.codec.lossy.synthesis import native_picture, synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
-from vbc.codec.samples import from_samples
+from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.pixels.samples import from_samples
 
 BASE_LEVEL = LOSSY_LEVELS + 1
 """The coarsest exact grid, which every file with exact levels has."""

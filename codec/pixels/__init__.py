@@ -1,0 +1,4 @@
+"""Colour spaces, interlaced grids, pictures as bytes.
+
+May import `vbc.bitstream` errors alone.
+"""
