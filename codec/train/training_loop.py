@@ -65,9 +65,8 @@ def run_stage(
     while step < schedule.steps:
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step)
-        torch.manual_seed(
-            (schedule.seed << 32) + step
-        )  # noise and qualities too are a function of seed and step
+        # qualities and noise too are functions of seed and step; the generator takes 32 bits of its seed
+        torch.manual_seed((schedule.seed * 1_000_003 + step) % 2**32)
         with torch.autocast(device, torch.bfloat16):
             value, log = loss(next(source).to(device), step)
         optimiser.zero_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 import vbc.codec.train.stages as stages
 from vbc.codec.train import eye_loss as module
 from vbc.codec.train.checkpoint import save_checkpoint
+from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.eye_loss import eye_distance, eye_loss, fit_kappa, plane_distance
 from vbc.codec.train.lossy_loss import lossy_loss, squared_error, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet, Widths
@@ -165,3 +166,18 @@ def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run()
     assert len(kappas) == 2
     assert kappas[0] == kappas[1], "a resumed run has the same loss"
+
+
+def test_tuning_and_export_take_the_lossy_network_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "REFIT_TILES", 1)
+    Image.fromarray(photo(SIDE, SIDE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    out = tmp_path / "run"
+    for net, name in ((LossyNet(), "eye.safetensors"), (ExactNet(), stages.EXACT)):
+        save_checkpoint(out / name, net, torch.optim.Adam(net.parameters()), 1)
+    for stage in ("tune-exact", "export"):
+        with pytest.raises(FileNotFoundError):  # there is no other
+            stages.train(tmp_path, tmp_path, out, stage=stage, steps=1, emit=lambda line: None)
+        stages.train(tmp_path, tmp_path, out, stage=stage, lossy="eye", steps=1, emit=lambda line: None)
+    assert (out / "model.safetensors").exists()
