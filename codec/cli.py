@@ -58,8 +58,14 @@ class Stage(StrEnum):
     lossy = "lossy"
     exact = "exact"
     tune_lossy = "tune-lossy"
+    eye = "eye"
     tune_exact = "tune-exact"
     export = "export"
+
+
+class LossyStage(StrEnum):
+    tune_lossy = "tune-lossy"
+    eye = "eye"
 
 
 In = Annotated[list[str], typer.Argument(metavar="IN...", help="Files or folders; - is standard input.")]
@@ -258,6 +264,9 @@ def train(
         Path, typer.Option("--out", help="Folder for checkpoints and weights; an earlier run there goes on.")
     ],
     stage: Annotated[Stage, typer.Option("--stage", help="Which part to train.")] = Stage.all,
+    lossy: Annotated[
+        LossyStage, typer.Option("--lossy", help="Stage whose lossy network tune-exact and export take.")
+    ] = LossyStage.tune_lossy,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each stage.")] = 10_000,
     device: DeviceOption = "cpu",
     threads: Threads = None,
@@ -273,7 +282,9 @@ def train(
         torch.set_num_threads(threads)
     emit = partial(print, flush=True)
     with exit_on_error():
-        run_training(data, valid, out, stage=stage.value, steps=steps, device=device, emit=emit)
+        run_training(
+            data, valid, out, stage=stage.value, lossy=lossy.value, steps=steps, device=device, emit=emit
+        )
 
 
 @app.command("eval")

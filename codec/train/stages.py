@@ -12,6 +12,7 @@ from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, lossy_pictures, save_model
+from vbc.codec.train.eye_loss import eye_loss, fit_kappa, plane_distance
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet
@@ -20,8 +21,12 @@ from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
+"""Of a whole run; `EYE` is done on request alone."""
+EYE = "eye"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
-RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, "tune-exact": 7e-4}
+EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT}
+"""What the tuning stages start from."""
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 3e-4, "tune-exact": 7e-4}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -36,6 +41,7 @@ def train(
     out: Path,
     *,
     stage: str = "all",
+    lossy: str = "tune-lossy",
     steps: int = 10_000,
     device: str = "cpu",
     emit: Emit = print,
@@ -43,25 +49,29 @@ def train(
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune"
-    (both tunings) or one of `STAGES`. Raises FileNotFoundError where data or an earlier stage's result is
-    missing, ValueError for an unknown stage.
+    (both tunings), `EYE` or one of `STAGES`. lossy: the stage whose lossy network `tune-exact` and `export`
+    take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data or an earlier stage's result is missing,
+    ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    if not set(chosen) <= set(STAGES):
-        raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(STAGES)}")
+    if not set(chosen) <= {*STAGES, EYE}:
+        raise ValueError(f"stage {stage!r}; known are all, tune, {EYE}, {', '.join(STAGES)}")
+    if lossy not in ("tune-lossy", EYE):
+        raise ValueError(f"lossy network {lossy!r}; known are tune-lossy, {EYE}")
     out.mkdir(parents=True, exist_ok=True)
     tiles, held_out = load_tiles(data), load_tiles(valid)
     for name in chosen:
         emit(json.dumps({"stage": name, "tiles": len(tiles)}))
         if name == "export":
-            export(out, tiles, emit)
+            export(out, lossy, tiles, emit)
         else:
-            train_stage(name, out, tiles, held_out, steps, device, emit)
+            train_stage(name, out, lossy, tiles, held_out, steps, device, emit)
 
 
 def train_stage(
     name: str,
     out: Path,
+    lossy: str,
     tiles: NDArray[np.uint8],
     held_out: NDArray[np.uint8],
     steps: int,
@@ -69,24 +79,29 @@ def train_stage(
     emit: Emit,
 ) -> None:
     """One training stage, from its checkpoint or from the result of the stage it builds on."""
-    tuning = name.startswith("tune-")
+    tuning = name in EARLIER
+    earlier = out / EARLIER[name] if tuning else None
     checkpoint = out / f"{name}.safetensors"
     schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name])
     torch.manual_seed(schedule.seed)
-    if name.endswith("lossy"):
-        lossy = LossyNet()
-        start(lossy, out / LOSSY if tuning else None, checkpoint)
-        set_quantise(lossy, tuning)
-        prepare(lossy, device)
-        loss, validate = lossy_loss(lossy), validate_lossy(lossy, held_out)
-        run_stage(lossy, loss, validate, tiles, schedule, checkpoint, device, emit)
+    if name in ("lossy", "tune-lossy", EYE):
+        net = LossyNet()
+        start(net, earlier, checkpoint)
+        set_quantise(net, tuning)
+        prepare(net, device)
+        loss, validate = lossy_loss(net), validate_lossy(net, held_out)
+        if name == EYE:
+            load_checkpoint(out / TUNED_LOSSY, net)  # of a resumed run too, so that kappa is what it was
+            loss = eye_loss(net, fit_kappa(net, tiles, schedule.seed))
+            validate = validate_lossy(net, held_out, plane_distance)
+        run_stage(net, loss, validate, tiles, schedule, checkpoint, device, emit)
         return
     exact = ExactNet()
-    start(exact, out / EXACT if tuning else None, checkpoint)
+    start(exact, earlier, checkpoint)
     set_quantise(exact, tuning)
     loss = archival_loss(exact)
     if tuning:
-        model = build_model(export_model(exact, load_lossy(out), None))
+        model = build_model(export_model(exact, load_lossy(out, lossy), None))
         tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
         loss = layered_loss(exact)
         if not checkpoint.exists():
@@ -110,19 +125,19 @@ def prepare(net: torch.nn.Module, device: str) -> None:
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
 
 
-def load_lossy(out: Path) -> LossyNet:
-    """The best lossy network there is: tuned if its tuning has begun, else as trained in float."""
+def load_lossy(out: Path, lossy: str) -> LossyNet:
+    """The lossy network of stage `lossy`; for "tune-lossy" the float one as long as it has not begun."""
     net = LossyNet()
-    tuned = out / TUNED_LOSSY
-    load_checkpoint(tuned if tuned.exists() else out / LOSSY, net)
+    result = out / f"{lossy}.safetensors"
+    load_checkpoint(out / LOSSY if lossy != EYE and not result.exists() else result, net)
     return net
 
 
-def export(out: Path, tiles: NDArray[np.uint8], emit: Emit) -> None:
+def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     """Write `out/model.safetensors` from the tuned networks."""
     exact = ExactNet()
     load_checkpoint(out / TUNED_EXACT, exact)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
-    model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out), tiles[picked]))
+    model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked]))
     size = (out / "model.safetensors").stat().st_size
     emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

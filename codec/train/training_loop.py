@@ -56,7 +56,6 @@ def run_stage(
     emit: Emit = print,
 ) -> None:
     """Train `model` to the end of the schedule, from the checkpoint where there is one."""
-    torch.manual_seed(schedule.seed)
     optimiser = torch.optim.Adam(model.parameters(), schedule.rate)
     step = load_checkpoint(checkpoint, model, optimiser) if checkpoint.exists() else 0
     source = batches(tiles, schedule.batch, schedule.seed, step)
@@ -66,6 +65,8 @@ def run_stage(
     while step < schedule.steps:
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step)
+        # qualities and noise too are functions of seed and step; the generator takes 32 bits of its seed
+        torch.manual_seed((schedule.seed * 1_000_003 + step) % 2**32)
         with torch.autocast(device, torch.bfloat16):
             value, log = loss(next(source).to(device), step)
         optimiser.zero_grad()
