@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.colour import opponent_to_rgb, rgb_to_opponent
+from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.train.lossy_loss import lossy_loss, squared_error
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import Q_MAX
