@@ -2,7 +2,7 @@
 
 A packet codes its symbols in steps. A step's coded positions are sorted by their tables and cut into chunks
 of 2^k; chunk j of every step goes to lane j. What the lanes hold does not depend on what codes them:
-`constriction` one run of a table at a time here, or a thread a lane on a device (kernels/rans.py).
+`constriction` one run of a table at a time here, or a warp a lane on a device (kernels/rans.py).
 """
 
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ from vbc.codec.flow import decode_list, decode_state
 from vbc.codec.model import Model, load_model, place
 from vbc.codec.pipeline import encode_image
 from vbc.codec.settings import EncodeSettings
-from vbc.kernels import conv, predict, rans
+from vbc.kernels import predict
 
 HEIGHT, WIDTH = 39, 201
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -270,29 +270,7 @@ def test_the_host_finishes_group_by_group(tiny: Model, waits: list[int]) -> None
     assert waits == []
 
 
-@pytest.fixture
-def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that give tensors without values."""
-
-    def launch(x: Tensor, packed: Tensor, bias: Tensor, shift: Tensor, head: bool, *rest: object) -> Tensor:
-        assert all(t.device == META for t in (x, packed, bias, shift))
-        side, outputs = packed.shape[1] - 1, packed.shape[0]
-        size = (x.shape[0], outputs, x.shape[2] - side, x.shape[3] - side)
-        dtype = torch.int32 if head else torch.uint8
-        return torch.empty(size, dtype=dtype, device=META, memory_format=torch.channels_last)
-
-    def tables(base: Tensor, out: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        return base.new_empty(out.shape[1]), base.new_empty(out.shape[1])
-
-    for module in (conv, predict, rans):
-        monkeypatch.setattr(module, "use_triton", lambda x: x.device == META)
-        monkeypatch.setattr(module, "_triton_agrees", lambda *key: True)
-    monkeypatch.setattr(conv, "_launch", launch)
-    monkeypatch.setattr(predict, "channel_tables_triton", tables)
-    monkeypatch.setattr(rans, "decode_step_triton", lambda lanes, index, *rest: torch.empty_like(index))
-
-
-@pytest.mark.usefixtures("on_meta")
+@pytest.mark.usefixtures("without_values")
 @pytest.mark.parametrize(("settings", "tuned"), [(EncodeSettings(), False), (LAYERED, False), (TUNED, True)])
 def test_nothing_else_waits(tiny: Model, waits: list[int], settings: EncodeSettings, tuned: bool) -> None:
     """Between the waits no value of a tensor reaches the host."""

@@ -261,16 +261,16 @@ def test_tuned_levels_come_back(
         shared, packets, written = encode_level(tiny, step, windows, fine, 3, 2, True)
         assert shared is not None
         numbers = list(range(len(windows)))[::-1]
-        parts = {n: memoryview(packets[n]) for n in numbers}
+        parts = {n: [memoryview(packets[n])] for n in numbers}
         step = GridStep(tiny.exact, coarse, read, lossy, k, 60)
         there = torch.empty_like(fine, dtype=torch.int16, memory_format=torch.channels_last)
         missed = torch.empty_like(there, dtype=torch.int8)
         known = torch.zeros_like(coarse, dtype=torch.int8) if read is None else read
         given = {n: windows[n] for n in numbers}
-        for done, pixels, errors in decode_groups(tiny, step, given, parts, memoryview(shared)):
-            for n, number in enumerate(done):
-                put_group(there, coarse, windows[number], pixels, n)
-                put_group(missed, known, windows[number], errors, n)
+        for done in decode_groups(tiny, step, given, parts, [memoryview(shared)]):
+            for n, number in enumerate(done.numbers):
+                put_group(there, coarse, windows[number], done.pixels, n)
+                put_group(missed, known, windows[number], done.errors, n)
         assert torch.equal(there, rgb_to_ycocg(fine))
         assert torch.equal(missed, written)
         assert written.any()
@@ -290,15 +290,14 @@ def test_tuned_groups_need_what_they_share(tiny: Model, monkeypatch: pytest.Monk
     for phase in PHASES:
         code_tuning(tiny.exact, writer, phase, None, torch.device("cpu"))
     untuned = bytes([exact_level.TUNED]) + writer.finish()[0]
-    parts = {0: memoryview(packets[0])}
+    parts = {0: [memoryview(packets[0])]}
     for other in (untuned, None):
+        shared_packet = None if other is None else memoryview(other)
         try:
-            ((_, pixels, _),) = decode_groups(
-                tiny, step, {0: windows[0]}, parts, None if other is None else memoryview(other)
-            )
+            (done,) = decode_groups(tiny, step, {0: windows[0]}, parts, [shared_packet])
         except Corrupt:
             continue
-        assert not torch.equal(pixels["D"], phase_pixels(x, windows, "D"))
+        assert not torch.equal(done.pixels["D"], phase_pixels(x, windows, "D"))
 
 
 @pytest.mark.parametrize("n_known", [0, 1])
@@ -309,10 +308,10 @@ def test_what_stands_for_missing_groups(tiny: Model, n_known: int) -> None:
     windows = tiles(41, 33, 16)[n_known:]
     for network in (False, True):
         filled: set[int] = set()
-        for numbers, pixels, errors in fill_groups(step, windows, network):
-            filled |= set(numbers)
-            assert not any(e.any() for e in errors.values())
-            for n, number in enumerate(numbers):
+        for done in fill_groups(step, windows, network):
+            filled |= set(done.numbers)
+            assert not any(e.any() for e in done.errors.values())
+            for n, number in enumerate(done.numbers):
                 one = GroupBatch(step, [windows[number]])
                 for phase in PHASES:
                     if one.is_empty(phase):
@@ -321,7 +320,7 @@ def test_what_stands_for_missing_groups(tiny: Model, n_known: int) -> None:
                         one.code(phase, Means(), one.parameters(phase), None, None)
                     else:
                         one.interpolate(phase)
-                    assert torch.equal(one.pixels[phase][0], pixels[phase][n])
+                    assert torch.equal(one.pixels[phase][0], done.pixels[phase][n])
         assert filled == set(range(len(windows)))
     four = [step.coarse[..., dy : dy + 15, dx : dx + 15].int() for dy in (0, 1) for dx in (0, 1)]
     batch = GroupBatch(step, [(slice(0, 30), slice(0, 30))])
