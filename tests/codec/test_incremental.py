@@ -84,8 +84,8 @@ def test_every_packet_is_decoded_once(tiny: Model, name: str, monkeypatch: pytes
         decoded.extend((level, n + 1) for n in packets)
         return real(self, level, packets, *shared)  # type: ignore[arg-type]
 
+    data, header = grouped_file(name), header_of(name)  # before the spy: an encoder decodes too
     monkeypatch.setattr(DecodeState, "advance", spy)
-    data, header = grouped_file(name), header_of(name)
     reader = IncrementalReader(model=tiny)
     for at in range(0, len(data), 600):
         reader.feed(data[at : at + 600])

@@ -85,12 +85,13 @@ def cases() -> Iterator[Case]:
         "before": INT,
         "first": SHORT,
         "second": SHORT,
+        "picture": INT,
     }
     types |= {"log2_residual": SHORT, "surprise": SHORT, "tables": SHORT, "index": SHORT, "rounded": SHORT}
     for channel in (0, 1, 2):
-        for tuned in (False, True):
-            form = {"CHANNEL": channel, "TUNED": tuned, "SIZE": predict.BLOCK}
-            yield f"predict {channel} {tuned}", predict._predict_kernel, types, form
+        for tuned, pictures in ((False, False), (True, False), (True, True)):
+            form = {"CHANNEL": channel, "TUNED": tuned, "PICTURES": pictures, "SIZE": predict.BLOCK}
+            yield f"predict {channel} {tuned} {pictures}", predict._predict_kernel, types, form
 
     lists = {"source_of": LONG, "output_of": LONG, "order": LONG, "starts": LONG}
     ones = {"c": 1, "h": 1, "w": 1, "height": 1, "width": 1}

@@ -210,7 +210,7 @@ def test_moves_by_errors_around() -> None:
             around[:], slopes[:] = 508, 127
         sums = by_channel(around).long().view(n, 3, -1)
         want = 128 + (4 * slopes.long()[..., None] * sums).sum(0)
-        have = error_moves(around, slopes)
+        have = error_moves(by_channel(around), slopes)
         assert have.dtype == torch.int32
         assert torch.equal(have.long(), want)
 
