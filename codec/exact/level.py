@@ -43,8 +43,11 @@ DEVICE_BATCH = 1 << 24
 CHUNK = 8
 """Batches that a decoder has in flight on the CPU: two keep networks and entropy decoding busy, more cost
 memory."""
-FOLLOW_POSITIONS = 60_000
-"""From so many positions on, symbols are coded on a thread of their own while the networks go on."""
+FOLLOW_POSITIONS = 1 << 21
+"""From so many positions on (a whole chunk of the finest grid), a decoder codes symbols on a thread of its
+own while the networks go on. Below, and in an encoder, the threads stand in each other's way: without it
+photographs of 0.4 MP decode 1.2 times as fast and encode 1.3 times, of 3.4 MP they encode 1.1 times as
+fast, on two cores."""
 KEEP_POSITIONS = 1 << 20
 """Levels of at most so many positions keep their entropy parameters while corrections are fitted to samples
 of them: 100 bytes each. Larger ones run the networks once more on sampled windows."""
@@ -69,7 +72,8 @@ def code_groups(
     """
     n_positions = sum(b.n_groups * h * w for b in batches for h, w in [shape_of(b.windows[0])])
     host = batches[0].step.coarse.device.type == "cpu"
-    with Follower(host and n_positions >= FOLLOW_POSITIONS) as follow:
+    ahead = host and picture is None and n_positions >= FOLLOW_POSITIONS
+    with Follower(ahead) as follow:
         coded: list[Future[None] | None] = [None] * len(batches)
         for phase in PHASES:
             targets = None if picture is None else [phase_pixels(picture, b.windows, phase) for b in batches]
