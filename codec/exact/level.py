@@ -161,10 +161,13 @@ def encode_level(
     mode = bytes([TUNED if any(fitted) else CODED])
     raw_mode = RAW if depth == 3 else RAW_GRAY
     packets = [mode + bodies[i] for i in range(len(windows))]
+    together = mode + shared.finish()[0] if any(fitted) else b""
+    saved = [1 + depth * n_new(window) - len(packet) for window, packet in zip(windows, packets, strict=True)]
+    pays = sum(max(0, n) for n in saved) >= len(together)  # what groups share must pay for itself, too
     plain = {
         i: plain_packet(picture, window, raw_mode)
         for i, window in enumerate(windows)
-        if len(packets[i]) > 1 + depth * n_new(window)
+        if saved[i] < 0 or not pays
     }
     errors = None
     if want_errors:
@@ -175,7 +178,7 @@ def encode_level(
                 missed = zeros_like(batch.errors) if i in plain else batch.errors
                 put_group(errors, known, windows[i], missed, n)
     packets = [plain.get(i, packet) for i, packet in enumerate(packets)]
-    return (mode + shared.finish()[0] if any(fitted) else None), packets, errors
+    return (together if together and pays else None), packets, errors
 
 
 # decoding
