@@ -100,12 +100,6 @@ def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
     return out
 
 
-def empty_planes(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Three planes of unset values, [1, 3, h, w], channels last."""
-    size = (1, 3, height, width)
-    return torch.empty(size, dtype=dtype, device=device, memory_format=torch.channels_last)
-
-
 def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:
     """Planes A, D, H, V of a lossy picture for windows of the coarser grid, with halo: as `lossy_plane`."""
     return {p: lossy_plane(lossy, windows, p) for p in ("A", *PHASES)}

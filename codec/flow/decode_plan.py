@@ -19,14 +19,14 @@ class RegionError(ValueError):
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """levels: those to decode, ascending; all that the file has of the first so many. wanted: by level, also
-    those that are not there or not decoded, the groups to work out. whole: whether that is all of the
-    picture.
+    """What a decode works out.
+
+    levels: those to decode, ascending: all that the file has of the first so many. wanted: by level, also
+    those that are not there or not decoded, the groups to work out.
     """
 
     levels: tuple[int, ...]
     wanted: dict[int, list[int]]
-    whole: bool
 
 
 def make_plan(header: Header, levels: int | None, region: Region | None) -> DecodePlan:
@@ -42,10 +42,10 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
     last = geometry.last_level if present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
     if region is not None:
         check_region(region, header)
-        return DecodePlan(present, geometry.region_groups(region, last, header.archival), False)
+        return DecodePlan(present, geometry.region_groups(region, last, header.archival))
     first = LOSSY_LEVELS + 1 if header.archival else 1
     wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
-    return DecodePlan(present, wanted, True)
+    return DecodePlan(present, wanted)
 
 
 def check_region(region: Region, header: Header) -> None:
