@@ -14,7 +14,7 @@ from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.source import FileSource, MemorySource, as_source
 from vbc.codec.files.reading import read_vbc
-from vbc.codec.settings import EncodeSettings
+from vbc.codec.settings import EncodeSettings, Tune
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,7 @@ def encode(
     quality: int = 60,
     lossless: bool = False,
     effort: int = 1,
+    tune: Tune = "eye",
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -94,7 +95,7 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune: as `EncodeSettings`.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
@@ -103,7 +104,7 @@ def encode(
     SelfCheckFailed where it differs.
     Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort)
+    settings = EncodeSettings(levels, quality, lossless, effort, tune)
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 
@@ -131,7 +132,7 @@ def encode_with(
     assert rgb is not None
     return pipeline.encode_image(
         rgb.permute(2, 0, 1),
-        model=load(model, device),
+        model=load(model, device, tune=settings.tune),
         settings=settings,
         metadata=picture.metadata if metadata is None else metadata,
         gray=picture.gray,
@@ -481,17 +482,22 @@ def check_device(device: Device) -> None:
             raise TritonMissing("on CUDA the codec needs triton: pip install triton")
 
 
-def load(model: "Weights", device: Device = "cpu", header: container.Header | None = None) -> "Model":
+def load(
+    model: "Weights",
+    device: Device = "cpu",
+    header: container.Header | None = None,
+    tune: Tune = "eye",
+) -> "Model":
     """The model on the device; loading is cached.
 
-    None stands for the installed weights: those that a file's header names, or the newest; a path for others.
-    Raises ModelMissing where none of the installed ones made the file.
+    None stands for the installed weights: those that a file's header names, or the newest that encode for
+    `tune`; a path for others. Raises ModelMissing where none of the installed ones made the file.
     """
     from vbc.codec.model import load_model, mind_forks, model_of
 
     mind_forks()
     if model is None:
-        loaded = load_model() if header is None else model_of(header)
+        loaded = load_model(tune=tune) if header is None else model_of(header)
     else:
         loaded = load_model(Path(model)) if isinstance(model, str | PathLike) else model
     return loaded.to(device)

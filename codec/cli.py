@@ -26,7 +26,7 @@ from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.flow.decode_plan import Region
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
-from vbc.codec.settings import MAX_EFFORT, EncodeSettings
+from vbc.codec.settings import MAX_EFFORT, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -149,6 +149,11 @@ def common(
         fail_usage("a command is missing; see codec --help")
 
 
+TuneOption = Annotated[
+    Tune, typer.Option("--tune", help="What the lossy levels please: the eye, or squared error alone.")
+]
+
+
 @app.command()
 def encode(
     inputs: In,
@@ -157,6 +162,7 @@ def encode(
     quality: Quality = 60,
     lossless: Lossless = False,
     effort: Effort = 1,
+    tune: TuneOption = "eye",
     metadata: Annotated[
         KeepMetadata,
         typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
@@ -172,7 +178,7 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort)
+    settings = checked_settings(levels, quality, lossless, effort, tune)
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -268,6 +274,7 @@ def train(
         LossyStage, typer.Option("--lossy", help="Stage whose lossy network tune-exact and export take.")
     ] = LossyStage.tune_lossy,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each stage.")] = 10_000,
+    batch_size: Annotated[int, typer.Option("--batch", min=1, help="Tiles of a step.")] = 16,
     device: DeviceOption = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -283,7 +290,15 @@ def train(
     emit = partial(print, flush=True)
     with exit_on_error():
         run_training(
-            data, valid, out, stage=stage.value, lossy=lossy.value, steps=steps, device=device, emit=emit
+            data,
+            valid,
+            out,
+            stage=stage.value,
+            lossy=lossy.value,
+            steps=steps,
+            batch=batch_size,
+            device=device,
+            emit=emit,
         )
 
 
@@ -298,6 +313,7 @@ def evaluate(
     ] = None,
     lossless: Lossless = False,
     effort: Effort = 1,
+    tune: TuneOption = "eye",
     device: DeviceOption = "cpu",
     model: Model = None,
     threads: Threads = None,
@@ -307,7 +323,7 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities = quality or [60]
-    settings = checked_settings(levels, qualities[0], lossless, effort)
+    settings = checked_settings(levels, qualities[0], lossless, effort, tune)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:
@@ -445,10 +461,12 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
     return replace(DEFAULT_LIMITS, max_pixels=max_pixels, max_memory=memory)
 
 
-def checked_settings(levels: int | None, quality: int, lossless: bool, effort: int) -> EncodeSettings:
+def checked_settings(
+    levels: int | None, quality: int, lossless: bool, effort: int, tune: Tune
+) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     try:
-        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort)
+        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort, tune)
     except ValueError as e:
         fail_usage(str(e))
 

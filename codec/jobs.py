@@ -93,7 +93,7 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     """Encode an image file and put the result in place. Returns what there is to say about it."""
     from vbc.codec.files import image_io
 
-    api.load(options.model, options.device)  # not what the time is to tell
+    api.load(options.model, options.device, tune=options.settings.tune)  # not what the time is to tell
     started = time.perf_counter()
     with open_input(job.source) as f:
         picture = image_io.read_picture(read_image(f))
@@ -163,7 +163,7 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
 
     from vbc.codec.files import image_io
 
-    api.load(options.model, options.device)  # not what the times are to tell
+    api.load(options.model, options.device, tune=options.settings.tune)  # not what the times are to tell
     with open_input(job.source) as f:
         picture = image_io.read_picture(read_image(f))
     started = time.perf_counter()

@@ -28,11 +28,12 @@ from vbc.codec.exact.model import ExactModel
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
 from vbc.codec.nets.int_nets import IntPhase, Tensors
 from vbc.codec.pixels.interlace import PHASES
+from vbc.codec.settings import Tune
 from vbc.kernels.predict import PredictMaps
 
 HASH_BYTES = 8
 INDEX = "index.json"
-"""Of the weights folder: a list of {"file", "model" (hash), "tables" (hash)}, the newest last."""
+"""Of the weights folder: a list of {"file", "model" (hash), "tables" (hash), "tune"}, the newest last."""
 
 PID = os.getpid()
 
@@ -150,13 +151,13 @@ def build_model(tensors: Tensors) -> Model:
 
 
 @functools.lru_cache(maxsize=8)
-def load_model(path: Path | None = None) -> Model:
-    """The model in a safetensors file, by default the newest one installed; cached.
+def load_model(path: Path | None = None, tune: Tune = "eye") -> Model:
+    """The model in a safetensors file, by default the newest one installed for a purpose; cached.
 
     Raises WeightsError, or OSError where it is missing.
     """
     if path is None:
-        return load_installed(installed()[-1]["file"])
+        return load_installed([entry for entry in installed() if entry["tune"] == tune][-1]["file"])
     try:
         tensors = load_file(path)
     except SafetensorError as e:
@@ -175,7 +176,7 @@ def model_of(header: Header) -> Model:
 
 
 def installed() -> list[dict[str, str]]:
-    """The index of the weights folder: file, model hash and tables hash of each set, the newest last."""
+    """The index of the weights folder: file, both hashes and purpose of each set, the newest last."""
     entries: list[dict[str, str]] = json.loads((weights_folder() / INDEX).read_text("utf-8"))
     return entries
 

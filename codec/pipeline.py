@@ -34,6 +34,7 @@ from vbc.codec.flow.encode_levels import (
     lossy_picture,
     n_bytes,
 )
+from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.model import Model
 from vbc.codec.settings import EncodeSettings
 
@@ -153,10 +154,13 @@ def encode_levels(
 ) -> EncodedLevels:
     """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
     lower quality."""
-    quality, guide = settings.quality, None
+    guide = None
+    quality = QualityMap(settings.quality)
     packets: Packets = []
     if settings.levels:
         report("lossy", 0.0)
+        if settings.tune == "eye":
+            quality = QualityMap(settings.quality, values_for_the_eye(picture))
         if max_lossy_bytes is None:
             packets, latents = encode_lossy(picture, model, settings.levels, quality)
         else:
@@ -164,8 +168,10 @@ def encode_levels(
         if settings.lossless:
             guide = lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
         del latents  # six bytes a pixel
-    exact = encode_exact(picture, model, guide, quality, settings.effort, report) if settings.lossless else []
-    return EncodedLevels(quality, packets, exact)
+    exact: Packets = []
+    if settings.lossless:
+        exact = encode_exact(picture, model, guide, quality.base, settings.effort, report)
+    return EncodedLevels(quality.base, packets, exact)
 
 
 def single(units: list[tuple[int, bytes | None]]) -> Packets:

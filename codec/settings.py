@@ -1,9 +1,12 @@
 """What an encoder is asked for. Light: imports nothing that codes."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from vbc.bitstream.geometry import LOSSY_LEVELS
 
+Tune = Literal["eye", "psnr"]
+TUNES: tuple[Tune, ...] = get_args(Tune)
 MAX_EFFORT = 2
 MAX_QUALITY = 100
 
@@ -16,13 +19,15 @@ class EncodeSettings:
     levels, 0 to 100; on photographs that spans about 0.05 to 2.4 bits per pixel. lossless: store the exact
     levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the image from samples of it,
     2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics packed in every way.
-    Decoding is the same.
+    Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality
+    everywhere).
     """
 
     levels: int = LOSSY_LEVELS
     quality: int = 60
     lossless: bool = False
     effort: int = 1
+    tune: Tune = "eye"
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -35,3 +40,5 @@ class EncodeSettings:
             raise ValueError(f"quality is 0 to {MAX_QUALITY}, not {self.quality}")
         if not 0 <= self.effort <= MAX_EFFORT:
             raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {self.effort}")
+        if self.tune not in TUNES:
+            raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")

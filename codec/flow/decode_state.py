@@ -28,8 +28,8 @@ from vbc.codec.exact.level import (
 from vbc.codec.exact.planes import Window, every, in_batches, stack
 from vbc.codec.extra.packed_picture import decode_packed
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
-from vbc.codec.lossy.coding import prior_means
-from vbc.codec.lossy.latents import LEVEL_START, N_LATENTS, level_latents
+from vbc.codec.lossy.coding import code_maps, prior_means
+from vbc.codec.lossy.latents import LEVEL_LATENTS, LEVEL_START, N_LATENTS, level_latents
 from vbc.codec.lossy.synthesis import native_picture, synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
@@ -38,8 +38,8 @@ from vbc.codec.pixels.samples import from_samples
 
 BASE_LEVEL = LOSSY_LEVELS + 1
 """The coarsest exact grid, which every file with exact levels has."""
-CODED = 0
-"""First byte of a lossy packet: lanes follow."""
+CODED, CODED_WITH_MAP = 0, 1
+"""First byte of a lossy packet: lanes follow; of level 1 also: lanes that begin with a map of qualities."""
 HOST_BLOCKS, DEVICE_BLOCKS = 1 << 14, 1 << 18
 """Blocks of 8x8 pixels in the lossy groups that are decoded together."""
 
@@ -50,12 +50,14 @@ Square = tuple[int, int]
 class Planes:
     """The memory of a decode of B pictures; what is not decoded yet holds no meaning.
 
-    latents: int16 [B, 192, h, w] on the grid of blocks, eighths. lossy: their picture, uint8 RGB [B, 3, H,
+    latents: int16 [B, 192, h, w] on the grid of blocks, eighths. quality: int32 [B, 1, h, w], their map; the
+    header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H,
     W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B,
     3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h, w].
     """
 
     latents: Tensor | None = None
+    quality: Tensor | None = None
     lossy: Tensor | None = None
     final: set[Square] = field(default_factory=set)
     grids: dict[int, Tensor] = field(default_factory=dict)
@@ -124,32 +126,34 @@ class DecodeState:
         windows = [geometry.window(level, n) for n in numbers]
         readers: list[Decoder] = []
         for batch in in_batches(windows, self._most_blocks()):
-            bodies = []
+            bodies, with_map = [], []
             for packet in (packet for i in batch for packet in packets[numbers[i]]):
                 mode, body = split_packet(packet)
-                if mode != CODED:
+                if mode != CODED and (mode != CODED_WITH_MAP or level != 1):
                     raise Corrupt(f"a group of level {level} has mode {mode}")
                 bodies.append(body)
+                with_map.append(mode == CODED_WITH_MAP)
             parts = [windows[i] for i in batch]
             rows, cols = parts[0]
             n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
-            n_latents = LEVEL_START[level] - LEVEL_START[level - 1]
-            reader = self.model.reader(bodies, n_blocks * n_latents)
-            decoded = code_lossy_groups(
-                self.model.lossy,
-                reader,
-                level,
-                below,
-                parts,
-                self.header.quality,
-                n_pictures=self.n_pictures,
-            )
+            n_symbols = n_blocks * LEVEL_LATENTS[level - 1] + n_blocks * any(with_map)
+            reader = self.model.reader(bodies, n_symbols)
+            if any(with_map):
+                self._decode_maps(reader, parts, with_map)
+            decoded = code_lossy_groups(self.model.lossy, reader, level, below, parts, self._quality())
             if self.model.decodes_blindly:
                 readers.append(reader)
             else:
                 reader.finish()
             self._put_latents(level, parts, decoded)
         finish_all(readers)
+
+    def _decode_maps(self, reader: Decoder, windows: list[Window], with_map: list[bool]) -> None:
+        """Take the maps of groups of level 1, all of one shape, of those that have one."""
+        coded = torch.tensor(with_map).to(self.model.device)
+        maps = code_maps(self.model.lossy, reader, windows, self.header.quality, coded)
+        for window, part in zip(windows, torch.split(maps, self.n_pictures), strict=True):
+            self._quality()[..., *window] = part
 
     def _put_latents(self, level: int, windows: Sequence[Window], decoded: Tensor) -> None:
         """Keep the latents of windows: int16 [W * B, C, h, w]."""
@@ -302,7 +306,7 @@ class DecodeState:
             below = latents[:, : LEVEL_START[level - 1]]
             for batch in in_batches(windows, self._most_blocks()):
                 parts = [windows[i] for i in batch]
-                means = prior_means(self.model.lossy, level, below, parts, self.header.quality)
+                means = prior_means(self.model.lossy, level, below, parts, self._quality())
                 self._put_latents(level, parts, means)
 
     def _synthesise(self, squares: Iterable[Square]) -> None:
@@ -322,7 +326,7 @@ class DecodeState:
             self._latents(),
             geometry.grids[0],
             self._levels_used(),
-            self.header.quality,
+            self._quality(),
             changing,
             planes.lossy,
         )
@@ -363,6 +367,15 @@ class DecodeState:
             size = (self.n_pictures, N_LATENTS, *self.header.geometry.level_size(1))
             self.planes.latents = torch.zeros(size, dtype=torch.int16, device=self.model.device)
         return self.planes.latents
+
+    def _quality(self) -> Tensor:
+        """The plane of qualities."""
+        if self.planes.quality is None:
+            size = (self.n_pictures, 1, *self.header.geometry.level_size(1))
+            self.planes.quality = torch.full(
+                size, self.header.quality, dtype=torch.int32, device=self.model.device
+            )
+        return self.planes.quality
 
     def _most_blocks(self) -> int:
         """Blocks of a picture in the lossy groups that are decoded together."""

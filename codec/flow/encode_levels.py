@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
+from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
-from vbc.codec.exact.planes import every, in_batches
+from vbc.codec.exact.planes import Window, every, in_batches
 from vbc.codec.extra.packed_picture import encode_packed
-from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, DEVICE_BLOCKS, HOST_BLOCKS
+from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse
-from vbc.codec.lossy.coding import code_groups
+from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import LEVEL_START, level_latents
+from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
+from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
@@ -31,7 +35,7 @@ SURELY_PACKED = 1 / 50
 
 
 def encode_lossy(
-    picture: Tensor, model: Model, levels: int, quality: int, nonzero_levels: int = LOSSY_LEVELS
+    picture: Tensor, model: Model, levels: int, quality: QualityMap, nonzero_levels: int = LOSSY_LEVELS
 ) -> tuple[Packets, Tensor]:
     """Packets of the first lossy levels of uint8 RGB [1, 3, H, W], and the latents as they will be decoded.
 
@@ -39,7 +43,8 @@ def encode_lossy(
     w], eighths.
     """
     geometry = geometry_of(picture)
-    target = analyse(model.lossy, picture, quality)
+    qualities = quality.on_blocks(*geometry.level_size(1), picture.device)
+    target = analyse(model.lossy, picture, qualities)
     target[:, LEVEL_START[nonzero_levels] :] = 0
     latents = torch.empty_like(target[:, : LEVEL_START[levels]])
     most = HOST_BLOCKS if picture.device.type == "cpu" else DEVICE_BLOCKS
@@ -53,39 +58,55 @@ def encode_lossy(
             parts = [windows[i] for i in batch]
             wanted = torch.stack([target[0, level_latents(level), *window] for window in parts])
             writer = model.writer(len(batch), worker)
-            decoded = code_groups(model.lossy, writer, level, below, parts, quality, wanted)
+            if level == 1 and quality.values is not None:
+                encode_maps(model, writer, parts, quality)
+            decoded = code_groups(model.lossy, writer, level, below, parts, qualities, wanted)
             for window, part in zip(parts, decoded, strict=True):
                 latents[0, level_latents(level), *window] = part
             bodies.update(zip(batch, writer.finish(), strict=True))
-        packets += [(level, 1 + n, bytes([CODED]) + bodies[n]) for n in range(len(windows))]
+        mode = CODED if level > 1 or quality.values is None else CODED_WITH_MAP
+        packets += [(level, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))]
     worker.shutdown()
     return packets, latents
 
 
+def encode_maps(model: Model, writer: Coder, windows: list[Window], quality: QualityMap) -> None:
+    """Code the maps of groups of level 1, all of one shape."""
+    assert quality.values is not None
+    values = []
+    for rows, cols in windows:
+        top, left = rows.start // SQUARE_BLOCKS, cols.start // SQUARE_BLOCKS
+        height, width = map_size(rows.stop - rows.start, cols.stop - cols.start)
+        values.append(quality.values[..., top : top + height, left : left + width])
+    coded = torch.ones(len(windows), dtype=torch.bool, device=model.device)
+    code_maps(model.lossy, writer, windows, quality.base, coded, torch.cat(values).to(model.device))
+
+
 def encode_lossy_below(
-    picture: Tensor, model: Model, quality: int, max_bytes: int
-) -> tuple[int, Packets, Tensor]:
+    picture: Tensor, model: Model, quality: QualityMap, max_bytes: int
+) -> tuple[QualityMap, Packets, Tensor]:
     """The best lossy levels of at most so many bytes, of a quality below the given one: as `encode_lossy`.
 
     The highest quality that fits is returned first; where none does, levels of zeros, from the last one on.
     All of them zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
     """
-    low, high = -1, quality
-    best: tuple[int, Packets, Tensor] | None = None
+    low, high = -1, quality.base
+    best: tuple[QualityMap, Packets, Tensor] | None = None
     while high - low > 1:
         middle = (low + high) // 2
-        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, middle)
+        lower = replace(quality, base=middle)
+        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, lower)
         if n_bytes(packets) <= max_bytes:
-            low, best = middle, (middle, packets, latents)
+            low, best = middle, (lower, packets, latents)
         else:
             high = middle
     if best is not None:
         return best
     for nonzero_levels in (2, 1, 0):
-        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, 0, nonzero_levels)
+        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, QualityMap(0), nonzero_levels)
         if n_bytes(packets) <= max_bytes:
             break
-    return 0, packets, latents
+    return QualityMap(0), packets, latents
 
 
 def encode_exact(
@@ -120,11 +141,12 @@ def encode_exact(
     return min((packets, whole), key=n_bytes) if whole else packets
 
 
-def lossy_picture(model: Model, latents: Tensor, size: tuple[int, int], quality: int) -> Tensor:
+def lossy_picture(model: Model, latents: Tensor, size: tuple[int, int], quality: QualityMap) -> Tensor:
     """The picture of all three lossy levels, uint8 RGB [1, 3, H, W]."""
     geometry = Geometry(size[1], size[0])
     levels = torch.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS).numpy()
-    return synthesise(model.lossy, latents, size, levels, quality)
+    qualities = quality.on_blocks(*geometry.level_size(1), latents.device)
+    return synthesise(model.lossy, latents, size, levels, qualities)
 
 
 def n_bytes(packets: Packets) -> int:

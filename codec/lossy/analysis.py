@@ -23,6 +23,7 @@ from vbc.codec.lossy.latents import (
     latent_grid,
     latent_order,
     level_latents,
+    window_with_halo,
 )
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.pixels.colour import rgb_to_opponent
@@ -36,11 +37,12 @@ LETTER_MAX = 127
 """The largest symbol of a table but for the escape."""
 
 
-def analyse(model: LossyModel, rgb: Tensor, quality: int, band_blocks: int = BAND_BLOCKS) -> Tensor:
+def analyse(model: LossyModel, rgb: Tensor, quality: Tensor, band_blocks: int = BAND_BLOCKS) -> Tensor:
     """What the encoder wants the latents to be, of uint8 RGB [1, 3, H, W].
 
-    Works through bands of about `band_blocks` blocks. Returns int16 [1, 192, h, w], sixteenths, channels last
-    (int16 because float latents of a large picture take 12 bytes a pixel).
+    quality: int32 [1, 1, H8, W8], the picture's map. Works through bands of about `band_blocks` blocks.
+    Returns int16 [1, 192, h, w], sixteenths, channels last (int16 because float latents of a large picture
+    take 12 bytes a pixel).
     """
     height, width = rgb.shape[-2:]
     n_h, n_w = latent_grid(height, width)
@@ -54,7 +56,8 @@ def analyse(model: LossyModel, rgb: Tensor, quality: int, band_blocks: int = BAN
         band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
         z = block_transform(band.contiguous(), w["basis"])
         f = F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"])
-        f = F.relu_(f + w["condition"][quality].view(1, -1, 1, 1))
+        around = window_with_halo(quality, slice(start, stop), slice(0, n_w), 1)
+        f = F.relu_(f + w["condition"][around[:, 0]].permute(0, 3, 1, 2))
         f = F.relu_(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
         f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])
         f = f.mul_(4).add_(z[..., 1:-1, 1:-1])
@@ -76,7 +79,7 @@ def pixels_of_blocks(first: int, stop: int, size: int, device: torch.device) -> 
 def wanted_symbols(
     model: LossyModel,
     level: int,
-    quality: int,
+    quality: Tensor,
     target: Tensor,
     mean: Tensor,
     table: Tensor,
@@ -86,10 +89,10 @@ def wanted_symbols(
     """The symbols of latents of a level: whole steps from the mean to the target, 0 where nothing is coded.
 
     All tensors are [N, n, C] for the level's C latents. target: int16, sixteenths. mean: int32, eighths.
-    table: int32, number of the table. coded: bool. optimise: round for rate and distortion, not to nearest.
-    Returns int16.
+    quality: int32 [N, n]. table: int32, number of the table. coded: bool. optimise: round for rate and
+    distortion, not to nearest. Returns int16.
     """
-    step = model.step[quality, level_latents(level)]
+    step = model.step[:, level_latents(level)][quality]
     exact = (target / TARGET_UNIT - mean / LATENT_UNIT).mul_(256).div_(step)
     symbols = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(coded)
     if optimise:
@@ -98,25 +101,34 @@ def wanted_symbols(
 
 
 def rdo_round(
-    model: LossyModel, level: int, quality: int, exact: Tensor, symbols: Tensor, table: Tensor
+    model: LossyModel, level: int, quality: Tensor, exact: Tensor, symbols: Tensor, table: Tensor
 ) -> Tensor:
     """Symbols moved one towards zero where the bits saved are worth the squared error.
 
     exact, symbols: float [N, n, C], in quantiser steps, as they are and rounded. table: int32, likewise.
     Returns float [N, n, C].
     """
-    channels = level_latents(level)
     where = symbols.flatten().nonzero()[:, 0]
     s, v = symbols.flatten()[where], exact.flatten()[where]
     t = table.flatten()[where] - model.first_table
     nearer = s - torch.sign(s)
-    gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latent_order()[channels]], device=symbols.device)
-    weight = gain * (model.step[quality, channels] / 256.0) ** 2
-    worse = ((v - nearer).square() - (v - s).square()) * weight[where % weight.numel()]
+    n_latents = symbols.shape[-1]
+    weight, multiplier = rounding_weights(model, level)
+    q = quality.flatten()[where // n_latents]
+    worse = ((v - nearer).square() - (v - s).square()) * weight[q, where % n_latents]
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
-    multiplier = 3 * LAGRANGE * (INITIAL_STEP * 2 ** (-quality * STEP_OCTAVES)) ** 2 * RATE_WEIGHT[level - 1]
-    better = torch.where(worse < multiplier * saved, nearer, s)
+    better = torch.where(worse < multiplier[q] * saved, nearer, s)
     return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
+
+
+def rounding_weights(model: LossyModel, level: int) -> tuple[Tensor, Tensor]:
+    """By quality, float32: what a squared step is in RGB, [101, C], and lambda, [101]."""
+    latents = latent_order()[level_latents(level)]
+    gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latents], device=model.step.device)
+    steps = model.step[:, level_latents(level)] / 256.0
+    octaves = STEP_OCTAVES * torch.arange(len(steps), device=gain.device)
+    multiplier = 3 * LAGRANGE * (INITIAL_STEP * torch.exp2(-octaves)) ** 2 * RATE_WEIGHT[level - 1]
+    return gain * steps**2, multiplier
 
 
 def letter(symbols: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from vbc.codec.lossy.latents import (
     level_latents,
     window_with_halo,
 )
+from vbc.codec.lossy.map_coding import code_map, map_size, on_blocks, qualities
 from vbc.codec.lossy.model import LossyModel
 
 Window = tuple[slice, slice]
@@ -45,27 +46,47 @@ def code_groups(
     level: int,
     below: Tensor | None,
     windows: list[Window],
-    quality: int,
+    quality: Tensor,
     target: Tensor | None = None,
     optimise: bool = True,
-    n_pictures: int = 1,
 ) -> Tensor:
     """Code the groups `windows`, all of one shape, of level 1, 2 or 3 of B pictures of one size.
 
     coder: of N groups: one for each window and picture, group n * B + b is window n of picture b. below:
-    int16 [B, C', H8, W8], the latents of all levels below over the whole pictures; None for level 1. target:
-    what an encoder wants the latents to be, int16 [N, C, h, w], sixteenths; None in a decoder. optimise: let
-    the encoder round for rate and distortion. n_pictures: B. Returns int16 [N, C, h, w], channels last.
-    Raises ValueError for windows of several shapes.
+    int16 [B, C', H8, W8], the latents of all levels below over the whole pictures; None for level 1. quality:
+    int32 [B, 1, H8, W8], the pictures' maps. target: what an encoder wants the latents to be, int16 [N, C, h,
+    w], sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. Returns int16
+    [N, C, h, w], channels last. Raises ValueError for windows of several shapes.
+    """
+    window_size(windows)
+    here = torch.cat([quality[..., rows, cols] for rows, cols in windows])
+    if level == 1:
+        return _code_level1(model, coder, here, target, optimise)
+    assert below is not None, "levels 2 and 3 are coded given the levels below"
+    parameters = prior_parameters(model, level, below, windows, quality)
+    return _code_upper_level(model, coder, level, parameters, here, target, optimise)
+
+
+def code_maps(
+    model: LossyModel,
+    coder: Coder,
+    windows: list[Window],
+    quality: int,
+    coded: Tensor,
+    wanted: Tensor | None = None,
+) -> Tensor:
+    """Code the maps of groups of level 1, which come before their latents: int32 [N, 1, h, w] on blocks.
+
+    Arguments as in `code_groups` and `code_map`. quality: the header's.
     """
     size = window_size(windows)
-    if level == 1:
-        return _code_level1(model, coder, (len(windows) * n_pictures, *size), quality, target, optimise)
-    assert below is not None, "levels 2 and 3 are coded given the levels below"
-    return _code_upper_level(model, coder, level, below, windows, quality, target, optimise)
+    values = code_map(coder, model.map_table, map_size(*size), coded, wanted)
+    return on_blocks(qualities(values, quality), *size)
 
 
-def prior_means(model: LossyModel, level: int, below: Tensor, windows: list[Window], quality: int) -> Tensor:
+def prior_means(
+    model: LossyModel, level: int, below: Tensor, windows: list[Window], quality: Tensor
+) -> Tensor:
     """What stands for missing groups of level 2 or 3: the prior's means, int16 [N, C, h, w], channels last.
 
     Arguments as in `code_groups`.
@@ -86,26 +107,27 @@ def window_size(windows: list[Window]) -> tuple[int, int]:
 def _code_level1(
     model: LossyModel,
     coder: Coder,
-    shape: tuple[int, int, int],
-    quality: int,
+    quality: Tensor,
     target: Tensor | None,
     optimise: bool,
 ) -> Tensor:
-    """Level 1 of groups (N, h, w): grids of their blocks, coarse to fine, in passes."""
+    """Level 1 of groups of qualities [N, 1, h, w]: grids of their blocks, coarse to fine, in passes."""
     c = LEVEL_LATENTS[0]
-    out = torch.empty((*shape, c), dtype=torch.int32, device=model.step.device)
+    n, _, h, w = quality.shape
+    out = torch.empty((n, h, w, c), dtype=torch.int32, device=quality.device)
     latents = out.permute(0, 3, 1, 2)
-    for step in interlaced_passes(INTEGERS, latents):
+    for step in interlaced_passes(INTEGERS, latents, quality):
         part = out[:, step.rows, step.cols]
         want = None if target is None else target.permute(0, 2, 3, 1)[:, step.rows, step.cols].flatten(1, 2)
         if step.phase is None or step.base is None or step.planes is None:
             log_scale = model.first_scale.expand(part.flatten(1, 2).shape)
             mean = torch.zeros_like(log_scale)
         else:
-            parameters = model.context[step.phase](step.planes, quality, step.use).permute(0, 2, 3, 1)
+            parameters = model.context[step.phase](step.planes, step.use).permute(0, 2, 3, 1)
             mean = (2 * parameters[..., :c] + step.base.permute(0, 2, 3, 1)).flatten(1, 2)
             log_scale = parameters[..., c:].flatten(1, 2)
-        _, z = code_latents(model, coder, 1, mean, log_scale, quality, want, optimise)
+        here = quality[:, 0, step.rows, step.cols].flatten(1)
+        _, z = code_latents(model, coder, 1, mean, log_scale, here, want, optimise)
         part.copy_(z.view(part.shape))
     return latents.to(torch.int16)
 
@@ -114,34 +136,36 @@ def _code_upper_level(
     model: LossyModel,
     coder: Coder,
     level: int,
-    below: Tensor,
-    windows: list[Window],
-    quality: int,
+    parameters: Tensor,
+    quality: Tensor,
     target: Tensor | None,
     optimise: bool,
 ) -> Tensor:
-    """Level 2 or 3 of groups: the blocks of even row + column at once, then the others, given those."""
+    """Level 2 or 3 of groups: the blocks of even row + column at once, then the others, given those.
+
+    parameters: as `prior_parameters`. quality: of the groups, [N, 1, h, w].
+    """
     c = LEVEL_LATENTS[level - 1]
-    parameters = prior_parameters(model, level, below, windows, quality)
     n, h, w, _ = parameters.shape
-    out = below.new_empty((n, h * w, c))
+    out = torch.empty((n, h * w, c), dtype=torch.int16, device=parameters.device)
     symbols = torch.zeros_like(out)
     for even in (True, False):
-        places = parity_places(h, w, even, below.device)
+        places = parity_places(h, w, even, parameters.device)
         if not len(places):  # a single block
             continue
+        local = quality.view(n, -1).index_select(1, places)
         here = parameters.flatten(1, 2).index_select(1, places)
         mean, log_scale = here[..., :c].mul_(2), here[..., c:]
         if not even:
             change = neighbour_parameters(model, level, parameters, symbols.view(n, h, w, c), quality)
             change = change.flatten(1, 2).index_select(1, places)
-            moved = (change[..., :c] * model.step[quality, level_latents(level)]).add_(256)
+            moved = (change[..., :c] * by_quality(model.step, level, local)).add_(256)
             mean.add_(moved.bitwise_right_shift_(9))
             log_scale.add_(change[..., c:])
         want = None
         if target is not None:
             want = target.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, places)
-        got, z = code_latents(model, coder, level, mean, log_scale, quality, want, optimise)
+        got, z = code_latents(model, coder, level, mean, log_scale, local, want, optimise)
         out.index_copy_(1, places, z)
         if even:
             symbols.index_copy_(1, places, got)
@@ -149,34 +173,41 @@ def _code_upper_level(
 
 
 def prior_parameters(
-    model: LossyModel, level: int, below: Tensor, windows: list[Window], quality: int
+    model: LossyModel, level: int, below: Tensor, windows: list[Window], quality: Tensor
 ) -> Tensor:
-    """Means and log-scales of groups of level 2 or 3 from the latents below alone.
+    """Means and log-scales of groups of level 2 or 3 from the latents below and the map alone.
 
     Returns int32 [N, h, w, 2C], contiguous: halves of the means, in quarters of a latent unit; then log2
     scales, in sixteenths of an octave.
     """
     net = model.priors[level]
-    halo = net.radius + 1
-    parts = [prior_planes(INTEGERS, window_with_halo(below, *window, halo).int()) for window in windows]
-    planes = torch.cat(parts)
-    return net(planes, quality).permute(0, 2, 3, 1).contiguous()
+    parts = [
+        prior_planes(
+            INTEGERS,
+            window_with_halo(below, *window, net.radius + 1).int(),
+            window_with_halo(quality, *window, net.radius),
+        )
+        for window in windows
+    ]
+    return net(torch.cat(parts)).permute(0, 2, 3, 1).contiguous()
 
 
 def neighbour_parameters(
-    model: LossyModel, level: int, parameters: Tensor, symbols: Tensor, quality: int
+    model: LossyModel, level: int, parameters: Tensor, symbols: Tensor, quality: Tensor
 ) -> Tensor:
     """What the symbols of even parity change about means and log-scales of level 2 or 3.
 
     parameters: as `prior_parameters` returns them. symbols: int16 [N, h, w, C], 0 where the parity is odd.
-    Beyond the group both are repeated. Returns int32 [N, h, w, 2C], contiguous: sixteenths of a quantiser
-    step, then sixteenths of an octave.
+    quality: of the groups, [N, 1, h, w]. Beyond the group both are repeated. Returns int32 [N, h, w, 2C],
+    contiguous: sixteenths of a quantiser step, then sixteenths of an octave.
     """
     net = model.neighbours[level]
     _, h, w, c = symbols.shape
-    log_relative = parameters[..., c:] - model.log2_step[quality, level_latents(level)]
-    planes = neighbour_planes(INTEGERS, symbols.permute(0, 3, 1, 2), log_relative.permute(0, 3, 1, 2))
-    return net(extend(planes, h, w, net.radius), quality).permute(0, 2, 3, 1).contiguous()
+    log_relative = parameters[..., c:] - by_quality(model.log2_step, level, quality[:, 0])
+    planes = neighbour_planes(
+        INTEGERS, symbols.permute(0, 3, 1, 2), log_relative.permute(0, 3, 1, 2), quality
+    )
+    return net(extend(planes, h, w, net.radius)).permute(0, 2, 3, 1).contiguous()
 
 
 def code_latents(
@@ -185,18 +216,20 @@ def code_latents(
     level: int,
     mean: Tensor,
     log_scale: Tensor,
-    quality: int,
+    quality: Tensor,
     target: Tensor | None,
     optimise: bool,
 ) -> tuple[Tensor, Tensor]:
     """Code one step of latents of a level; all tensors are [N, n, C] for the level's C latents.
 
-    mean: int32, eighths. log_scale: int32, sixteenths of an octave. target: int16, sixteenths, in an encoder.
-    A step holds one latent after the other, each of all positions. Returns symbols and latents (eighths),
-    int16.
+    mean: int32, eighths. log_scale: int32, sixteenths of an octave. quality: int32 [N, n]. target: int16,
+    sixteenths, in an encoder. A step holds one latent after the other, each of all positions. Returns symbols
+    and latents (eighths), int16.
     """
-    channels = level_latents(level)
-    scale = (log_scale - (model.log2_step[quality, channels] + (SCALE_MIN - 2))).bitwise_right_shift_(2)
+    step = by_quality(model.step, level, quality)
+    scale = (
+        log_scale - (by_quality(model.log2_step, level, quality) + (SCALE_MIN - 2))
+    ).bitwise_right_shift_(2)
     scale.clamp_(0, N_SCALES - 1)
     table = scale + (model.first_table + (level - 1) * N_SCALES)
     skipped = scale < FIRST_CODED_SCALE
@@ -208,7 +241,12 @@ def code_latents(
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
     n, _, c = index.shape
     symbols = decoded.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).view(n, c, -1).transpose(1, 2).contiguous()
-    return symbols, dequantise(mean, symbols, model.step[quality, channels])
+    return symbols, dequantise(mean, symbols, step)
+
+
+def by_quality(table: Tensor, level: int, quality: Tensor) -> Tensor:
+    """What a table [101, 192] says of a level's latents at qualities of any shape: [..., C]."""
+    return table[:, level_latents(level)].contiguous()[quality]
 
 
 def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:

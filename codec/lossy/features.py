@@ -27,9 +27,15 @@ THIRTY_SIXTH, THIRTY_SIXTH_BITS = 1820, 16
 EDGE = 32
 """Input that says that a cell is at the edge of its block; -32 says that it is not."""
 
-CONTEXT_PLANES = 30
+QUALITY_PLANES = 2
+"""Of every network's inputs the last ones: what the map of qualities says there."""
+QUALITY_GAIN, QUALITY_BITS, QUALITY_CENTRE = 81, 6, 64
+"""Qualities 0..100 become -64..63."""
+SQUARE_BITS = 5
+"""The square of such a number is divided by 32, and becomes -64..63 likewise."""
+CONTEXT_PLANES = 30 + QUALITY_PLANES
 """Inputs of level 1's networks."""
-ENHANCE_PLANES = 14
+ENHANCE_PLANES = 14 + QUALITY_PLANES
 """Inputs of the enhancement network."""
 BASE_SIDE = 4
 """The coarsest grid of blocks in level 1 has no side above this and is coded without context."""
@@ -93,6 +99,15 @@ def compand(numbers: Numbers, d: Tensor) -> Tensor:
     return numbers.drop(d - near, 2) + near
 
 
+def quality_planes(numbers: Numbers, quality: Tensor) -> Tensor:
+    """What networks see of a map of qualities 0..100, [N, 1, h, w]: it and its square, [N, 2, h, w].
+
+    Both are in -64..63. Their first layers so depend on quality as on a quadratic function, place by place.
+    """
+    t = numbers.shift(quality * QUALITY_GAIN, QUALITY_BITS) - QUALITY_CENTRE
+    return torch.cat((t, numbers.drop(t * t, SQUARE_BITS) - QUALITY_CENTRE), 1)
+
+
 def sum_3x3(x: Tensor) -> Tensor:
     """Sum over each 3x3 neighbourhood: [..., h, w] to [..., h-2, w-2]."""
     rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
@@ -108,7 +123,7 @@ class Pass:
 
     rows, cols: its blocks in the group, at every 2^k-th row and column. phase: D, H or V, or None for the
     coarsest grid, about which nothing is known. use: 0 on the grid of all blocks, 1 on coarser ones. base:
-    [N, 6, h, w], what the network's mean is added to, eighths. planes: the network's input [N, 30, h+4, w+4].
+    [N, 6, h, w], what the network's mean is added to, eighths. planes: the network's input [N, 32, h+4, w+4].
     """
 
     rows: slice
@@ -119,11 +134,11 @@ class Pass:
     planes: Tensor | None = None
 
 
-def interlaced_passes(numbers: Numbers, latents: Tensor) -> Iterator[Pass]:
+def interlaced_passes(numbers: Numbers, latents: Tensor, quality: Tensor) -> Iterator[Pass]:
     """The passes in which level 1 of a group is coded; none of them is empty.
 
     latents: [N, 6, h, w], eighths, not yet known; integers are int32. The caller fills in those of a pass,
-    `latents[..., rows, cols]`, before it asks for the next one.
+    `latents[..., rows, cols]`, before it asks for the next one. quality: of its blocks, [N, 1, h, w].
     """
     h, w = latents.shape[-2:]
     coarsest = 0
@@ -146,7 +161,8 @@ def interlaced_passes(numbers: Numbers, latents: Tensor) -> Iterator[Pass]:
             four = [neighbour[..., *near] for neighbour in nearest_four(phase, a, d)]
             base = context_base(numbers, four)
             inner = slice(CONTEXT_RADIUS, CONTEXT_RADIUS + p_h), slice(CONTEXT_RADIUS, CONTEXT_RADIUS + p_w)
-            planes = context_planes(numbers, four, base)
+            here = extend(quality[..., rows, cols], p_h, p_w, CONTEXT_RADIUS)
+            planes = context_planes(numbers, four, base, here)
             yield Pass(rows, cols, phase, min(depth, 1), base[..., *inner], planes)
             if phase == "D":
                 d = extend(latents[..., rows, cols], n_h, n_w, CONTEXT_RADIUS + 1)
@@ -160,42 +176,48 @@ def context_base(numbers: Numbers, four: list[Tensor]) -> Tensor:
     return base
 
 
-def context_planes(numbers: Numbers, four: list[Tensor], base: Tensor) -> Tensor:
-    """Inputs of level 1's networks, [N, 30, h, w].
+def context_planes(numbers: Numbers, four: list[Tensor], base: Tensor, quality: Tensor) -> Tensor:
+    """Inputs of level 1's networks, [N, 32, h, w].
 
     How the planes' means of three neighbours differ from the base, in units of 1 and of 8; then the slopes of
-    all four, in units of 1.
+    all four, in units of 1; then the quality [N, 1, h, w].
     """
     means, slopes = positions(MEANS, base.device), positions(SLOPES, base.device)
     differences = torch.cat([(neighbour - base)[:, means] for neighbour in four[:3]], 1)
     slope = torch.cat([neighbour[:, slopes] for neighbour in four], 1)
     return numbers.planes(
-        numbers.shift(differences, 3), numbers.shift(differences, 6), numbers.shift(slope, 3)
+        numbers.shift(differences, 3),
+        numbers.shift(differences, 6),
+        numbers.shift(slope, 3),
+        quality_planes(numbers, quality),
     )
 
 
 # Levels 2 and 3
 
 
-def prior_planes(numbers: Numbers, below: Tensor) -> Tensor:
-    """Inputs of the priors, [N, 2C, h, w], from the latents of the levels below, [N, C, h+2, w+2], eighths.
+def prior_planes(numbers: Numbers, below: Tensor, quality: Tensor) -> Tensor:
+    """Inputs of the priors, [N, 2C + 2, h, w], from the latents of the levels below, [N, C, h+2, w+2],
+    eighths.
 
     From the planes' means their own mean over 3x3 blocks is taken off. Then each latent in units of 1 and in
-    units of 8.
+    units of 8; then the quality [N, 1, h, w].
     """
     means = positions(mean_latents(below.shape[1]), below.device)
     inner = below[..., 1:-1, 1:-1].clone()
     inner[:, means] -= numbers.shift(sum_3x3(below[:, means]) * NINTH, NINTH_BITS)
-    return numbers.planes(numbers.shift(inner, 3), numbers.shift(inner, 6))
+    return numbers.planes(numbers.shift(inner, 3), numbers.shift(inner, 6), quality_planes(numbers, quality))
 
 
-def neighbour_planes(numbers: Numbers, symbols: Tensor, log_relative: Tensor) -> Tensor:
-    """Inputs of the neighbour networks, [N, 2C, h, w].
+def neighbour_planes(numbers: Numbers, symbols: Tensor, log_relative: Tensor, quality: Tensor) -> Tensor:
+    """Inputs of the neighbour networks, [N, 2C + 2, h, w].
 
     symbols: those of even parity, 0 elsewhere. log_relative: log-scale over the quantiser step, sixteenths of
-    an octave.
+    an octave. quality: [N, 1, h, w].
     """
-    return numbers.planes(SYMBOL_GAIN * symbols, numbers.shift(log_relative, 2))
+    return numbers.planes(
+        SYMBOL_GAIN * symbols, numbers.shift(log_relative, 2), quality_planes(numbers, quality)
+    )
 
 
 def parity_places(height: int, width: int, even: bool, device: torch.device) -> Tensor:
@@ -211,12 +233,13 @@ def parity_places(height: int, width: int, even: bool, device: torch.device) -> 
 # The picture
 
 
-def enhance_planes(numbers: Numbers, cells: Tensor, halo: int) -> Tensor:
-    """Inputs of the enhancement network, [N, 14, h, w].
+def enhance_planes(numbers: Numbers, cells: Tensor, halo: int, quality: Tensor) -> Tensor:
+    """Inputs of the enhancement network, [N, 16, h, w].
 
     cells: samples as 2x2 cells [N, 12, h+2, w+2] (Y, U, V by row and column in the cell), sixteenths; `halo`
     + 1 of them lie before the first block. First, how each sample differs from its plane's mean over 3x3
-    cells, in units of 1/2; then whether the cell's row, and its column, is at the edge of a block.
+    cells, in units of 1/2; then whether the cell's row, and its column, is at the edge of a block; then the
+    quality [N, 1, h, w].
     """
     n, _, h, w = cells.shape
     sums = sum_3x3(cells.reshape(n, 3, 4, h, w).sum(2, dtype=cells.dtype))
@@ -225,4 +248,8 @@ def enhance_planes(numbers: Numbers, cells: Tensor, halo: int) -> Tensor:
     places = (torch.arange(side - 2, device=cells.device) - halo & 3 for side in (h, w))
     rows, cols = (torch.where((k == 0) | (k == 3), EDGE, -EDGE).to(cells.dtype) for k in places)
     edges = torch.stack((rows[:, None].expand(h - 2, w - 2), cols[None].expand(h - 2, w - 2)))
-    return numbers.planes(compand(numbers, numbers.shift(difference, 3)), edges[None].expand(n, -1, -1, -1))
+    return numbers.planes(
+        compand(numbers, numbers.shift(difference, 3)),
+        edges[None].expand(n, -1, -1, -1),
+        quality_planes(numbers, quality),
+    )

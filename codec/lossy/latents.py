@@ -13,6 +13,8 @@ from torch import Tensor
 
 BLOCK = 8
 """Side of a block in pixels."""
+CELLS = BLOCK // 2
+"""Cells of 2x2 pixels along a block."""
 N_LATENTS = 3 * BLOCK * BLOCK
 LEVEL_LATENTS = (6, 42, 144)
 """Latents of a block by level."""

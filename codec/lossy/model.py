@@ -23,13 +23,13 @@ class LossyModel:
     """The lossy levels' networks and constants, all on one device.
 
     context: level 1's networks by phase. priors, neighbours: those of levels 2 and 3. enhance: what corrects
-    the picture after the inverse DCT.
-    step: int32 [101, 192], quantiser steps by quality and latent, in 1/256 of a latent unit. log2_step: int32
-    of that shape, in sixteenths of an octave. first_scale: int32 [6], log-scales of level 1's coarsest grid,
-    sixteenths of an octave. first_table: the table of level 1's smallest scale.
-    basis: integer DCTs of 2, 4 and 8 samples a side, float64 [n*n frequencies, n*n samples], times 4096.
-    The encoder's alone: analysis, its network in float32 and "basis", the float DCT; cost, the bits of each
-    symbol under each lossy table, float32 [3 * 48, 256].
+    the picture after the inverse DCT. step: int32 [101, 192], quantiser steps by quality and latent, in 1/256
+    of a latent unit. log2_step: int32 of that shape, in sixteenths of an octave. first_scale: int32 [6],
+    log-scales of level 1's coarsest grid, sixteenths of an octave. first_table: the table of level 1's
+    smallest scale. map_table: the first one of maps of qualities. basis: integer DCTs of 2, 4 and 8 samples a
+    side, float64 [n*n frequencies, n*n samples], times 4096. The encoder's alone: analysis, its network in
+    float32 and "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48,
+    256].
     """
 
     context: dict[str, IntChain]
@@ -42,6 +42,7 @@ class LossyModel:
     basis: dict[int, Tensor]
     analysis: dict[str, Tensor]
     first_table: int
+    map_table: int
     cost: Tensor
 
     @classmethod
@@ -65,6 +66,7 @@ class LossyModel:
             basis={n: named[f"lossy.basis{n}"].double() for n in (2, 4, 8)},
             analysis=analysis | {"basis": latent_basis()},
             first_table=first_table,
+            map_table=int(named["lossy.map_table"]),
             cost=torch.from_numpy(16 - np.log2(frequencies)),
         )
 

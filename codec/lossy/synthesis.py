@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vbc.codec.lossy.coding import Window
 from vbc.codec.lossy.features import INTEGERS, enhance_planes
-from vbc.codec.lossy.latents import BLOCK, plane_order, positions, repeat_edges
+from vbc.codec.lossy.latents import BLOCK, CELLS, plane_order, positions, repeat_edges, window_with_halo
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
 from vbc.codec.pixels.colour import opponent_to_rgb
@@ -23,8 +23,6 @@ SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""
 SQUARES_AT_ONCE = 4
 """Squares of one shape of one picture that are worked out together: some 25 MB of activations each."""
-CELLS = BLOCK // 2
-"""Cells of 2x2 pixels along a block."""
 
 
 def synthesise(
@@ -32,16 +30,16 @@ def synthesise(
     latents: Tensor,
     size: tuple[int, int],
     levels: NDArray[np.integer],
-    quality: int,
+    quality: Tensor,
     squares: Iterable[tuple[int, int]] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Pictures of one size, uint8 RGB [B, 3, H, W], channels last.
 
     latents: int16 [B, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
-    levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. squares: the
-    (row, column) of those to work out, by default all. out: a picture to write them into; a new one is black
-    elsewhere.
+    levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. quality:
+    int32 [B, 1, h, w], the maps. squares: the (row, column) of those to work out, by default all. out: a
+    picture to write them into; a new one is black elsewhere.
     """
     if out is None:
         shape = (len(latents), 3, *size)
@@ -68,7 +66,7 @@ def synthesise(
 
 
 def synthesise_windows(
-    model: LossyModel, latents: Tensor, windows: list[Window], use: int, quality: int
+    model: LossyModel, latents: Tensor, windows: list[Window], use: int, quality: Tensor
 ) -> Tensor:
     """uint8 RGB [W * B, 3, 8h, 8w] of W rectangles of h x w blocks of B pictures; of the first one, of all
     pictures, first.
@@ -77,11 +75,21 @@ def synthesise_windows(
     """
     halo = model.enhance.radius + 1
     cells = [window_cells(model, latents, window, halo) for window in windows]
-    planes = torch.cat([enhance_planes(INTEGERS, part, halo - 1) for part in cells])
-    samples = model.enhance(planes, quality, use)
+    local = [map_of_cells(quality, window, halo - 1) for window in windows]
+    planes = [enhance_planes(INTEGERS, part, halo - 1, q) for part, q in zip(cells, local, strict=True)]
+    samples = model.enhance(torch.cat(planes), use)
     for corrected, part in zip(torch.split(samples, len(latents)), cells, strict=True):
         corrected.add_(part[..., halo:-halo, halo:-halo])
     return to_rgb(F.pixel_shuffle(samples, 2))
+
+
+def map_of_cells(quality: Tensor, window: Window, halo: int) -> Tensor:
+    """The map on the cells of h x w blocks with `halo` cells around: [B, 1, 4h + 2 halo, 4w + 2 halo]."""
+    margin = -(-halo // CELLS)
+    blocks = window_with_halo(quality, *window, margin)
+    cells = blocks.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
+    cut = CELLS * margin - halo
+    return cells[..., cut : cells.shape[2] - cut, cut : cells.shape[3] - cut]
 
 
 def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) -> Tensor:

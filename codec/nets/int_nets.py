@@ -52,7 +52,7 @@ def _product_agrees(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class IntChain:
-    """Hidden 3x3 layers and a head; the first bias comes from a table over use and quality."""
+    """Hidden 3x3 layers and a head. condition: the first layer's bias by use, int32 [uses, width]."""
 
     layers: tuple[IntConv, ...]
     head: IntConv
@@ -77,9 +77,9 @@ class IntChain:
         """Positions lost on each side."""
         return len(self.layers) + self.head.weight.shape[-1] // 2
 
-    def __call__(self, planes: Tensor, quality: int, use: int = 0) -> Tensor:
+    def __call__(self, planes: Tensor, use: int = 0) -> Tensor:
         """planes: int -64..63 [N, C, h+2r, w+2r]. Returns int32 [N, outputs, h, w], sixteenths."""
-        x = self.layers[0](as_input(planes), self.condition[use, quality], proven=True)
+        x = self.layers[0](as_input(planes), self.condition[use], proven=True)
         for layer in self.layers[1:]:
             x = layer(x)
         return self.head(x)

@@ -33,7 +33,7 @@ class LayeredEnds(nn.Module):
         self.first = QConv(planes + LOSSY_PLANES, width, 3)
         self.head = QConv(width, 9, 1, head=True)
         self.skip = QConv(planes + LOSSY_PLANES, 9, 3, head=True, zero=True)
-        self.condition = QualityBias(1, width)
+        self.condition = QualityBias(width)
 
 
 class PhaseNet(nn.Module):
@@ -90,7 +90,7 @@ class PhaseNet(nn.Module):
             assert q is not None
             ends = self.layered_ends(level_class)
             first, head, skip = ends.first, ends.head, ends.skip
-            planes, bias = torch.cat((planes, lossy), 1), ends.condition(q)
+            planes, bias = torch.cat((planes, lossy), 1), ends.condition(q.view(-1, 1, 1, 1))
         x = self.third(self.second(first(planes, bias)))
         h, w = planes.shape[-2:]
         out: Tensor = head(x) + skip(planes[..., 2 : h - 2, 2 : w - 2])

@@ -21,8 +21,9 @@ from vbc.codec.files.image_io import write_atomic
 from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
-from vbc.codec.lossy.coding import prior_means
-from vbc.codec.lossy.latents import level_latents
+from vbc.codec.lossy.coding import code_maps, prior_means
+from vbc.codec.lossy.latents import latent_grid, level_latents
+from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, Tensors
@@ -33,8 +34,8 @@ from vbc.codec.train.export_nets import export_exact, export_lossy
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables
 from vbc.codec.train.lossy_net import LossyNet
 
-LAYERED_QUALITIES = (10, 100)
-"""Range of qualities that exact levels are trained and tables refit with."""
+LOWEST_LAYERED = 10
+"""The lowest quality of the lossy pictures that exact levels are trained with."""
 KNOWN_SIZES = ((1, 1), (23, 40))
 
 
@@ -47,20 +48,25 @@ def lossy_pictures(model: Model, tiles: NDArray[np.uint8], seed: int) -> NDArray
     out = np.empty((len(tiles), 7, *tiles.shape[2:]), np.uint8)
     with torch.no_grad():
         for i, tile in enumerate(tiles):
-            quality = int(rng.integers(LAYERED_QUALITIES[0], LAYERED_QUALITIES[1] + 1))
             x = torch.from_numpy(tile)[None]
-            out[i, :3], out[i, 6] = tile, quality
+            quality = random_quality(x, rng, LOWEST_LAYERED)
+            out[i, :3], out[i, 6] = tile, quality.base
             out[i, 3:6] = code_lossy(model, Discard(), x, quality)[0].numpy()
     return out
 
 
-def code_lossy(model: Model, coder: Coder, x: Tensor, quality: int) -> Tensor:
+def code_lossy(model: Model, coder: Coder, x: Tensor, quality: QualityMap) -> Tensor:
     """Run the lossy levels' encoder over uint8 [1, 3, H, W] in one group; returns their picture."""
-    target = analyse(model.lossy, x, quality)
+    blocks = geometry_of(x).level_size(1)
+    qualities = quality.on_blocks(*blocks, x.device)
+    target = analyse(model.lossy, x, qualities)
+    window = slice(0, blocks[0]), slice(0, blocks[1])
+    if quality.values is not None:
+        coded = torch.ones(1, dtype=torch.bool)
+        code_maps(model.lossy, coder, [window], quality.base, coded, quality.values)
     latents = None
     for level in (1, 2, 3):
-        wanted = target[:, level_latents(level)]
-        latents = add_level(model, coder, level, latents, geometry_of(x).level_size(level), quality, wanted)
+        latents = add_level(model, coder, level, latents, qualities, target[:, level_latents(level)])
     assert latents is not None
     return lossy_picture(model, latents, (x.shape[-2], x.shape[-1]), quality)
 
@@ -70,14 +76,22 @@ def add_level(
     coder: Coder,
     level: int,
     below: Tensor | None,
-    size: tuple[int, int],
-    quality: int,
+    qualities: Tensor,
     wanted: Tensor | None = None,
 ) -> Tensor:
-    """Code a lossy level of so many blocks as one group; returns all latents up to it, int16 [1, C, h, w]."""
-    window = slice(0, size[0]), slice(0, size[1])
-    part = code_lossy_groups(model.lossy, coder, level, below, [window], quality, wanted)
+    """Code a lossy level as one group; returns all latents up to it, int16 [1, C, h, w].
+
+    qualities: int32 [1, 1, h, w].
+    """
+    window = slice(0, qualities.shape[2]), slice(0, qualities.shape[3])
+    part = code_lossy_groups(model.lossy, coder, level, below, [window], qualities, wanted)
     return part if below is None else torch.cat((below, part), 1)
+
+
+def random_quality(x: Tensor, rng: np.random.Generator, lowest: int = 0) -> QualityMap:
+    """A quality for uint8 [1, 3, H, W]: every other time with a map for the eye."""
+    base = int(rng.integers(lowest, 101))
+    return QualityMap(base, values_for_the_eye(x) if rng.integers(2) else None)
 
 
 def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
@@ -87,9 +101,9 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
     with torch.no_grad():
         for i, tile in enumerate(tiles):
             x = torch.from_numpy(tile)[None].contiguous(memory_format=torch.channels_last)
-            quality = int(rng.integers(0, 101))
+            quality = random_quality(x, rng)
             lossy = code_lossy(model, counter, x, quality)
-            code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality)
+            code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality.base)
     return counter
 
 
@@ -134,15 +148,16 @@ def known_answers(model: Model) -> dict[str, str]:
         for size in KNOWN_SIZES:
             latents = None
             coder = PseudoRandom()
-            blocks = -(-size[0] // 8), -(-size[1] // 8)
+            height, width = latent_grid(*size)
+            window = slice(0, height), slice(0, width)
+            qualities = code_maps(model.lossy, coder, [window], 60, torch.ones(1, dtype=torch.bool))
             for level in (1, 2, 3):
-                latents = add_level(model, coder, level, latents, blocks, 60)
+                latents = add_level(model, coder, level, latents, qualities)
                 full = latents
                 for missing in range(level + 1, 4):
-                    window = slice(0, blocks[0]), slice(0, blocks[1])
-                    full = torch.cat((full, prior_means(model.lossy, missing, full, [window], 60)), 1)
+                    full = torch.cat((full, prior_means(model.lossy, missing, full, [window], qualities)), 1)
                 used = np.full((1, 1), level)
-                lossy = synthesise(model.lossy, full, size, used, 60)
+                lossy = synthesise(model.lossy, full, size, used, qualities)
                 out[f"{size} level {level}"] = digest(lossy)
             for kind, guide, tuned in (
                 ("archival", None, False),

@@ -57,15 +57,15 @@ def put_conv(out: Tensors, name: str, layer: QConv, zero: int = 0) -> Tensor:
 
 
 def quality_biases(condition: QualityBias) -> Tensor:
-    """The condition's values float64 [classes, 101, width] at every quality."""
+    """The condition's values float64 [101, width] at every quality."""
     q = torch.arange(Q_MAX + 1).double()
     t = q / (Q_MAX / 2) - 1
     powers = torch.stack((torch.ones_like(t), t, t * t), 1)
-    return torch.einsum("qp,cpw->cqw", powers, condition.coefficients.detach().double().cpu())
+    return powers @ condition.coefficients.detach().double().cpu()
 
 
 def put_chain(out: Tensors, name: str, chain: Chain) -> None:
-    """Export a chain: its layers, and its first biases int32 [classes, 101, width]."""
+    """Export a chain: its layers, and its first biases int32 [uses, width]."""
     for i, layer in enumerate(chain.layers):
         assert isinstance(layer, QConv)
         put_conv(out, f"{name}.{i}", layer, ZERO if i == 0 else 0)
@@ -73,7 +73,7 @@ def put_chain(out: Tensors, name: str, chain: Chain) -> None:
     first = chain.layers[0]
     assert isinstance(first, QConv)
     *_, bias, factor = export_conv(first, ZERO)
-    out[f"{name}.condition"] = (bias + torch.round(quality_biases(chain.condition) * factor)).int()
+    out[f"{name}.condition"] = (bias + torch.round(chain.use_bias.detach().double().cpu() * factor)).int()
 
 
 def export_exact(net: ExactNet) -> Tensors:
@@ -90,7 +90,7 @@ def export_exact(net: ExactNet) -> Tensors:
             factor = put_conv(out, f"{prefix}.first", ends.first, ZERO)
             put_conv(out, f"{prefix}.head", ends.head)
             put_conv(out, f"{prefix}.skip", ends.skip, ZERO)
-            moved = torch.round(quality_biases(ends.condition)[0] * factor)
+            moved = torch.round(quality_biases(ends.condition) * factor)
             out[f"{prefix}.condition"] = (out[f"{prefix}.first.bias"] + moved).int()
         put_conv(out, f"{name}.second", n.second)
         put_conv(out, f"{name}.third", n.third)
@@ -129,6 +129,6 @@ def export_lossy(net: LossyNet) -> Tensors:
     for part in ("analysis_in", "analysis_mid", "analysis_out"):
         out[f"analysis.{part}.weight"] = getattr(net, part).weight.detach().float().cpu()
         out[f"analysis.{part}.bias"] = getattr(net, part).bias.detach().float().cpu()
-    out["analysis.condition"] = quality_biases(net.analysis_condition)[0].float()
+    out["analysis.condition"] = quality_biases(net.analysis_condition).float()
     assert len(latent_order()) == out["lossy.step"].shape[1]
     return out

@@ -3,6 +3,8 @@
 See docs/training.md, "Tables".
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
 from vbc.codec.entropy.coder import Counter
 from vbc.codec.lossy.latents import N_SCALES, SCALE_MIN
+from vbc.codec.lossy.map_coding import N_MAP_TABLES
 from vbc.codec.nets.int_nets import Tensors
 from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
@@ -63,10 +66,13 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     parameters += [(0.0, (4 * k + SCALE_MIN) / 16) for _ in range(3) for k in range(N_SCALES)]
     tuning = len(parameters)
     parameters.append((0.0, TUNING_LOG2_SCALE))
+    maps = len(parameters)
+    parameters += [(0.0, math.log2(0.25 + 0.25 * spread)) for spread in range(N_MAP_TABLES)]
     prior = np.stack([logistic_table(*p) for p in parameters])
     tensors = {
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
+        "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
         "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
         "tables": torch.from_numpy(normalise_counts(prior).astype(np.uint16)),
     }

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vbc.codec.lossy.latents import INITIAL_STEP, LAGRANGE, STEP_OCTAVES
+from vbc.codec.lossy.latents import INITIAL_STEP, LAGRANGE, STEP_OCTAVES, latent_grid
 from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent
 from vbc.codec.train.lossy_net import LossyNet
-from vbc.codec.train.qconv import Q_MAX
+from vbc.codec.train.random_maps import random_maps
 from vbc.codec.train.training_loop import Loss
 
 LEVEL_RATE = (2.0, 1.0, 1.0)
@@ -25,7 +25,7 @@ Distortion = Callable[[Tensor, Tensor], Tensor]
 
 
 def lagrangian(q: Tensor) -> Tensor:
-    """Lambda of qualities q [N]: squared RGB units per bit per pixel."""
+    """Lambda of qualities q: squared RGB units per bit per pixel."""
     return LAGRANGE * (INITIAL_STEP * torch.exp2(-q * STEP_OCTAVES)) ** 2
 
 
@@ -35,22 +35,24 @@ def squared_error(planes: Tensor, target: Tensor) -> Tensor:
 
 
 def lossy_loss(net: LossyNet, distortion: Distortion = squared_error) -> Loss:
-    """(D + lambda R) / sqrt(lambda), with a quality per sample and a share of truncated reconstructions.
+    """(D + lambda R) / sqrt(lambda), with a random map of qualities per sample and a share of truncated
+    reconstructions.
 
-    distortion: in squared RGB units per sample.
+    distortion: in squared RGB units per sample. Each block's bits count by its own lambda; the sample is
+    divided by that of its mean quality.
     """
 
     def loss(rgb: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         n = len(rgb)
         target = rgb_to_opponent(rgb.float() - 128)
-        q = torch.randint(0, Q_MAX + 1, (n,), device=rgb.device).float()
+        q = random_maps(target[:, :1] + 128)
         latents, bits = net(target, q)
-        lam = lagrangian(q)
+        lam = lagrangian(q.mean((1, 2, 3)))
         n_pixels = rgb.shape[-1] * rgb.shape[-2]
-        bpp = sum(bits, torch.zeros_like(q)) / n_pixels
-        weighted = sum((w * b for w, b in zip(LEVEL_RATE, bits, strict=True)), torch.zeros_like(q)) / n_pixels
+        weighted = sum(w * b for w, b in zip(LEVEL_RATE, bits, strict=True))
+        rate = (lagrangian(q[:, 0]) * weighted).sum((1, 2)) / n_pixels
         planes = net.synthesise(torch.cat(latents, 1), q, 3)
-        value = ((distortion(planes, target) + lam * weighted) / lam.sqrt()).mean()
+        value = ((distortion(planes, target) + rate) / lam.sqrt()).mean()
         part = slice(0, max(1, n // 4))
         level = 1 + step % 2
         z = net.complete([z[part] for z in latents[:level]], q[part])
@@ -62,7 +64,7 @@ def lossy_loss(net: LossyNet, distortion: Distortion = squared_error) -> Loss:
             mse_part = squared_error(planes_part, target[part]).mean()
         return value, {
             "loss": value.item(),
-            "bpp": bpp.mean().item(),
+            "bpp": sum(b.sum().item() for b in bits) / (n * n_pixels),
             "psnr": psnr.item(),
             "mse_part": mse_part.item(),
         }
@@ -88,7 +90,9 @@ def validate_lossy(
                 parts = np.array_split(tiles, max(1, len(tiles) // 16))
                 for part in parts:
                     target = rgb_to_opponent(torch.from_numpy(part).to(device).float() - 128)
-                    q = torch.full((len(part),), float(quality), device=device)
+                    q = torch.full(
+                        (len(part), 1, *latent_grid(*part.shape[2:])), float(quality), device=device
+                    )
                     latents, bits = net(target, q)
                     bpp += torch.stack([b.sum() for b in bits])
                     for level in (1, 2, 3) if quality == 60 else (3,):

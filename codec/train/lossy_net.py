@@ -15,6 +15,7 @@ from vbc.codec.lossy.features import (
     CONTEXT_PLANES,
     ENHANCE_PLANES,
     FLOATS,
+    QUALITY_PLANES,
     enhance_planes,
     interlaced_passes,
     neighbour_planes,
@@ -22,6 +23,7 @@ from vbc.codec.lossy.features import (
     prior_planes,
 )
 from vbc.codec.lossy.latents import (
+    CELLS,
     INITIAL_STEP,
     LATENT_UNIT,
     LEVEL_LATENTS,
@@ -49,9 +51,9 @@ LOG_SCALE_UNIT = 16
 
 
 class Chain(nn.Module):
-    """Hidden 3x3 layers and a head, with a bias that depends on quality and use.
+    """Hidden 3x3 layers and a head, with a bias that depends on the use.
 
-    Loses `radius` positions on each side.
+    Loses `radius` positions on each side. Quality is among the input planes.
     """
 
     def __init__(
@@ -67,16 +69,16 @@ class Chain(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(QConv(planes if i == 0 else width, width, 3) for i in range(hidden))
         self.head = QConv(width, outputs, head_kernel, head=True, zero=zero)
-        self.condition = QualityBias(classes, width)
+        self.use_bias = nn.Parameter(torch.zeros(classes, width))
         self.radius = hidden + head_kernel // 2
         if not zero:
             with torch.no_grad():
                 self.head.weight.mul_(0.1)
 
-    def forward(self, planes: Tensor, q: Tensor, use: int = 0) -> Tensor:
+    def forward(self, planes: Tensor, use: int = 0) -> Tensor:
         """planes: float [N, C, h+2r, w+2r], -64..63 (`features`). Returns [N, outputs, h, w]."""
         x = (planes * ACTIVATION_STEP).contiguous(memory_format=torch.channels_last)
-        extra: Tensor | None = self.condition(q, use)
+        extra: Tensor | None = self.use_bias[use].view(1, -1, 1, 1)
         for layer in self.layers:
             x = layer(x, extra)
             extra = None
@@ -108,7 +110,10 @@ class Widths:
 
 
 class LossyNet(nn.Module):
-    """Analysis, priors, synthesis and quantiser steps of the three lossy levels."""
+    """Analysis, priors, synthesis and quantiser steps of the three lossy levels.
+
+    Qualities q are maps, float [N, 1, h, w] on the grid of 8x8 blocks, 0..100.
+    """
 
     basis: Tensor
 
@@ -123,16 +128,16 @@ class LossyNet(nn.Module):
         self.analysis_in = nn.Conv2d(N_LATENTS, n.analysis, 1)
         self.analysis_mid = nn.Conv2d(n.analysis, n.analysis, 3)
         self.analysis_out = nn.Conv2d(n.analysis, N_LATENTS, 1)
-        self.analysis_condition = QualityBias(1, n.analysis)
+        self.analysis_condition = QualityBias(n.analysis)
         for parameter in self.analysis_out.parameters():
             nn.init.zeros_(parameter)
         self.first_scale = nn.Parameter(torch.tensor([5.0, 4.0, 4.0, 3.0, 5.0, 5.0]))
         contexts = {p: Chain(CONTEXT_PLANES, n.context, 2, 2 * first, classes=2) for p in PHASES}
         self.context = nn.ModuleDict(contexts)
-        self.prior2 = Chain(2 * first, n.prior, 3, 2 * second)
-        self.prior3 = Chain(2 * (first + second), n.prior, 3, 2 * third)
-        self.neighbours2 = Chain(2 * second, n.neighbours, 2, 2 * second, zero=True)
-        self.neighbours3 = Chain(2 * third, n.neighbours, 2, 2 * third, zero=True)
+        self.prior2 = Chain(2 * first + QUALITY_PLANES, n.prior, 3, 2 * second)
+        self.prior3 = Chain(2 * (first + second) + QUALITY_PLANES, n.prior, 3, 2 * third)
+        self.neighbours2 = Chain(2 * second + QUALITY_PLANES, n.neighbours, 2, 2 * second, zero=True)
+        self.neighbours3 = Chain(2 * third + QUALITY_PLANES, n.neighbours, 2, 2 * third, zero=True)
         self.enhance = Chain(ENHANCE_PLANES, n.enhance, 4, 12, classes=3, head_kernel=3, zero=True)
         with torch.no_grad():
             for p in PHASES:
@@ -147,41 +152,41 @@ class LossyNet(nn.Module):
         return chain
 
     def step(self, q: Tensor) -> Tensor:
-        """Quantiser steps [N, 192, 1, 1] of qualities q [N]."""
-        return torch.exp2(self.log2_step[None] - q[:, None] * STEP_OCTAVES)[:, :, None, None]
+        """Quantiser steps [N, 192, h, w]."""
+        return torch.exp2(self.log2_step.view(1, -1, 1, 1) - q * STEP_OCTAVES)
 
     def analyse(self, planes: Tensor, q: Tensor) -> Tensor:
         """Latents [N, 192, h, w] of opponent planes (float [N, 3, 8h, 8w], centred on zero)."""
         z = block_transform(planes, self.basis)
         x = pad(z / 32, 1)
-        x = F.relu(self.analysis_in(x) + self.analysis_condition(q))
+        x = F.relu(self.analysis_in(x) + self.analysis_condition(pad(q, 1)))
         x = F.relu(self.analysis_mid(x))
         out: Tensor = z + 4 * self.analysis_out(x).float()
         return out
 
     def level1(self, z: Tensor, q: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantised level-1 latents [N, 6, h, w] and their bits [N], coded in interlaced passes."""
+        """Quantised level-1 latents [N, 6, h, w] and their bits [N, h, w], coded in interlaced passes."""
         n = LEVEL_LATENTS[0]
         eighths = torch.empty_like(z)
-        bits = torch.zeros_like(q)
-        for part in interlaced_passes(FLOATS, eighths):
+        bits = torch.empty_like(z[:, 0])
+        for part in interlaced_passes(FLOATS, eighths, q):
             target = z[..., part.rows, part.cols]
             if part.phase is None or part.base is None or part.planes is None:
                 mean = torch.zeros_like(target)
                 log_scale = self.first_scale.view(1, -1, 1, 1).expand_as(target)
             else:
-                parameters = self.context_chain(part.phase)(part.planes, q, part.use)
+                parameters = self.context_chain(part.phase)(part.planes, part.use)
                 mean = part.base / LATENT_UNIT + MEAN_UNIT * parameters[:, :n]
                 log_scale = parameters[:, n:]
-            zq, b = quantise(target, mean, log_scale, step)
+            zq, b = quantise(target, mean, log_scale, step[..., part.rows, part.cols])
             eighths[..., part.rows, part.cols] = LATENT_UNIT * zq
-            bits = bits + b
+            bits[..., part.rows, part.cols] = b
         return eighths / LATENT_UNIT, bits
 
     def prior(self, level: int, below: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log2 scale [N, C, h, w] of level 2 or 3 from the decoded latents below it."""
         net = self.prior2 if level == 2 else self.prior3
-        out = net(prior_planes(FLOATS, LATENT_UNIT * pad(below, net.radius + 1)), q)
+        out = net(prior_planes(FLOATS, LATENT_UNIT * pad(below, net.radius + 1), pad(q, net.radius)))
         c = LEVEL_LATENTS[level - 1]
         return MEAN_UNIT * out[:, :c], out[:, c:]
 
@@ -193,11 +198,12 @@ class LossyNet(nn.Module):
         planes = inverse_block_transform(latents, self.basis)
         cells = F.pixel_unshuffle(planes, 2)
         halo = self.enhance.radius + 1
-        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1)
-        return planes + F.pixel_shuffle(self.enhance(inputs, q, level - 1), 2)
+        q = pad(q.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3), halo - 1)
+        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, q)
+        return planes + F.pixel_shuffle(self.enhance(inputs, level - 1), 2)
 
     def forward(self, planes: Tensor, q: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Quantised latents and bits [N] of the three levels."""
+        """Quantised latents and bits [N, h, w] of the three levels."""
         z = self.analyse(planes, q)
         step = self.step(q)
         first, second = LEVEL_START[1:3]
@@ -209,7 +215,7 @@ class LossyNet(nn.Module):
     def upper_level(
         self, level: int, z: Tensor, below: Tensor, q: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Quantised latents of level 2 or 3 and their bits [N].
+        """Quantised latents of level 2 or 3 and their bits [N, h, w].
 
         Blocks of even parity first, the others given those too.
         """
@@ -218,8 +224,8 @@ class LossyNet(nn.Module):
         symbols = round_ste((z - mean) / step)
         net = self.neighbours2 if level == 2 else self.neighbours3
         relative = LOG_SCALE_UNIT * (log_scale - torch.log2(step))
-        planes = neighbour_planes(FLOATS, symbols * even, relative)
-        change = net(pad(planes, net.radius), q) * ~even
+        planes = neighbour_planes(FLOATS, symbols * even, relative, q)
+        change = net(pad(planes, net.radius)) * ~even
         c = LEVEL_LATENTS[level - 1]
         return quantise(z, mean + step * change[:, :c], log_scale + change[:, c:], step)
 
@@ -232,7 +238,7 @@ class LossyNet(nn.Module):
 
 
 def quantise(z: Tensor, mean: Tensor, log2_scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantised latents (straight-through) and bits per sample [N] of the residual to the mean.
+    """Quantised latents (straight-through) and bits [N, h, w] of the residual to the mean.
 
     The rate is that of the residual with additive uniform noise
     (Balle et al. 2017, arXiv:1611.01704, section 3).
@@ -240,5 +246,5 @@ def quantise(z: Tensor, mean: Tensor, log2_scale: Tensor, step: Tensor) -> tuple
     r = (z - mean) / step
     ls = log2_scale.clamp(*LOG_SCALE_RANGE) - torch.log2(step)
     noisy = r + torch.rand_like(r) - 0.5
-    bits = logistic_nll(noisy, ls.clamp(-5, 12)).flatten(1).sum(1)
+    bits = logistic_nll(noisy, ls.clamp(-5, 12)).sum(1)
     return mean + round_ste(r) * step, bits

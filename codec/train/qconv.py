@@ -80,17 +80,14 @@ def set_quantise(module: nn.Module, on: bool) -> None:
 
 
 class QualityBias(nn.Module):
-    """Bias of a network's first layer, a quadratic function of quality, per class of use.
+    """Bias of a network's first layer, a quadratic function of quality. Coefficients are [3, width]."""
 
-    Coefficients are [classes, 3, width].
-    """
-
-    def __init__(self, classes: int, width: int):
+    def __init__(self, width: int):
         super().__init__()
-        self.coefficients = nn.Parameter(torch.zeros(classes, 3, width))
+        self.coefficients = nn.Parameter(torch.zeros(3, width))
 
-    def forward(self, q: Tensor, use: int = 0) -> Tensor:
-        """q: float [N]. Returns [N, width, 1, 1]."""
+    def forward(self, q: Tensor) -> Tensor:
+        """q: float [N, 1, h, w]. Returns [N, width, h, w]."""
         t = q / (Q_MAX / 2) - 1
-        powers = torch.stack((torch.ones_like(t), t, t * t), 1)
-        return (powers @ self.coefficients[use])[:, :, None, None]
+        powers = torch.cat((torch.ones_like(t), t, t * t), 1)
+        return torch.einsum("nphw,pc->nchw", powers, self.coefficients)

@@ -26,7 +26,7 @@ EYE = "eye"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
 EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT}
 """What the tuning stages start from."""
-RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 3e-4, "tune-exact": 7e-4}
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -43,15 +43,16 @@ def train(
     stage: str = "all",
     lossy: str = "tune-lossy",
     steps: int = 10_000,
+    batch: int = 16,
     device: str = "cpu",
     emit: Emit = print,
 ) -> None:
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
-    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. stage: "all", "tune"
-    (both tunings), `EYE` or one of `STAGES`. lossy: the stage whose lossy network `tune-exact` and `export`
-    take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data or an earlier stage's result is missing,
-    ValueError for an unknown stage.
+    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
+    stage: "all", "tune" (both tunings), `EYE` or one of `STAGES`. lossy: the stage whose lossy network
+    `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data or an earlier
+    stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
     if not set(chosen) <= {*STAGES, EYE}:
@@ -65,7 +66,7 @@ def train(
         if name == "export":
             export(out, lossy, tiles, emit)
         else:
-            train_stage(name, out, lossy, tiles, held_out, steps, device, emit)
+            train_stage(name, out, lossy, tiles, held_out, steps, batch, device, emit)
 
 
 def train_stage(
@@ -75,6 +76,7 @@ def train_stage(
     tiles: NDArray[np.uint8],
     held_out: NDArray[np.uint8],
     steps: int,
+    batch: int,
     device: str,
     emit: Emit,
 ) -> None:
@@ -82,7 +84,7 @@ def train_stage(
     tuning = name in EARLIER
     earlier = out / EARLIER[name] if tuning else None
     checkpoint = out / f"{name}.safetensors"
-    schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name])
+    schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name], batch=batch)
     torch.manual_seed(schedule.seed)
     if name in ("lossy", "tune-lossy", EYE):
         net = LossyNet()

@@ -1,0 +1,98 @@
+"""Coding of a map of qualities: what a group of level 1 has before its latents (docs/format.md, section 9).
+
+A square's quality is the header's plus `MAP_UNIT` times a whole number, its value, which is coded from a
+coarse grid of squares to the finest one, as the blocks of level 1 are: the mean of the four nearest known
+values is predicted, and how much those differ chooses the table.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vbc.bitstream.tables import NO_TABLE
+from vbc.codec.entropy.coder import Coder
+from vbc.codec.lossy.latents import BLOCK, extend
+from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES, nearest_four
+
+SQUARE_BLOCKS = 2
+"""Blocks along a square of the map."""
+SQUARE = SQUARE_BLOCKS * BLOCK
+"""Side of a square in pixels."""
+MAX_QUALITY = 100
+MAP_UNIT = 4
+"""Qualities between neighbouring values: the step changes by an eighth, which nobody sees."""
+VALUE_LIMIT = MAX_QUALITY // MAP_UNIT
+"""Values are limited to -25..25: from any header's quality to 0 and to 100, almost."""
+N_MAP_TABLES = 9
+"""By the spread of the four nearest values, 0 to 6 and more; the last one is of the coarsest grid."""
+COARSEST_TABLE = N_MAP_TABLES - 1
+BASE_SIDE = 4
+"""The coarsest grid of squares has no side above this."""
+
+
+def map_size(height: int, width: int) -> tuple[int, int]:
+    """Squares down and across of so many blocks."""
+    return -(-height // SQUARE_BLOCKS), -(-width // SQUARE_BLOCKS)
+
+
+def on_blocks(squares: Tensor, height: int, width: int) -> Tensor:
+    """A map on the grid of blocks, [N, 1, height, width], of the one on squares."""
+    rows = squares.repeat_interleave(SQUARE_BLOCKS, 2)[..., :height, :]
+    return rows.repeat_interleave(SQUARE_BLOCKS, 3)[..., :width]
+
+
+def qualities(values: Tensor, base: int) -> Tensor:
+    """Qualities of values of squares, of the same shape and dtype. base: the header's quality."""
+    return (values * MAP_UNIT + base).clamp_(0, MAX_QUALITY)
+
+
+def code_map(
+    coder: Coder, first_table: int, size: tuple[int, int], coded: Tensor, wanted: Tensor | None
+) -> Tensor:
+    """Code the values of groups of one size: int32 [N, 1, h, w] on squares.
+
+    coder: of N groups. size: of a group in squares. coded: bool [N], which groups have a map; the others'
+    values are 0. wanted: int16 [N, 1, h, w], -25..25, in an encoder.
+    """
+    values = torch.zeros((len(coded), 1, *size), dtype=torch.int32, device=coded.device)
+    for rows, cols, mean, table in map_passes(values):
+        part = values[..., rows, cols]
+        index = (table + first_table).to(torch.int16).masked_fill(~coded[:, None, None, None], NO_TABLE)
+        residual = None
+        if wanted is not None:
+            residual = (wanted[..., rows, cols] - mean).to(torch.int16).flatten(1)
+        got = coder.code(index.flatten(1), residual).view(part.shape)
+        part.copy_((got + mean).clamp_(-VALUE_LIMIT, VALUE_LIMIT))
+    return values.masked_fill_(~coded[:, None, None, None], 0)
+
+
+def map_passes(values: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """The passes of a map: rows and columns of its squares, their predicted values, their tables.
+
+    values: int32 [N, 1, h, w]. The caller fills in `values[..., rows, cols]` before it asks for the next one.
+    None is empty. Predictions and tables are int32 [N, 1, h', w'].
+    """
+    h, w = values.shape[-2:]
+    coarsest = 0
+    while max(h, w) > BASE_SIDE << coarsest:
+        coarsest += 1
+    whole = slice(0, None, 1 << coarsest)
+    nothing = torch.zeros_like(values[..., whole, whole])
+    yield whole, whole, nothing, nothing + COARSEST_TABLE
+    for depth in reversed(range(coarsest)):
+        stride = 2 << depth
+        coarse = values[..., ::stride, ::stride]
+        n_h, n_w = coarse.shape[-2:]
+        a = extend(coarse, n_h, n_w, 1)
+        d = a  # stands for phase D where that is empty
+        for phase in PHASES:
+            rows, cols = (slice(offset << depth, None, stride) for offset in PHASE_OFFSET[phase])
+            p_h, p_w = values[..., rows, cols].shape[-2:]
+            if not p_h or not p_w:
+                continue
+            four = torch.stack([near[..., :p_h, :p_w] for near in nearest_four(phase, a, d)])
+            spread = (four.amax(0) - four.amin(0)).clamp_(max=COARSEST_TABLE - 1)
+            yield rows, cols, (four.sum(0, dtype=torch.int32) + 2) >> 2, spread
+            if phase == "D":
+                d = extend(values[..., rows, cols], n_h, n_w, 1)
