@@ -6,6 +6,7 @@ on zero, log-scales in octaves; the networks' inputs are those of `codec.lossy.f
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,8 @@ class LossyNet(nn.Module):
     """
 
     basis: Tensor
+    rate_factors: ClassVar[dict[str, float]] = {"log2_step": 20.0}
+    """Steps may have octaves to go, and Adam moves a parameter by the rate at most."""
 
     def __init__(self, widths: Widths | None = None) -> None:
         super().__init__()

@@ -55,8 +55,13 @@ def run_stage(
     device: str = "cpu",
     emit: Emit = print,
 ) -> None:
-    """Train `model` to the end of the schedule, from the checkpoint where there is one."""
-    optimiser = torch.optim.Adam(model.parameters(), schedule.rate)
+    """Train `model` to the end of the schedule, from the checkpoint where there is one.
+
+    Parameters in `model.rate_factors` learn so many times faster than the others.
+    """
+    factors: dict[str, float] = getattr(model, "rate_factors", {})
+    groups = [{"params": p, "factor": factors.get(name, 1.0)} for name, p in model.named_parameters()]
+    optimiser = torch.optim.Adam(groups, schedule.rate)
     step = load_checkpoint(checkpoint, model, optimiser) if checkpoint.exists() else 0
     source = batches(tiles, schedule.batch, schedule.seed, step)
     sums: dict[str, float] = {}
@@ -64,7 +69,7 @@ def run_stage(
     count = 0
     while step < schedule.steps:
         for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step)
+            group["lr"] = schedule.rate_at(step) * group["factor"]
         # qualities and noise too are functions of seed and step; the generator takes 32 bits of its seed
         torch.manual_seed((schedule.seed * 1_000_003 + step) % 2**32)
         with torch.autocast(device, torch.bfloat16):
