@@ -1,8 +1,8 @@
-"""Fit the weights of `codec.lossy.eye_distance` to SSIMULACRA 2 on distorted training tiles.
+"""Fit the weights of `codec.lossy.eye_distance` to SSIMULACRA 2 on distorted squares of training tiles.
 
     python scripts/fit_eye_distance.py ../shared/data/train
 
-Prints the weights to put into `FITTED_WEIGHTS`, and how well they tell the scores of tiles left out.
+Prints the weights to put into `FITTED_WEIGHTS`, and how well they tell the scores of pictures left out.
 """
 
 import argparse
@@ -23,13 +23,21 @@ from vbc.codec.train.training_tiles import load_tiles
 EXPONENT = 0.6276336467831387
 CUBIC = (2.326765642916932, -0.020884521182843837, 6.248496625763138e-05)
 """SSIMULACRA 2's last mapping: 100 - 10 (a s + b s^2 + c s^3)^exponent of its weighted sum s."""
-PER_TILE = 5
+SIDE = 2
+"""Pictures are squares of 2x2 tiles: below 256 pixels SSIMULACRA 2 has fewer scales and other weights."""
+PER_PICTURE = 5
 NAMES = ("jpeg", "jpeg444", "webp", "avif", "avif", "noise", "blur")
 LEFT_OUT = 0.2
 
 
+def squares(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures of 2x2 tiles, uint8 [N, 256, 256, 3]."""
+    grid = tiles.reshape(-1, SIDE, SIDE, *tiles.shape[1:]).transpose(0, 1, 4, 2, 5, 3)
+    return grid.reshape(len(grid), SIDE * tiles.shape[2], SIDE * tiles.shape[3], 3)
+
+
 def distorted(tile: Image.Image, name: str, quality: int, rng: np.random.Generator) -> Image.Image:
-    """A tile after a codec, with noise of one or all channels, or blurred."""
+    """A picture after a codec, with noise of one or all channels, or blurred."""
     if name == "blur":
         return tile.filter(ImageFilter.GaussianBlur(quality / 60))
     if name == "noise":
@@ -56,15 +64,15 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
 
 
-def measure(tiles: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.float64], ...]:
-    """Terms [N, T] and sums [N] of distorted tiles."""
+def measure(pictures: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.float64], ...]:
+    """Terms [N, T] and sums [N] of distorted pictures."""
     terms, sums = [], []
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("a.png", "b.png")]
-        for tile in tiles:
-            image = Image.fromarray(tile.transpose(1, 2, 0))
+        for picture in pictures:
+            image = Image.fromarray(picture)
             image.save(paths[0])
-            for name in rng.choice(NAMES, PER_TILE, replace=False):
+            for name in rng.choice(NAMES, PER_PICTURE, replace=False):
                 other = distorted(image, str(name), int(rng.integers(20, 90)), rng)
                 other.save(paths[1])
                 score = compute_ssimulacra2(*paths)
@@ -78,12 +86,13 @@ def main() -> None:
     """Measure, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tiles", type=Path)
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, default=300)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     torch.set_grad_enabled(False)
     tiles = load_tiles(arguments.tiles)
-    terms, sums = measure(tiles[rng.permutation(len(tiles))[: arguments.count]], rng)
+    picked = rng.permutation(len(tiles))[: arguments.count * SIDE * SIDE]
+    terms, sums = measure(squares(tiles[picked]), rng)
     n = int(len(sums) * (1 - LEFT_OUT))
     weight = 1 / np.maximum(sums, 2)  # relative errors, but for scores that nobody tells apart
     fitted, _ = nnls(terms[:n] * weight[:n, None], (sums * weight)[:n])
