@@ -129,9 +129,9 @@ def decibel(similarity: float) -> float:
 def ssimulacra2(original: Rgb, decoded: Rgb) -> float | None:
     """SSIMULACRA 2: 100 where nothing differs, 90 not seen, 70 hardly, 50 middling, 30 poor, below 0 ruined.
 
-    None for pictures with a side below 8. Sides below 249 lack some of its six scales: its reference then gives
-    the weights to other scales than they were fitted for, and such scores compare with those of pictures of
-    the same size alone. Raises ValueError for different shapes.
+    None for pictures with a side below 8. Sides below 249 lack some of its six scales: its reference then
+    gives the weights to other scales than they were fitted for, and such scores compare with those of
+    pictures of the same size alone. Raises ValueError for different shapes.
     """
     if original.shape != decoded.shape:
         raise ValueError(f"a picture of {decoded.shape} for one of {original.shape}")

@@ -23,6 +23,8 @@ RATES = (0.25, 0.5, 1.0)
 """Bits per pixel of the rows: blurred, good, and hard to tell apart."""
 OVER = 1.02
 """A file may have so many times the bytes wanted, so that one that misses by a hair need not be far below."""
+NEIGHBOURS = 3
+"""Steps: JPEG XL's files become smaller now and then where the next is asked to be better, by up to 9 %."""
 SCALE = 2
 """Screen pixels on each side for one pixel of the picture."""
 GAP, CAPTION, LABEL = 6, 40, 74
@@ -30,7 +32,7 @@ GAP, CAPTION, LABEL = 6, 40, 74
 HEADER = 26
 """Pixels of the line with the names of the columns."""
 JXL_STEPS = 250
-"""JPEG XL takes any distance: 250 steps between these are 2.2 % each, about 1.5 % of the bytes."""
+"""JPEG XL takes any distance: 250 steps between these are 2.2 % each, one to two percent of the bytes."""
 JXL_COARSEST, JXL_FINEST = 25.0, 0.1
 
 
@@ -122,14 +124,15 @@ def sweeps(model: Any) -> list[Sweep]:
         Sweep(rivals.OURS, 101, lambda q: rivals.ours(model, f"q{q}", quality=q)),
         Sweep("JPEG", 100, lambda q: rivals.jpeg(q + 1)),  # qualities 1 to 100
         Sweep("JPEG XL", JXL_STEPS, jxl_at),
-        Sweep("AVIF", 101, lambda q: rivals.avif(q, 6)),
+        Sweep("AVIF", 101, lambda q: rivals.avif(q, 6, "iq")),  # tuned for what is looked at here
     ]
 
 
 def nearest_step(size: Callable[[int], int], n_steps: int, wanted: float) -> int | None:
     """The step whose file is nearest the wanted bytes and at most 2 % above; None where all are larger.
 
-    size: bytes at a step, which do not fall from step to step; it is asked about log2(n_steps) times.
+    size: bytes at a step, which rise but for small falls between neighbours: those of the step that bisection
+    ends at are looked at too. It is asked about log2(n_steps) + 2 * NEIGHBOURS times.
     """
     below, above = -1, n_steps  # the last step known to fit, the first known not to
     while above - below > 1:
@@ -138,10 +141,9 @@ def nearest_step(size: Callable[[int], int], n_steps: int, wanted: float) -> int
             below = step
         else:
             above = step
-    if below < 0:
-        return None
-    # the largest that fits may be up to 2 % above, the one before it nearer
-    return min(range(max(below - 1, 0), below + 1), key=lambda step: abs(size(step) - wanted))
+    near = range(max(below - NEIGHBOURS, 0), min(below + NEIGHBOURS + 1, n_steps))
+    fitting = [step for step in near if size(step) <= OVER * wanted]
+    return min(fitting, key=lambda step: abs(size(step) - wanted), default=None)
 
 
 def versions(rgb: Rgb, of: list[Sweep], rates: Sequence[float]) -> list[list[Version | None]]:

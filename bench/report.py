@@ -545,9 +545,9 @@ def sections(results: Results, plots: str) -> str:
         ],
         "rate_distortion": lambda: [
             "By what the eye sees: bits against the anchor at equal SSIMULACRA 2 (PCHIP over log rate), over "
-            f"what two curves share of the scores {low:.0f} to {high:.0f}. Image by image: each has curves of "
-            "its own, and the changes are averaged. Butteraugli: by how much its distance (3-norm) is larger at "
-            f"equal bytes, image by image, at {least_bpp} to {most_bpp} bits per pixel.",
+            f"what two curves share of the scores {low:.0f} to {high:.0f}. Image by image: each has curves "
+            "of its own, and the changes are averaged. Butteraugli: by how much its distance (3-norm) is "
+            f"larger at equal bytes, image by image, at {least_bpp} to {most_bpp} bits per pixel.",
             eye_table(results),
             "BD-rate: bits against the anchor at equal quality "
             "(Akima over log rate, where the curves overlap), from means over "
