@@ -61,7 +61,7 @@ class Crop:
 
 CROPS = (
     Crop("15.png", 210, 285, 192, 192, "wool, red and green, every stitch"),
-    Crop("05.png", 90, 300, 192, 192, "shadows, the dark engine behind spokes"),
+    Crop("05.png", 90, 300, 192, 192, "shadows, a dark engine and spokes"),
     Crop("04.png", 150, 230, 192, 192, "skin, fair, with lashes and hair"),
     Crop("15.png", 420, 60, 192, 192, "dark skin, with paint and an eye"),
     Crop("13.png", 500, 40, 192, 192, "foliage, a forest below scree"),
