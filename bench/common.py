@@ -2,12 +2,16 @@
 
 import argparse
 import csv
+import io
 import json
 import os
 import platform
+import re
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vbc.codec import jobs as batch
 from vbc.codec.files import image_io
@@ -30,7 +35,9 @@ Rgb = NDArray[np.uint8]
 """uint8 [H, W, 3]."""
 Row = dict[str, Any]
 Point = tuple[float, float]
-"""Rate in bits per pixel, quality in dB."""
+"""Rate in bits per pixel, quality in dB or as a score."""
+Range = tuple[float, float]
+"""The least and the greatest value."""
 
 LIBRARIES = (
     "vbc-codec",
@@ -40,6 +47,7 @@ LIBRARIES = (
     "pillow",
     "imagecodecs",
     "pytorch-msssim",
+    "ssimulacra2",
     "bjontegaard",
 )
 DEFAULT_OUT = Path("runs/bench")
@@ -48,6 +56,12 @@ MSSSIM_SIDE = 161
 """Smallest side that five scales of an 11-tap window fit in."""
 MIN_POINTS = 4
 """A curve with fewer points has no BD-rate."""
+EVERYWHERE: Range = (-float("inf"), float("inf"))
+SSIMULACRA2_SIDE = 8
+"""Smallest side that the metric's first scale takes; below it the library finds everything equal."""
+BUTTERAUGLI = "butteraugli_main"
+"""The program of libjxl."""
+THREE_NORM = re.compile(r"^3-norm: *([0-9.eE+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -112,25 +126,94 @@ def decibel(similarity: float) -> float:
     return -10 * float(np.log10(max(1 - similarity, 1e-8)))
 
 
-def bd_rate(anchor: Sequence[Point], test: Sequence[Point]) -> tuple[float, float, float] | None:
+def ssimulacra2(original: Rgb, decoded: Rgb) -> float | None:
+    """SSIMULACRA 2: 100 where nothing differs, 90 not seen, 70 hardly, 50 middling, 30 poor, below 0 ruined.
+
+    None for pictures with a side below 8. Sides below 249 lack some of its six scales: its reference then
+    gives the weights to other scales than they were fitted for, and such scores compare with those of
+    pictures of the same size alone. Raises ValueError for different shapes.
+    """
+    if original.shape != decoded.shape:
+        raise ValueError(f"a picture of {decoded.shape} for one of {original.shape}")
+    if min(original.shape[:2]) < SSIMULACRA2_SIDE:
+        return None
+    from ssimulacra2 import compute_ssimulacra2
+
+    # it reads files alone, which need not be on a disk
+    return float(compute_ssimulacra2(*(io.BytesIO(pixels_file(p)) for p in (original, decoded))))
+
+
+def butteraugli_3norm(original: Rgb, decoded: Rgb) -> float | None:
+    """Butteraugli's distance by its 3-norm, 0 where nothing differs, 1 about where the eye begins to see it.
+
+    None where libjxl's program is not installed. Raises CalledProcessError where it fails and ValueError
+    where it tells no 3-norm.
+    """
+    if shutil.which(BUTTERAUGLI) is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in ("original.ppm", "decoded.ppm")]
+        for path, rgb in zip(paths, (original, decoded), strict=True):
+            path.write_bytes(pixels_file(rgb))
+        said = subprocess.run([BUTTERAUGLI, *map(str, paths)], check=True, capture_output=True, text=True)
+    found = THREE_NORM.search(said.stdout)
+    if found is None:
+        raise ValueError(f"no 3-norm in {said.stdout!r}")
+    return float(found[1])
+
+
+def pixels_file(rgb: Rgb) -> bytes:
+    """A PPM file of the pixels, which every program reads and none takes long for."""
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "PPM")
+    return out.getvalue()
+
+
+# Curves
+
+
+def bd_rate(
+    anchor: Sequence[Point],
+    test: Sequence[Point],
+    method: str = "akima",
+    within: Range = EVERYWHERE,
+    least_span: float = 0.0,
+    least_inside: int = 0,
+) -> tuple[float, float, float] | None:
     """How many percent more bits `test` takes at the same quality, and over which range of quality.
 
-    The first is the mean over the second, which is in dB. Akima interpolation of log rate over quality. None
-    where a curve has fewer than four points or the curves do not overlap.
+    The first is the mean over the second: over what of `within` both curves cover, whose ends are
+    interpolated; nothing is read beyond the ends of a curve. method: how log rate is interpolated over
+    quality, akima or pchip. None where a curve has fewer than four points, or where they share a range no
+    longer than `least_span` or one of them has fewer than `least_inside` points in it.
     """
     import bjontegaard
 
     a, t = rising(anchor), rising(test)
     if min(len(a), len(t)) < MIN_POINTS:
         return None
-    low, high = max(a[0][1], t[0][1]), min(a[-1][1], t[-1][1])
-    if high <= low:
+    low, high = max(a[0][1], t[0][1], within[0]), min(a[-1][1], t[-1][1], within[1])
+    if high - low <= least_span or min(n_inside(a, low, high), n_inside(t, low, high)) < least_inside:
         return None
-    (rate_a, dist_a), (rate_t, dist_t) = zip(*a, strict=True), zip(*t, strict=True)
-    change = bjontegaard.bd_rate(
-        rate_a, dist_a, rate_t, dist_t, method="akima", require_matching_points=False, min_overlap=0
+    (rate_a, quality_a), (rate_t, quality_t) = zip(*a, strict=True), zip(*t, strict=True)
+    # the library's own range is all that the curves share: its interpolations are integrated over ours
+    _, curve_a, curve_t = bjontegaard.bd_rate(
+        rate_a,
+        quality_a,
+        rate_t,
+        quality_t,
+        method=method,
+        require_matching_points=False,
+        interpolators=True,
+        min_overlap=0,
     )
-    return float(change), low, high
+    log10_change = (curve_t.integrate(low, high) - curve_a.integrate(low, high)) / (high - low)
+    return 100 * (10 ** float(log10_change) - 1), low, high
+
+
+def n_inside(points: Iterable[Point], low: float, high: float) -> int:
+    """How many points have a quality from low to high, these included."""
+    return sum(low <= quality <= high for _, quality in points)
 
 
 def rising(points: Iterable[Point]) -> list[Point]:

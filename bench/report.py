@@ -74,6 +74,20 @@ FAMILIES = {
 }
 """Lines of the README's table: the first word of a codec's name, and what people call it."""
 
+SUMMARY_METRICS = {
+    rate_distortion.EYE_PER_IMAGE: "SSIMULACRA 2",
+    "msssim_db": "MS-SSIM",
+    "psnr_db": "PSNR",
+}
+"""The lossy columns of the README's table."""
+EYE_COLUMNS = {
+    rate_distortion.EYE_PER_IMAGE: "SSIMULACRA 2, image by image",
+    rate_distortion.EYE: "SSIMULACRA 2, curves of the means",
+    "msssim_db": "MS-SSIM",
+    "psnr_db": "RGB PSNR",
+}
+"""The comparisons at equal quality, the one that sorts them first."""
+
 Results = dict[str, list[Row]]
 
 
@@ -125,7 +139,9 @@ def with_published(rows: list[Row], published: list[Row]) -> list[Row]:
     measured = of_kind(rows, "summary")
     anchors = [r["anchor"] for r in of_kind(rows, "bd_rate")]
     table = rate_distortion.bd_table(measured + published, anchors[0] if anchors else rate_distortion.ANCHOR)
-    kept = [r for r in rows if r["kind"] not in ("published", "bd_rate")]
+    # nobody has published curves of each image by itself
+    of_images = [r for r in of_kind(rows, "bd_rate") if r["metric"] == rate_distortion.EYE_PER_IMAGE]
+    kept = [r for r in rows if r["kind"] not in ("published", "bd_rate")] + of_images
     kept += [{"kind": "published"} | r for r in published]
     return kept + [{"kind": "bd_rate"} | r for r in table]
 
@@ -163,22 +179,56 @@ def lossless_table(results: Results) -> str:
     return table(("codec", "bits/subpixel", "encode MP/s", "decode MP/s", "threads", "exact"), cells)
 
 
+def percent(value: float | None) -> str | None:
+    """A change with its sign; None stays."""
+    return None if value is None else f"{value:+.1f} %"
+
+
+def eye_table(results: Results) -> str:
+    """What was measured here by what the eye sees, fewest bits first; a dash where curves do not overlap."""
+    rows = results["rate_distortion"]
+    changes = [r for r in of_kind(rows, "bd_rate") if not r["published"]]
+    distances = {r["codec"]: r for r in of_kind(rows, "equal_bytes")}
+    lines = []
+    for (name,), found in common.group(changes, "codec").items():
+        by_metric = {r["metric"]: r for r in found}
+        cells = [percent(by_metric.get(m, {}).get("bd_rate_percent")) for m in EYE_COLUMNS]
+        per_image, distance = by_metric.get(rate_distortion.EYE_PER_IMAGE), distances.get(name)
+        scores = span(per_image, 0) if per_image else None
+        further = [percent(distance["change_percent"]), span(distance, 2)] if distance else [None, None]
+        order = per_image["bd_rate_percent"] if per_image else float("inf")
+        row = [name, cells[0], scores, *cells[1:], *further]
+        lines.append((order, bold(row, rivals.is_ours(name))))
+    anchor = changes[0]["anchor"] if changes else "the anchor"
+    head = [f"bits against {anchor}, at equal", EYE_COLUMNS[rate_distortion.EYE_PER_IMAGE], "over scores"]
+    head += [label for metric, label in EYE_COLUMNS.items() if metric != rate_distortion.EYE_PER_IMAGE]
+    head += ["Butteraugli at equal bytes", "over bits/pixel"]
+    return table(head, [line for _, line in sorted(lines, key=lambda t: t[0])])
+
+
+def span(row: Row, digits: int) -> str:
+    """The range of a comparison image by image, and of how many it is where it is not of all."""
+    part = (
+        "" if row["n_images"] == row["n_measured"] else f" ({row['n_images']} of {row['n_measured']} images)"
+    )
+    return f"{row['low']:.{digits}f} to {row['high']:.{digits}f}{part}"
+
+
 def lossy_table(results: Results) -> str:
     """BD-rates of PSNR and MS-SSIM, best first."""
-    rows = of_kind(results["rate_distortion"], "bd_rate")
+    wanted = ("psnr_db", "msssim_db")
+    rows = [r for r in of_kind(results["rate_distortion"], "bd_rate") if r["metric"] in wanted]
     found = common.group(rows, "codec", "published")
     lines = []
     for (name, _), curve in found.items():
         by_metric = {r["metric"]: r for r in curve}
-        values = [
-            by_metric[m]["bd_rate_percent"] if m in by_metric else None for m in ("psnr_db", "msssim_db")
-        ]
+        values = [by_metric[m]["bd_rate_percent"] if m in by_metric else None for m in wanted]
         overlap = by_metric.get("psnr_db")
-        span = f"{overlap['low_db']:.1f} to {overlap['high_db']:.1f}" if overlap else None
+        over = f"{overlap['low']:.1f} to {overlap['high']:.1f}" if overlap else None
         kind = "published" if curve[0]["published"] else "measured"
         order = 1e9 if values[0] is None else values[0]
-        signed = [None if v is None else f"{v:+.1f} %" for v in values]
-        lines.append((order, bold([name, *signed, span, kind], name == rivals.OURS)))
+        line = [name, *map(percent, values), over, kind]
+        lines.append((order, bold(line, rivals.is_ours(name))))
     anchor = rows[0]["anchor"] if rows else "the anchor"
     head = (f"codec, against {anchor}", "BD-rate, RGB PSNR", "BD-rate, MS-SSIM", "over PSNR, dB", "")
     return table(head, [line for _, line in sorted(lines, key=lambda t: t[0])])
@@ -390,15 +440,30 @@ def beat_lossless(results: Results) -> str:
     return table(("lossless", "bits/subpixel", "encode MP/s", "decode MP/s", ""), lines)
 
 
+def beat_eye(results: Results) -> str:
+    """Bits at equal SSIMULACRA 2 of every codec measured, fewest first."""
+    metric = rate_distortion.EYE_PER_IMAGE
+    rows = [r for r in of_kind(results.get("rate_distortion", []), "bd_rate") if r["metric"] == metric]
+    lines = []
+    for r in sorted(rows, key=lambda r: r["bd_rate_percent"]):
+        line = [r["codec"], percent(r["bd_rate_percent"]), HERE]
+        lines.append(bold(line, rivals.is_ours(r["codec"])))
+    return (
+        table((f"lossy, bits at equal SSIMULACRA 2 against {rows[0]['anchor']}", "", ""), lines)
+        if rows
+        else ""
+    )
+
+
 def beat_lossy(results: Results) -> str:
-    """BD-rate in PSNR of every codec measured and of the published curves to beat."""
+    """BD-rate in PSNR, which is what others publish, of every codec measured and of the curves to beat."""
     rows = [r for r in of_kind(results.get("rate_distortion", []), "bd_rate") if r["metric"] == "psnr_db"]
     lines = []
     for r in sorted(rows, key=lambda r: r["bd_rate_percent"]):
         if not r["published"] or r["codec"] in ELSEWHERE_LOSSY:
             name = ELSEWHERE_LOSSY[r["codec"]] if r["published"] else r["codec"]
             line = [name, f"{r['bd_rate_percent']:+.1f} %", PUBLISHED if r["published"] else HERE]
-            lines.append(bold(line, r["codec"] == rivals.OURS))
+            lines.append(bold(line, rivals.is_ours(r["codec"])))
     return table((f"lossy, BD-rate (RGB PSNR) against {rows[0]['anchor']}", "", ""), lines) if rows else ""
 
 
@@ -471,6 +536,7 @@ def about(results: Results, name: str) -> str:
 
 def sections(results: Results, plots: str) -> str:
     """The whole of docs/results.md."""
+    (low, high), (least_bpp, most_bpp) = rate_distortion.EYE_RANGE, rate_distortion.RATE_RANGE
     bodies: dict[str, Callable[[], list[str]]] = {
         "lossless": lambda: [
             "Mean over the images; every file decoded and compared. "
@@ -478,6 +544,11 @@ def sections(results: Results, plots: str) -> str:
             lossless_table(results),
         ],
         "rate_distortion": lambda: [
+            "By what the eye sees: bits against the anchor at equal SSIMULACRA 2 (PCHIP over log rate), over "
+            f"what two curves share of the scores {low:.0f} to {high:.0f}. Image by image: each has curves "
+            "of its own, and the changes are averaged. Butteraugli: by how much its distance (3-norm) is "
+            f"larger at equal bytes, image by image, at {least_bpp} to {most_bpp} bits per pixel.",
+            eye_table(results),
             "BD-rate: bits against the anchor at equal quality "
             "(Akima over log rate, where the curves overlap), from means over "
             "the images. Published curves are their authors' numbers, whose rates may be estimates.",
@@ -535,6 +606,7 @@ def sections(results: Results, plots: str) -> str:
         "Ours, measured below, beside the rivals' from the same runs and, marked so, what others published "
         "for the 24 Kodak images: comparable only where the runs below are of these.",
         beat_lossless(results),
+        beat_eye(results),
         beat_lossy(results),
         beat_prefixes(results),
     ]
@@ -560,16 +632,17 @@ def summary_table(results: Results) -> str:
         files = [r for r in lossless if r["codec"].split()[0] == family]
         smallest = min(files, key=lambda r: r["rate_bpsp"], default=None)
         cells = [None if smallest is None else f"{smallest['rate_bpsp']:.3f} ({smallest['setting']})"]
-        for metric in ("psnr_db", "msssim_db"):
+        for metric in SUMMARY_METRICS:
             own = [r for r in curves if r["codec"].split()[0] == family and r["metric"] == metric]
             best = min(own, key=lambda r: r["bd_rate_percent"], default=None)
             setting = "" if best is None else best["codec"].removeprefix(family).strip()
             note = f" ({setting})" if setting else ""
-            cells.append(None if best is None else f"{best['bd_rate_percent']:+.1f} %{note}")
+            cells.append(None if best is None else f"{percent(best['bd_rate_percent'])}{note}")
         lines.append(bold([name, *cells], family == rivals.OURS))
     anchor = curves[0]["anchor"] if curves else "the anchor"
-    head = ("", "lossless, bits/subpixel", f"lossy, bits against {anchor}, equal PSNR", "equal MS-SSIM")
-    return table(head, lines)
+    first, *others = SUMMARY_METRICS.values()
+    lossy = (f"lossy, bits against {anchor}, equal {first}", *(f"equal {label}" for label in others))
+    return table(("", "lossless, bits/subpixel", *lossy), lines)
 
 
 def fill_readme(text: str, results: Results) -> str:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 OURS = "vbc"
 QUALITIES = tuple(range(0, 101, 10))
-JPEG_QUALITIES = (2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+JPEG_QUALITIES = (2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98)
 WEBP_QUALITIES = (0, 5, 10, 20, 30, 45, 60, 75, 85, 92, 97, 100)
 AVIF_QUALITIES = (2, 10, 20, 30, 40, 50, 60, 70, 80, 90, 96)
-AVIF_SLOW_QUALITIES = (5, 22, 40, 60, 80)
+AVIF_SLOW_QUALITIES = (5, 22, 40, 50, 60, 70, 80, 88)
 JXL_DISTANCES = (25, 18, 12, 8, 5.5, 4, 3, 2, 1.4, 1.0, 0.7, 0.5, 0.3)
 JPEG2000_RATES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Bits per pixel."""
@@ -90,10 +90,18 @@ def decode_ours(data: bytes, model: "Model", **options: Any) -> Rgb:
     return api.decode_picture(data, model=model, **options).picture.rgb
 
 
-def ours(model: "Model", setting: str, device: str = "cpu", **options: Any) -> Codec:
-    """Our codec with these options, its networks on this device both ways."""
+def ours(model: "Model", setting: str, device: str = "cpu", name: str = OURS, **options: Any) -> Codec:
+    """Our codec with these options of `vbc.codec.encode`, its networks on this device both ways.
+
+    name: of the curve, our codec's own or that and the option that tells it apart.
+    """
     encode = partial(encode_ours, model=model, device=device, **options)
-    return Codec(OURS, setting, encode, partial(decode_ours, model=model, device=device))
+    return Codec(name, setting, encode, partial(decode_ours, model=model, device=device))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a codec's name is of one of our curves."""
+    return name.split()[0] == OURS
 
 
 # Pillow and imagecodecs
@@ -233,7 +241,7 @@ def lossy(quick: bool = False) -> list[Codec]:
         [jpeg(q, "4:2:0") for q in JPEG_QUALITIES],
         [jpeg(q, "4:4:4") for q in JPEG_QUALITIES],
         [pillow("webp m6", f"q{q}", "WEBP", quality=q, method=6) for q in WEBP_QUALITIES],
-        [avif(q, 6) for q in AVIF_QUALITIES],
+        *([avif(q, 6, tune) for q in AVIF_QUALITIES] for tune in ("psnr", "iq")),
         [jxl("jpeg_xl e7", f"d{d}", distance=d, effort=7) for d in JXL_DISTANCES],
         [jpeg2000(rate) for rate in JPEG2000_RATES],
     ]
@@ -251,7 +259,7 @@ def jpeg(quality: int, subsampling: str = "4:2:0") -> Codec:
 
 
 def avif(quality: int, speed: int = 6, tune: str = "psnr") -> Codec:
-    """AVIF by libaom, 4:4:4, one thread; tune: what it optimises, psnr or ssim."""
+    """AVIF by libaom, 4:4:4, one thread; tune: what it optimises: psnr, ssim, or what the eye sees (iq)."""
     options = {"quality": quality, "speed": speed, "subsampling": "4:4:4", "codec": "aom", "max_threads": 1}
     return pillow(f"avif s{speed} {tune}", f"q{quality}", "AVIF", advanced={"tune": tune}, **options)
 

@@ -2,6 +2,8 @@
 implementations."""
 
 import json
+import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # bench is run fro
 
 from bench import (
     common,
+    crops,
     exactness,
     kernels,
     lossless,
@@ -112,6 +115,52 @@ def test_decibel() -> None:
     assert common.decibel(1.0) == 80
 
 
+def test_ssimulacra2() -> None:
+    """100 for the same picture, and the higher the less noise; what is too small for it has none."""
+    a = make_example(80, 64)
+    scores = [common.ssimulacra2(a, noisy(a, deviation)) for deviation in (2, 8, 32)]
+    assert common.ssimulacra2(a, a) == 100
+    assert None not in scores
+    assert [100, *scores] == sorted([100, *scores], reverse=True)
+    assert common.ssimulacra2(a[:7], a[:7]) is None
+    with pytest.raises(ValueError, match="picture"):
+        common.ssimulacra2(a, a[:40])
+
+
+@pytest.fixture
+def butteraugli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in libjxl's place, which is to be written, and no other on the path but the shell's own."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder / common.BUTTERAUGLI
+
+
+def test_butteraugli_is_read_from_its_program(butteraugli: Path) -> None:
+    a = make_example(9, 5)
+    assert common.butteraugli_3norm(a, a) is None  # not installed
+    butteraugli.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\nfrom PIL import Image\n"
+        "first, second = (Image.open(path).getpixel((0, 0))[0] for path in sys.argv[1:])\n"
+        "print(f'12.5\\n3-norm: {first - second}.25')\n"
+    )
+    butteraugli.chmod(0o755)
+    a, b = np.full((5, 9, 3), 90, np.uint8), np.full((5, 9, 3), 88, np.uint8)
+    assert common.butteraugli_3norm(a, b) == 2.25
+
+
+def test_a_butteraugli_that_fails_is_an_error(butteraugli: Path) -> None:
+    a = make_example(9, 5)
+    butteraugli.write_text(f"#!{sys.executable}\nprint('12.5')\n")
+    butteraugli.chmod(0o755)
+    with pytest.raises(ValueError, match=r"no 3-norm in '12.5"):
+        common.butteraugli_3norm(a, a)
+    butteraugli.write_text(f"#!{sys.executable}\nraise SystemExit(3)\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        common.butteraugli_3norm(a, a)
+
+
 CURVE = [(0.1, 25.0), (0.25, 28.5), (0.5, 31.9), (1.0, 34.6), (1.9, 38.8)]
 OTHER = [(0.08, 26.1), (0.2, 29.0), (0.55, 34.0), (0.9, 36.1), (2.2, 41.0)]
 
@@ -138,6 +187,101 @@ def test_bd_rate_against_numerical_integration() -> None:
 def test_bd_rate_needs_curves_that_overlap() -> None:
     assert common.bd_rate(CURVE, CURVE[:3]) is None
     assert common.bd_rate(CURVE, [(rate, quality + 20) for rate, quality in CURVE]) is None
+
+
+def scored(
+    rates: list[float], scores: list[float], image: str = "a", codec: str = "anchor"
+) -> list[common.Row]:
+    """Rows as of `measure_image`, whose Butteraugli is 2 at one bit per pixel, 1 at two."""
+    about = {
+        "codec": codec,
+        "setting": "",
+        "image": image,
+        "psnr_db": None,
+        "msssim": None,
+        "msssim_db": None,
+    }
+    points = zip(rates, scores, strict=True)
+    return [
+        about | {"rate_bpp": rate, "ssimulacra2": score, "butteraugli_3norm": 2 / rate}
+        for rate, score in points
+    ]
+
+
+RATES = [0.1, 0.2, 0.35, 0.6, 1.0, 1.7, 2.9]
+SCORES = [10.0, 30.0, 45.0, 58.0, 70.0, 82.0, 93.0]
+
+
+def test_bits_at_equal_score_are_of_the_range_alone() -> None:
+    """A codec of 0.8 times the bits within the range; what happens outside of it is not counted."""
+    test = [0.8 * rate for rate in RATES]
+    found = rate_distortion.bd_rate_at_equal_score(scored(RATES, SCORES), scored(test, SCORES))
+    assert found == pytest.approx((-20.0, 40.0, 85.0))
+    log_rates = np.linspace(np.log(0.1), np.log(3.0), 60)  # straight lines, so that the answer is exact
+    scores = 50 + 25 * log_rates
+    kinked = [r + (0.0 if s > 39 else 0.5) for r, s in zip(log_rates, scores, strict=True)]
+    base = scored(np.exp(log_rates).tolist(), scores.tolist())
+    found = rate_distortion.bd_rate_at_equal_score(base, scored(np.exp(kinked).tolist(), scores.tolist()))
+    assert found is not None
+    assert found[1] == 40
+    assert found[0] == pytest.approx(0, abs=0.2)
+
+
+def test_bits_at_equal_score_interpolate_the_ends_of_the_range() -> None:
+    """Lines of other slopes: at score s they differ by a + b s, whose mean is that at the middle."""
+    scores = [20.0, 37.0, 52.0, 66.0, 79.0, 96.0]
+    base, test = ([math.exp(slope * s / 100) for s in scores] for slope in (3.0, 2.0))
+    found = rate_distortion.bd_rate_at_equal_score(scored(base, scores), scored(test, scores))
+    assert found == pytest.approx((100 * (math.exp(-(40 + 85) / 2 / 100) - 1), 40, 85), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("rates", "scores"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], [1.0, 5.0, 20.0, 39.0]),  # all poor
+        ([2.0, 3.0, 4.0, 5.0], [86.0, 90.0, 94.0, 97.0]),  # all too good
+        ([0.1, 0.2, 0.3, 0.4, 0.5], [1.0, 5.0, 39.0, 44.0, 49.0]),  # less than ten scores of the range
+        ([0.1, 0.2, 2.0, 3.0], [5.0, 20.0, 90.0, 95.0]),  # on both sides of it and nowhere within
+        ([0.2, 0.5, 1.5], [42.0, 60.0, 80.0]),  # too few points
+        ([], []),
+    ],
+)
+def test_bits_at_equal_score_are_not_invented(rates: list[float], scores: list[float]) -> None:
+    base, test = scored(RATES, SCORES), scored(rates, scores)
+    assert rate_distortion.bd_rate_at_equal_score(base, test) is None
+    assert rate_distortion.bd_rate_at_equal_score(test, base) is None
+
+
+def test_distance_at_equal_bytes() -> None:
+    base, test = scored(RATES, SCORES), scored(RATES, SCORES)
+    for row in test:
+        row["butteraugli_3norm"] *= 0.9 if row["rate_bpp"] < 0.8 else 0.7
+    found = rate_distortion.distance_at_equal_bytes(base, base)
+    assert found == pytest.approx((0, 0.4, 1.5), abs=1e-9)
+    found = rate_distortion.distance_at_equal_bytes(base, test)
+    assert found is not None
+    assert -30 < found[0] < -10
+    for row in test:
+        row["butteraugli_3norm"] = None
+    assert rate_distortion.distance_at_equal_bytes(base, test) is None  # no program
+    assert rate_distortion.distance_at_equal_bytes(base, base[:4]) is None  # 0.1 to 0.6: too little of it
+
+
+def test_images_are_compared_one_by_one() -> None:
+    """Half the bits on one image, the same on another, and no comparison on a third: their mean, of two."""
+    rows = [row for image in "abc" for row in scored(RATES, SCORES, image)]
+    rows += scored([0.5 * rate for rate in RATES], SCORES, "a", "test")
+    rows += scored([9 * rate for rate in RATES], [score + 100 for score in SCORES], "c", "test")
+    rows += scored(RATES, SCORES, "b", "test") + scored(RATES, [-score for score in SCORES], "b", "ruin")
+    bits, distances = rate_distortion.eye_tables(rows, "anchor")
+    found = {r["codec"]: r for r in bits}
+    assert set(found) == {"anchor", "test"}
+    assert found["test"]["bd_rate_percent"] == pytest.approx(-25)
+    assert (found["test"]["n_images"], found["test"]["n_measured"]) == (2, 3)
+    assert (found["test"]["low"], found["test"]["high"]) == (40, 85)
+    assert {r["codec"] for r in distances} == {"anchor", "test", "ruin"}
+    text = report.eye_table({"rate_distortion": [{"kind": "bd_rate"} | r for r in bits]})
+    assert "| test | -25.0 % | 40 to 85 (2 of 3 images) | - | - | - | - | - |" in text
 
 
 def test_rising() -> None:
@@ -262,6 +406,13 @@ def test_rate_distortion(folder: Path, results: Path, tmp_path: Path) -> None:
     table = {r["codec"]: r for r in rows if r["kind"] == "bd_rate"}
     assert table["jpeg 4:2:0"]["bd_rate_percent"] == pytest.approx(0)
     assert table["vbc"]["published"] is False
+    measured = [r for r in rows if r["kind"] == "row"]
+    assert all(
+        -1000 < r["ssimulacra2"] <= 100 for r in measured
+    )  # tiny pictures ruined give large negative ones
+    assert all("butteraugli_3norm" in r for r in measured)
+    header = (results / "rate_distortion.csv").read_text().splitlines()[0]
+    assert header.endswith("psnr_db,msssim,msssim_db,ssimulacra2,butteraugli_3norm")
     schema = json.loads((results / "compressai" / "vbc.json").read_text())
     assert schema["name"] == "vbc"
     assert len(schema["results"]["bpp"]) == len(schema["results"]["psnr-rgb"]) == 6
@@ -271,7 +422,7 @@ def test_rate_distortion(folder: Path, results: Path, tmp_path: Path) -> None:
 
 def test_a_published_curve_may_have_the_name_of_a_measured_one() -> None:
     def curve(name: str, setting: str, points: list[tuple[float, float]]) -> list[common.Row]:
-        about = {"codec": name, "setting": setting, "msssim_db": None}
+        about = {"codec": name, "setting": setting, "msssim_db": None, "ssimulacra2": None}
         return [about | {"rate_bpp": rate, "psnr_db": quality} for rate, quality in points]
 
     half, twice = ([(factor * rate, quality) for rate, quality in CURVE] for factor in (0.5, 2))
@@ -576,6 +727,10 @@ def test_readme_table_takes_the_best_of_each_kind() -> None:
             run,
             lossy("vbc", "psnr_db", -47.46),
             lossy("vbc", "msssim_db", -30.0),
+            lossy("vbc", "ssimulacra2_per_image", -41.0),
+            lossy("vbc --tune psnr", "psnr_db", -49.0),
+            lossy("vbc --tune psnr", "ssimulacra2_per_image", -7.0),
+            lossy("vbc", "ssimulacra2", -99.0),
             lossy("avif s6", "psnr_db", -52.0),
             lossy("avif s6", "msssim_db", -60.0),
             lossy("avif s2", "psnr_db", -55.0),
@@ -584,14 +739,15 @@ def test_readme_table_takes_the_best_of_each_kind() -> None:
         ],
     }
     lines = report.summary_table(results).splitlines()
-    assert lines[0].startswith("|  | lossless, bits/subpixel | lossy, bits against jpeg, equal PSNR |")
+    first = "lossy, bits against jpeg, equal SSIMULACRA 2"
+    assert lines[0] == f"|  | lossless, bits/subpixel | {first} | equal MS-SSIM | equal PSNR |"
     assert lines[2:] == [
-        "| **vbc** | **2.926 (archival)** | **-47.5 %** | **-30.0 %** |",
-        "| JPEG XL | 2.800 (e9) | - | - |",
-        "| AVIF | - | -55.0 % (s2) | -60.0 % (s6) |",
-        "| WebP | - | - | - |",
-        "| JPEG 2000 | - | - | - |",
-        "| PNG | - | - | - |",
+        "| **vbc** | **2.926 (archival)** | **-41.0 %** | **-30.0 %** | **-49.0 % (--tune psnr)** |",
+        "| JPEG XL | 2.800 (e9) | - | - | - |",
+        "| AVIF | - | - | -60.0 % (s6) | -55.0 % (s2) |",
+        "| WebP | - | - | - | - |",
+        "| JPEG 2000 | - | - | - | - |",
+        "| PNG | - | - | - | - |",
     ]
     filled = report.fill_readme("<!-- bench -->\nold\n<!-- /bench -->", results)
     assert filled == "\n".join(["<!-- bench -->", *lines, "<!-- /bench -->"])
@@ -618,6 +774,98 @@ def test_strip(tmp_path: Path, folder: Path) -> None:
         left, top = i * (strip.PANEL_WIDTH + strip.GAP), strip.CAPTION + height + strip.GAP
         detail = found[top : top + part.shape[0], left : left + part.shape[1]]
         assert np.array_equal(detail, part) == exact
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(0, None), (97, None), (98.1, 0), (100, 0), (101, 0), (1060, 9), (1090, 10), (1e6, 49)],
+)
+def test_nearest_step(wanted: float, expected: int | None) -> None:
+    """Of files of 100, 200 and so on to 5,000 bytes: the nearest that is at most 2 % above."""
+    assert crops.nearest_step(lambda step: 100 * (step + 1), 50, wanted) == expected
+
+
+def test_nearest_step_where_a_step_is_smaller_than_the_one_before() -> None:
+    sizes = [10, 20, 30, 40, 66, 50, 60, 70, 80]
+    assert crops.nearest_step(sizes.__getitem__, len(sizes), 59) == 6
+
+
+def test_crops(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tiny pictures, and codecs that decode to gray as bright as the file has bytes."""
+
+    def sweep(name: str, coarse: int) -> crops.Sweep:
+        def at(step: int) -> rivals.Codec:
+            n_bytes = coarse * (step + 1)
+            return rivals.Codec(
+                name, f"n{n_bytes}", lambda rgb: rgb.tobytes().ljust(n_bytes)[:n_bytes], decode
+            )
+
+        def decode(data: bytes) -> common.Rgb:
+            return np.full((*shapes[data[:9]], 3), min(len(data), 255), np.uint8)
+
+        return crops.Sweep(name, 100, at)
+
+    pictures = {name: common.load_photo(folder / f"{name}.png").rgb for name in SIZES}
+    shapes = {rgb.tobytes()[:9]: rgb.shape[:2] for rgb in pictures.values()}
+    parts = (
+        crops.Crop("one.png", 30, 20, 32, 24, "corner, of the first"),
+        crops.Crop("two.png", 0, 0, 16, 16, "edge"),
+        crops.Crop("none.png", 0, 0, 16, 16, "nothing"),
+    )
+    monkeypatch.setattr(crops, "CROPS", parts)
+    monkeypatch.setattr(
+        crops, "sweeps", lambda model: [sweep("vbc", 5), sweep("fine", 1), sweep("large", 70)]
+    )
+    assert crops.main([str(folder), "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.md", "one-corner.png", "two-edge.png"]
+    text = (tmp_path / "index.md").read_text()
+    # 72 x 48 pixels are 108 bytes at a quarter of a bit: ours comes nearest with 110, which the second meets
+    assert "| **0.25 bpp, vbc** | **vbc n110** | **110** |" in text
+    assert "| 0.25 bpp, fine | fine n100 | 100 |" in text  # it has no larger file
+    assert "| 0.25 bpp, large | large n70 | 70 |" in text
+    assert "| 0.25 bpp, large | - | - | - |" in text  # 41 bytes for the other picture
+    found = common.load_photo(tmp_path / "one-corner.png").rgb
+    part = parts[0].of(pictures["one"]).repeat(crops.SCALE, 0).repeat(crops.SCALE, 1)
+    height, width = part.shape[:2]
+    assert found.shape[0] == crops.HEADER + 3 * (height + crops.CAPTION + crops.GAP) - crops.GAP
+    assert found.shape[1] == crops.LABEL + 4 * (width + crops.GAP) - crops.GAP
+    for row in range(3):
+        top = crops.HEADER + row * (height + crops.CAPTION + crops.GAP)
+        cells = [crops.LABEL + i * (width + crops.GAP) for i in range(4)]
+        shown = [found[top : top + height, left : left + width] for left in cells]
+        np.testing.assert_array_equal(shown[0], part)
+        n_bytes = [110, 215, 430][row]  # of 108, 216 and 432 bytes
+        assert [int(s[5, 5, 0]) for s in shown[1:]] == [min(n_bytes, 255), 100, [70, 210, 255][row]]
+
+
+def test_crops_of_a_folder_without_the_pictures(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"none of 04\.png"):
+        crops.main([str(tmp_path)])
+
+
+def test_crops_lie_in_the_pictures() -> None:
+    """Kodak's are 768 x 512, or upright."""
+    assert len({crop.stem for crop in crops.CROPS}) == len(crops.CROPS)
+    upright = {"04.png"}
+    for crop in crops.CROPS:
+        shape = (768, 512, 3) if crop.name in upright else (512, 768, 3)
+        assert crop.of(np.zeros(shape, np.uint8)).shape == (crop.height, crop.width, 3)
+    with pytest.raises(ValueError, match="not within"):
+        crops.CROPS[0].of(np.zeros((300, 300, 3), np.uint8))
+
+
+def test_our_codec_has_a_curve_for_each_tuning(monkeypatch: pytest.MonkeyPatch, tiny_path: Path) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(rivals, "encode_ours", lambda rgb, **options: asked.append(options) or b"")
+    for tuned, names in ((False, ["vbc"]), (True, ["vbc", "vbc --tune psnr"])):
+        monkeypatch.setattr(rate_distortion, "can_be_tuned", lambda tuned=tuned: tuned)
+        curve = rate_distortion.our_curve(tiny_path, quick=True)
+        assert list(dict.fromkeys(codec.name for codec in curve)) == names
+        assert all(map(rivals.is_ours, names))
+        curve[-1].encode(make_example(4, 4))
+    assert asked[0].get("tune") is None
+    assert asked[1]["tune"] == "psnr"
+    assert asked[1]["quality"] == 100
 
 
 def test_report_runs_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
