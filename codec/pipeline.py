@@ -23,6 +23,7 @@ from vbc.codec.extra.carried import (
     shrink,
 )
 from vbc.codec.files.image_io import Metadata
+from vbc.codec.flow.choose_quality import choose_quality
 from vbc.codec.flow.decode_plan import DecodePlan, Region, make_plan, read_packets
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.flow.encode_levels import (
@@ -34,7 +35,7 @@ from vbc.codec.flow.encode_levels import (
     lossy_picture,
     n_bytes,
 )
-from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
+from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
 from vbc.codec.settings import EncodeSettings
 
@@ -155,12 +156,11 @@ def encode_levels(
     """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
     lower quality."""
     guide = None
-    quality = QualityMap(settings.quality)
+    quality = QualityMap(settings.quality)  # an archival file's says nothing
     packets: Packets = []
     if settings.levels:
         report("lossy", 0.0)
-        if settings.tune == "eye":
-            quality = QualityMap(settings.quality, values_for_the_eye(picture))
+        quality = choose_quality(model, picture, settings)
         if max_lossy_bytes is None:
             packets, latents = encode_lossy(picture, model, settings.levels, quality)
         else:

@@ -17,12 +17,18 @@ from PIL import Image, ImageFilter
 from scipy.optimize import brentq, nnls
 from ssimulacra2 import compute_ssimulacra2
 
-from vbc.codec.lossy.eye_distance import KINDS, NORMS, PLANES, SCALES, eye_terms, weights
+from vbc.codec.lossy.eye_distance import (
+    KINDS,
+    NORMS,
+    PLANES,
+    SCALES,
+    SCORE_CUBIC,
+    SCORE_EXPONENT,
+    eye_terms,
+    weights,
+)
 from vbc.codec.train.training_tiles import load_tiles
 
-EXPONENT = 0.6276336467831387
-CUBIC = (2.326765642916932, -0.020884521182843837, 6.248496625763138e-05)
-"""SSIMULACRA 2's last mapping: 100 - 10 (a s + b s^2 + c s^3)^exponent of its weighted sum s."""
 SIDE = 2
 """Pictures are squares of 2x2 tiles: below 256 pixels SSIMULACRA 2 has fewer scales and other weights."""
 PER_PICTURE = 5
@@ -54,8 +60,8 @@ def distorted(tile: Image.Image, name: str, quality: int, rng: np.random.Generat
 
 def weighted_sum(score: float) -> float:
     """SSIMULACRA 2's sum of a score."""
-    wanted = ((100 - score) / 10) ** (1 / EXPONENT)
-    sum_of = brentq(lambda s: sum(c * s ** (n + 1) for n, c in enumerate(CUBIC)) - wanted, 0, 2000)
+    wanted = ((100 - score) / 10) ** (1 / SCORE_EXPONENT)
+    sum_of = brentq(lambda s: sum(c * s ** (n + 1) for n, c in enumerate(SCORE_CUBIC)) - wanted, 0, 2000)
     return float(sum_of)
 
 

@@ -60,6 +60,9 @@ FITTED_WEIGHTS: dict[tuple[int, str, str, str], float] = {
 """By scale (0 is the full size), kind, norm and plane; what is not named has none. By
 `scripts/fit_eye_distance.py`: non-negative least squares on relative errors of SSIMULACRA 2's sum before its
 last mapping."""
+SCORE_CUBIC = (2.326765642916932, -0.020884521182843837, 6.248496625763138e-05)
+SCORE_EXPONENT = 0.6276336467831387
+"""SSIMULACRA 2's last mapping of its sum s: 100 - 10 (a s + b s^2 + c s^3)^exponent."""
 HAND_PLANES = (0.25, 1.0, 0.25)
 """X, Y, B: the eye resolves brightness best. By hand, as are the next two; on every scale."""
 HAND_PEAK = 0.5
@@ -154,3 +157,15 @@ def eye_distance(a: Tensor, b: Tensor) -> Tensor:
     weight = (1 - HAND_SHARE) * fitted + HAND_SHARE * HAND_SCALE * hand
     distance: Tensor = (terms * weight).sum((1, 2, 3, 4))
     return distance
+
+
+def predicted_score(terms: Tensor) -> float:
+    """What SSIMULACRA 2 says of a picture: 100 for no difference, 90 for one that nobody sees, below 0 for
+    bad ones.
+
+    terms: as `eye_terms`, of pieces of the picture of one size. Photographs are told within about 3 points.
+    """
+    mean, peak = terms[:, :, :, 0].mean(0), (terms[:, :, :, 1] ** 4).mean(0) ** 0.25
+    total = float((torch.stack((mean, peak), 2) * weights()[0].to(terms.device)).sum())
+    bent = sum(c * total ** (n + 1) for n, c in enumerate(SCORE_CUBIC))
+    return 100 - 10 * float(max(0.0, bent) ** SCORE_EXPONENT)

@@ -18,11 +18,11 @@ from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import every
 from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.files.image_io import write_atomic
-from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
-from vbc.codec.lossy.analysis import analyse
-from vbc.codec.lossy.coding import code_groups as code_lossy_groups
+from vbc.codec.flow.choose_quality import CROPS, sample_of, score_of
+from vbc.codec.flow.encode_levels import geometry_of
+from vbc.codec.flow.lossy_trial import add_level, code_lossy
 from vbc.codec.lossy.coding import code_maps, prior_means
-from vbc.codec.lossy.latents import latent_grid, level_latents
+from vbc.codec.lossy.latents import latent_grid
 from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
@@ -36,6 +36,8 @@ from vbc.codec.train.lossy_net import LossyNet
 
 LOWEST_LAYERED = 10
 """The lowest quality of the lossy pictures that exact levels are trained with."""
+SCORED_TILES = 180
+"""Twenty samples tell the mean score within about 2 points."""
 KNOWN_SIZES = ((1, 1), (23, 40))
 
 
@@ -53,39 +55,6 @@ def lossy_pictures(model: Model, tiles: NDArray[np.uint8], seed: int) -> NDArray
             out[i, :3], out[i, 6] = tile, quality.base
             out[i, 3:6] = code_lossy(model, Discard(), x, quality)[0].numpy()
     return out
-
-
-def code_lossy(model: Model, coder: Coder, x: Tensor, quality: QualityMap) -> Tensor:
-    """Run the lossy levels' encoder over uint8 [1, 3, H, W] in one group; returns their picture."""
-    blocks = geometry_of(x).level_size(1)
-    qualities = quality.on_blocks(*blocks, x.device)
-    target = analyse(model.lossy, x, qualities)
-    window = slice(0, blocks[0]), slice(0, blocks[1])
-    if quality.values is not None:
-        coded = torch.ones(1, dtype=torch.bool)
-        code_maps(model.lossy, coder, [window], quality.base, coded, quality.values)
-    latents = None
-    for level in (1, 2, 3):
-        latents = add_level(model, coder, level, latents, qualities, target[:, level_latents(level)])
-    assert latents is not None
-    return lossy_picture(model, latents, (x.shape[-2], x.shape[-1]), quality)
-
-
-def add_level(
-    model: Model,
-    coder: Coder,
-    level: int,
-    below: Tensor | None,
-    qualities: Tensor,
-    wanted: Tensor | None = None,
-) -> Tensor:
-    """Code a lossy level as one group; returns all latents up to it, int16 [1, C, h, w].
-
-    qualities: int32 [1, 1, h, w].
-    """
-    window = slice(0, qualities.shape[2]), slice(0, qualities.shape[3])
-    part = code_lossy_groups(model.lossy, coder, level, below, [window], qualities, wanted)
-    return part if below is None else torch.cat((below, part), 1)
 
 
 def random_quality(x: Tensor, rng: np.random.Generator, lowest: int = 0) -> QualityMap:
@@ -135,7 +104,34 @@ def export_model(exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | No
     if tiles is not None:
         counter = count_symbols(build_model(tensors), tiles, seed=2)
         tensors["tables"] = refit_tables(prior, counter)
+        n = min(len(tiles), SCORED_TILES) // CROPS**2 * CROPS**2
+        tensors["analysis.score"] = typical_scores(build_model(tensors), tiles[:n])
     return {k: v.contiguous() for k, v in tensors.items()}
+
+
+def typical_scores(model: Model, tiles: NDArray[np.uint8]) -> Tensor:
+    """The score that pictures have on an average at each base, float32 [101], rising.
+
+    tiles: uint8 [N, 3, 128, 128], N a multiple of 9: each nine are a sample of `choose_quality`.
+    """
+    samples = [
+        sample_of(torch.from_numpy(square)[None], None)[0] for square in squares_of_tiles(tiles, CROPS)
+    ]
+    values = [values_for_the_eye(sample) for sample in samples]
+    knots = np.arange(0, 101, 10)
+    means = [
+        np.mean([score_of(model, x, QualityMap(int(q), v)) for x, v in zip(samples, values, strict=True)])
+        for q in knots
+    ]
+    scores = np.interp(np.arange(101), knots, np.maximum.accumulate(means))
+    return torch.from_numpy(scores + 1e-3 * np.arange(101)).float()
+
+
+def squares_of_tiles(tiles: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Pictures of side x side tiles: uint8 [N / side^2, 3, side H, side W] of [N, 3, H, W]."""
+    n, c, h, w = tiles.shape
+    grid = tiles.reshape(n // side**2, side, side, c, h, w).transpose(0, 3, 1, 4, 2, 5)
+    return np.ascontiguousarray(grid.reshape(-1, c, side * h, side * w))
 
 
 def known_answers(model: Model) -> dict[str, str]:

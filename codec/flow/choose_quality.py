@@ -1,0 +1,96 @@
+"""Which qualities a picture is coded with: what its looks need, in place of one number for all pictures.
+
+The same quantiser step looks different in different pictures. An encoder for the eye therefore takes the
+asked quality for a score of SSIMULACRA 2, codes a sample of the picture, looks what score that would have,
+and moves the base by what it is off. Nothing here decides what a bit means.
+"""
+
+import torch
+from torch import Tensor
+
+from vbc.codec.entropy.coder import Discard
+from vbc.codec.flow.lossy_trial import code_lossy
+from vbc.codec.lossy.eye_distance import SMALLEST_SIDE, eye_terms, predicted_score
+from vbc.codec.lossy.map_coding import SQUARE
+from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
+from vbc.codec.model import Model
+from vbc.codec.settings import MAX_QUALITY, EncodeSettings
+
+GOOD_QUALITY, GOOD_SCORE = 60, 70.0
+"""Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""
+CROP, CROPS = 128, 3
+"""A sample is up to 3x3 squares of 128 pixels, spread over the picture."""
+MAX_MOVE = 24
+"""The base is moved by so much at most, and never beyond 0 or 100."""
+
+
+def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
+    """The map for uint8 RGB [1, 3, H, W]. With weights that have no scores the base is the asked quality."""
+    if settings.tune == "psnr":
+        return QualityMap(settings.quality)
+    quality = QualityMap(settings.quality, values_for_the_eye(picture))
+    scores = model.lossy.analysis.get("score")
+    if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
+        return quality
+    base = typical_base(scores, settings.quality)
+    sample, values = sample_of(picture, quality.values)
+    room = min(MAX_MOVE, round(base), MAX_QUALITY - round(base))
+    tried = QualityMap(round(base), values)
+    looks_like = base_of_score(scores, score_of(model, sample, tried))
+    move = max(-room, min(room, round(base - looks_like)))
+    return QualityMap(tried.base + move, quality.values)
+
+
+def typical_base(scores: Tensor, quality: int) -> float:
+    """The base that an asked quality has on typical pictures: 0, that of `GOOD_SCORE` and 100, straight
+    between."""
+    good = base_of_score(scores, GOOD_SCORE)
+    if quality <= GOOD_QUALITY:
+        return good * quality / GOOD_QUALITY
+    return good + (MAX_QUALITY - good) * (quality - GOOD_QUALITY) / (MAX_QUALITY - GOOD_QUALITY)
+
+
+def base_of_score(scores: Tensor, score: float) -> float:
+    """The base at which typical pictures have a score. scores: float32 [101], rising, by base."""
+    above = int(torch.searchsorted(scores.cpu().contiguous(), score))
+    if not 0 < above < len(scores):
+        return float(min(above, MAX_QUALITY))
+    low, high = scores[above - 1].item(), scores[above].item()
+    return above - 1 + (score - low) / (high - low)
+
+
+def sample_of(picture: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Squares of a picture uint8 [1, 3, H, W], side by side as one, and the values of their map.
+
+    Sides of the squares are multiples of 16, so H and W must be 16 at least.
+    """
+    side = min(CROP, *(n // SQUARE * SQUARE for n in picture.shape[-2:]))
+    starts = []
+    for n in picture.shape[-2:]:
+        room = (n - side) // SQUARE
+        count = min(CROPS, n // side)
+        starts.append([room * i // max(1, count - 1) for i in range(count)])
+
+    def pick(plane: Tensor, unit: int) -> Tensor:
+        size = side // SQUARE * unit
+        return torch.cat(
+            [
+                torch.cat([plane[..., y * unit :, x * unit :][..., :size, :size] for x in starts[1]], 3)
+                for y in starts[0]
+            ],
+            2,
+        )
+
+    sample = pick(picture, SQUARE).contiguous(memory_format=torch.channels_last)
+    return sample, None if values is None else pick(values, 1)
+
+
+def score_of(model: Model, sample: Tensor, quality: QualityMap) -> float:
+    """What SSIMULACRA 2 would say of the lossy levels' picture of a sample."""
+    decoded = code_lossy(model, Discard(), sample, quality)
+    side = min(CROP, *sample.shape[-2:])
+    squares = (
+        torch.cat([part for row in torch.split(x, side, 2) for part in torch.split(row, side, 3)]).float()
+        for x in (sample, decoded)
+    )
+    return predicted_score(eye_terms(*squares))
