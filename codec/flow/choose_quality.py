@@ -29,9 +29,9 @@ def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> Q
     if settings.tune == "psnr":
         return QualityMap(settings.quality)
     quality = QualityMap(settings.quality, values_for_the_eye(picture))
-    scores = model.lossy.analysis.get("score")
-    if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
+    if not model.lossy.for_the_eye or min(picture.shape[-2:]) < SMALLEST_SIDE:
         return quality
+    scores = model.lossy.analysis["score"]
     base = typical_base(scores, settings.quality)
     sample, values = sample_of(picture, quality.values)
     room = min(MAX_MOVE, round(base), MAX_QUALITY - round(base))

@@ -33,6 +33,9 @@ BAND_BLOCKS = 16384
 RATE_WEIGHT = (1.0, 0.55, 0.55)
 """Of the encoder's rounding, by level: lambda over the one of training. 0.55 is best on validation tiles;
 level 1 gives a little more, so that the first picture comes early."""
+EYE_WORTH = (22.0, 39.0, 39.0)
+"""Bits for a squared step by level, in weights for the eye: five times closer to plain rounding than what
+pleases squared error, which would flatten texture (docs/decisions/0008-for-the-eye.md)."""
 LETTER_MAX = 127
 """The largest symbol of a table but for the escape."""
 
@@ -113,22 +116,26 @@ def rdo_round(
     t = table.flatten()[where] - model.first_table
     nearer = s - torch.sign(s)
     n_latents = symbols.shape[-1]
-    weight, multiplier = rounding_weights(model, level)
-    q = quality.flatten()[where // n_latents]
-    worse = ((v - nearer).square() - (v - s).square()) * weight[q, where % n_latents]
+    worth = step_worth(model, level)[quality.flatten()[where // n_latents], where % n_latents]
+    worse = ((v - nearer).square() - (v - s).square()) * worth
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
-    better = torch.where(worse < multiplier[q] * saved, nearer, s)
+    better = torch.where(worse < saved, nearer, s)
     return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
 
 
-def rounding_weights(model: LossyModel, level: int) -> tuple[Tensor, Tensor]:
-    """By quality, float32: what a squared step is in RGB, [101, C], and lambda, [101]."""
-    latents = latent_order()[level_latents(level)]
-    gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latents], device=model.step.device)
+def step_worth(model: LossyModel, level: int) -> Tensor:
+    """Bits that an error of a squared step is worth, by quality and latent of a level: float32 [101, C].
+
+    For squared error it is known what a step is in RGB. Weights for the eye have steps that are as coarse as
+    each latent can bear, so a step is worth the same everywhere.
+    """
     steps = model.step[:, level_latents(level)] / 256.0
-    octaves = STEP_OCTAVES * torch.arange(len(steps), device=gain.device)
-    multiplier = 3 * LAGRANGE * (INITIAL_STEP * torch.exp2(-octaves)) ** 2 * RATE_WEIGHT[level - 1]
-    return gain * steps**2, multiplier
+    if model.for_the_eye:
+        return torch.full_like(steps, EYE_WORTH[level - 1])
+    gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latent_order()[level_latents(level)]])
+    octaves = STEP_OCTAVES * torch.arange(len(steps), device=steps.device)
+    bit = 3 * LAGRANGE * (INITIAL_STEP * torch.exp2(-octaves)) ** 2 * RATE_WEIGHT[level - 1]
+    return gain.to(steps.device) * steps**2 / bit[:, None]
 
 
 def letter(symbols: Tensor) -> Tensor:

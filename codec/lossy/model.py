@@ -70,6 +70,11 @@ class LossyModel:
             cost=torch.from_numpy(16 - np.log2(frequencies)),
         )
 
+    @property
+    def for_the_eye(self) -> bool:
+        """Whether the weights were trained for the eye, not for squared error."""
+        return "score" in self.analysis
+
     def to(self, device: torch.device) -> "LossyModel":
         """The model on another device."""
         return replace(
