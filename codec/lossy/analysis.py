@@ -33,9 +33,9 @@ BAND_BLOCKS = 16384
 RATE_WEIGHT = (1.0, 0.55, 0.55)
 """Of the encoder's rounding, by level: lambda over the one of training. 0.55 is best on validation tiles;
 level 1 gives a little more, so that the first picture comes early."""
-EYE_WORTH = (22.0, 39.0, 39.0)
-"""Bits for a squared step by level, in weights for the eye: five times closer to plain rounding than what
-pleases squared error, which would flatten texture (docs/decisions/0008-for-the-eye.md)."""
+EYE_WORTH = (17.0, 31.0, 31.0)
+"""Bits for a squared step by level, in weights for the eye. What pleases squared error comes to about 14, and
+flattens texture (docs/decisions/0008-for-the-eye.md)."""
 LETTER_MAX = 127
 """The largest symbol of a table but for the escape."""
 

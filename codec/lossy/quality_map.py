@@ -40,9 +40,9 @@ def activity_and_brightness(luma: Tensor) -> tuple[Tensor, Tensor]:
     return F.avg_pool2d(activity, SQUARE_BLOCKS), F.avg_pool2d(brightness, SQUARE_BLOCKS)
 
 
-ACTIVITY_SLOPE = 2.0
+ACTIVITY_SLOPE = 3.5
 """Units of quality that a square loses for each octave of activity: texture hides errors."""
-BRIGHTNESS_SLOPE = 6.0
+BRIGHTNESS_SLOPE = 5.0
 """Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
 dark."""
 BAND_ROWS = 1024

@@ -58,6 +58,23 @@ def layered_loss(net: ExactNet) -> Loss:
     return loss
 
 
+def layered_alone_loss(net: ExactNet) -> Loss:
+    """Bits per subpixel given the lossy picture, for the layers that layered files alone use: all others stay
+    as they are.
+
+    Batches as `layered_loss`.
+    """
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(".layered." in name)
+
+    def loss(batch: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        x, lossy = rgb_to_ycocg(batch[:, :3]), rgb_to_ycocg(batch[:, 3:6])
+        value = exact_bits(net, x, lossy, batch[:, 6, 0, 0].float()) / x.numel()
+        return value, {"layered_bpsp": value.item()}
+
+    return loss
+
+
 def validate_exact(net: ExactNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
     """Bits per subpixel on validation tiles in full precision.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vbc.codec.model import build_model
 from vbc.codec.train.checkpoint import load_checkpoint
-from vbc.codec.train.exact_loss import archival_loss, layered_loss, validate_exact
+from vbc.codec.train.exact_loss import archival_loss, layered_alone_loss, layered_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, lossy_pictures, save_model
 from vbc.codec.train.eye_loss import eye_loss, fit_kappa, plane_distance
@@ -21,12 +21,12 @@ from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
-"""Of a whole run; `EYE` is done on request alone."""
-EYE = "eye"
+"""Of a whole run; `EYE` and `LAYERED` are done on request alone."""
+EYE, LAYERED = "eye", "tune-layered"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
-EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT}
+EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
 """What the tuning stages start from."""
-RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4}
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4, LAYERED: 4e-4}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -55,8 +55,9 @@ def train(
     stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    if not set(chosen) <= {*STAGES, EYE}:
-        raise ValueError(f"stage {stage!r}; known are all, tune, {EYE}, {', '.join(STAGES)}")
+    known = {*STAGES, EYE, LAYERED}
+    if not set(chosen) <= known:
+        raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(sorted(known))}")
     if lossy not in ("tune-lossy", EYE):
         raise ValueError(f"lossy network {lossy!r}; known are tune-lossy, {EYE}")
     out.mkdir(parents=True, exist_ok=True)
@@ -105,8 +106,8 @@ def train_stage(
     if tuning:
         model = build_model(export_model(exact, load_lossy(out, lossy), None))
         tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
-        loss = layered_loss(exact)
-        if not checkpoint.exists():
+        loss = layered_loss(exact) if name != LAYERED else layered_alone_loss(exact)
+        if not checkpoint.exists() and name != LAYERED:
             picked = np.random.default_rng(6).permutation(len(tiles))[:START_TILES]
             start_layered(exact, tiles[picked])
     prepare(exact, device)
@@ -138,7 +139,8 @@ def load_lossy(out: Path, lossy: str) -> LossyNet:
 def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     """Write `out/model.safetensors` from the tuned networks."""
     exact = ExactNet()
-    load_checkpoint(out / TUNED_EXACT, exact)
+    layered = out / f"{LAYERED}.safetensors"
+    load_checkpoint(layered if layered.exists() else out / TUNED_EXACT, exact)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
     model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked]))
     size = (out / "model.safetensors").stat().st_size
