@@ -21,7 +21,17 @@ from vbc.codec.settings import EncodeSettings
 
 LAYERED = EncodeSettings(lossless=True)
 ARCHIVAL = EncodeSettings(levels=0, lossless=True)
-PARTS = ("lossy", "lossy-2", "archival", "layered-tuned", "archival-tuned", "half-noise", "packed")
+PARTS = (
+    "lossy",
+    "lossy-2",
+    "lossy-some-maps",
+    "layered-some-maps",
+    "archival",
+    "layered-tuned",
+    "archival-tuned",
+    "half-noise",
+    "packed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def test_every_packet_boundary(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
 def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     for i in level_places(header)[1::17]:
@@ -84,7 +94,7 @@ def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
 def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
     """Of the last level each packet changes its own group's pixels alone, or for lossy ones those near."""
     data, header = grouped_file(name), header_of(name)
