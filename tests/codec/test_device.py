@@ -109,7 +109,7 @@ def test_many_groups(tiny: Model, placed: Model, name: str) -> None:
     part = [decode_image(data[: len(data) // 2], model=m, allow_partial=True) for m in (tiny, placed)]
     assert torch.equal(part[0].rgb, part[1].rgb)
     assert part[0].levels == part[1].levels
-    if not case.tuned:
+    if not case.tuned and not case.some_maps:
         again = encode_image(case.rgb, model=placed, settings=case.settings, **case.others)
         assert again == data
 

@@ -363,8 +363,8 @@ def test_packets_of_other_modes_are_corrupt(tiny: Model) -> None:
             with pytest.raises(Corrupt, match=message):
                 decode_image(broken, model=tiny, allow_partial=partial)
 
-    for name, level in (("lossy", 1), ("lossy", 3), ("layered", 2)):
-        check(name, level, 1, b"\1" + bytes(9), "mode 1")
+    for name, level, mode in (("lossy", 1, 2), ("lossy", 3, 1), ("layered", 2, 1), ("layered", 3, 2)):
+        check(name, level, 1, bytes([mode]) + bytes(9), f"mode {mode}")
         check(name, level, 1, b"", "empty packet")
     for name in ("archival", "layered"):
         last = header_of(name).geometry.last_level
