@@ -52,8 +52,8 @@ FIRST_LONG = 8 * SIDES.lossy[0]
 class Case:
     """A picture and how it is encoded: the settings, and whatever else `encode_image` takes.
 
-    values: of the map of qualities, int16 [1, 1, h, w], in place of those that the encoder chooses. some_maps:
-    the last group of level 1, whose values are 0, has no map.
+    values: of the map of qualities, int16 [1, 1, h, w], in place of those that the encoder chooses.
+    some_maps: the last group of level 1, whose values are 0, has no map.
     """
 
     rgb: Tensor
