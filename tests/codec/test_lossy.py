@@ -272,6 +272,20 @@ def test_synthesis_does_not_depend_on_tiles(shipped: LossyModel) -> None:
                 assert torch.equal(part, at)
 
 
+def test_a_quality_is_seen_near_its_blocks(model: LossyModel) -> None:
+    """In the picture: on its own blocks, and five cells of two pixels around them."""
+    size = (96, 128)
+    latents, levels = random_latents((12, 16)), np.array([[3]])
+    plain = synthesis.synthesise(model, latents, size, levels, one_quality((12, 16), QUALITY))
+    quality = one_quality((12, 16), QUALITY)
+    quality[..., 4:6, 8:10] = 5
+    moved = (synthesis.synthesise(model, latents, size, levels, quality) != plain).any(1)[0]
+    rows, cols = (moved.any(dim).nonzero()[:, 0] for dim in (1, 0))
+    assert moved[32:48, 64:80].float().mean() > 0.1
+    assert 32 - 10 <= rows.min() < rows.max() < 48 + 10
+    assert 64 - 10 <= cols.min() < cols.max() < 80 + 10
+
+
 def test_squares_of_several_levels(model: LossyModel) -> None:
     """Each square is that of a picture all of whose squares have its level; 0 counts as 1."""
     size = (8 * 130 - 5, 8 * 66 - 1)

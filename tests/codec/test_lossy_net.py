@@ -32,6 +32,7 @@ from vbc.codec.lossy.latents import (
     latent_order,
     window_with_halo,
 )
+from vbc.codec.lossy.map_coding import on_blocks
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import inverse_transform
 from vbc.codec.pixels.colour import rgb_to_opponent
@@ -40,6 +41,7 @@ from vbc.codec.train import lossy_net
 from vbc.codec.train.export_nets import export_lossy, integer_basis
 from vbc.codec.train.frequency_tables import initial_tables
 from vbc.codec.train.lossy_net import LossyNet, Widths, parity
+from vbc.codec.train.random_maps import random_maps
 
 CPU = torch.device("cpu")
 
@@ -280,6 +282,23 @@ def test_the_rate_moves_every_network_that_it_depends_on() -> None:
     (sum(b.sum() for b in bits) + picture.square().mean()).backward()
     still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
+
+
+def test_random_maps() -> None:
+    """Whole qualities, one for each square; of one kind constant maps; the same from the same seed."""
+    luma = photo(128, 160)[None, :1].float().expand(64, -1, -1, -1)
+    torch.manual_seed(2)
+    maps = random_maps(luma)
+    assert maps.shape == (64, 1, 16, 20)
+    assert torch.equal(maps, maps.round())
+    assert (maps.min(), maps.max()) == (0, 100), "mixtures reach the limits"
+    squares = maps[..., ::2, ::2]
+    assert torch.equal(on_blocks(squares, 16, 20), maps)
+    n_constant = sum(one.unique().numel() == 1 for one in maps)
+    assert 8 < n_constant < 40
+    torch.manual_seed(2)
+    assert torch.equal(random_maps(luma), maps)
+    assert all(one.unique().numel() == 1 for one in random_maps(luma, constant=True))
 
 
 def shaken(net: LossyNet) -> LossyNet:
