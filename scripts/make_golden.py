@@ -10,9 +10,10 @@ import argparse
 import json
 import struct
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.geometry import LOSSY_LEVELS, SIDES
-from vbc.codec.model import load_model
+from vbc.codec.lossy.map_coding import SQUARE, VALUE_LIMIT
+from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings
 from vbc.codec.train.exact_net import ExactNet
@@ -30,7 +32,7 @@ from vbc.codec.train.lossy_net import LossyNet, Widths
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from checks import decoded_hash  # noqa: E402
+from checks import decoded_hash, payloads_of, rebuild  # noqa: E402
 from pictures import checker, noise, photo, smooth, soft_mask, stripes  # noqa: E402
 
 FOLDER = ROOT / "tests" / "golden"
@@ -48,11 +50,17 @@ FIRST_LONG = 8 * SIDES.lossy[0]
 
 @dataclass(frozen=True)
 class Case:
-    """A picture and how it is encoded: the settings, and whatever else `encode_image` takes."""
+    """A picture and how it is encoded: the settings, and whatever else `encode_image` takes.
+
+    values: of the map of qualities, int16 [1, 1, h, w], in place of those that the encoder chooses.
+    some_maps: the last group of level 1, whose values are 0, has no map.
+    """
 
     rgb: Tensor
     settings: EncodeSettings
     others: dict[str, Any] = field(default_factory=dict)
+    values: Tensor | None = None
+    some_maps: bool = False
 
 
 def gray(rgb: Tensor) -> Tensor:
@@ -73,6 +81,17 @@ def planes(*arrays: np.ndarray) -> Tensor:
 def soft(height: int, width: int) -> Tensor:
     """Alpha: uint8 [height, width]."""
     return planes(soft_mask(height, width))[0]
+
+
+def wild(height: int, width: int, blank: int = 0) -> Tensor:
+    """Values of a map for so many pixels, the extreme ones among them; in the last columns of squares 0."""
+    rows, columns = -(-height // SQUARE), -(-width // SQUARE)
+    rng = np.random.default_rng(5)
+    values = np.rint(rng.normal(0, 4, (rows, columns))).clip(-VALUE_LIMIT, VALUE_LIMIT)
+    extreme = rng.random((rows, columns)) < 0.2
+    values[extreme] = rng.choice([-VALUE_LIMIT, VALUE_LIMIT], (rows, columns))[extreme]
+    values[:, columns - blank :] = 0
+    return torch.from_numpy(values.astype(np.int16))[None, None]
 
 
 LOSSY, LAYERED = EncodeSettings(), EncodeSettings(lossless=True)
@@ -121,6 +140,17 @@ CASES = {
     ),
     "groups-lossy-square": Case(photo(LOSSY_LONG + 8, LOSSY_LONG + 9), EncodeSettings(quality=12)),
     "groups-lossy-wide": Case(photo(16, FIRST_LONG + 20), LOSSY),
+    # maps of qualities: none, and wilder ones than the encoder chooses
+    "no-map": Case(photo(37, 53), EncodeSettings(tune="psnr")),
+    "no-map-layered": Case(photo(33, 40), EncodeSettings(lossless=True, tune="psnr")),
+    "map-wild": Case(photo(173, 131), EncodeSettings(quality=45), values=wild(173, 131)),
+    "map-wild-layered": Case(photo(81, 150), LAYERED, values=wild(81, 150)),
+    "map-one-square": Case(
+        photo(15, 16), EncodeSettings(levels=2), values=torch.full((1, 1, 1, 1), 7).short()
+    ),
+    "map-some-groups": Case(
+        photo(16, FIRST_LONG + 20), LOSSY, values=wild(16, FIRST_LONG + 20, blank=4), some_maps=True
+    ),
 }
 
 
@@ -134,6 +164,29 @@ def tiny_model() -> None:
             if not p.detach().any():  # what starts at zero must be pinned too
                 torch.nn.init.normal_(p, std=0.02)
     save_model(TINY, export_model(exact, lossy, None))
+
+
+def encode(case: Case, model: Model) -> bytes:
+    """The file of a case."""
+    if case.values is None:
+        return encode_image(case.rgb, model=model, settings=case.settings, **case.others)
+    with patch("vbc.codec.pipeline.values_for_the_eye", lambda picture: case.values):
+        data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
+    if case.some_maps:
+        without = replace(case, settings=replace(case.settings, tune="psnr"), values=None)
+        data = with_a_group_of(data, encode(without, model), model)
+    return data
+
+
+def with_a_group_of(data: bytes, other: bytes, model: Model) -> bytes:
+    """A file whose last group of level 1 is that of another file, which says the same in another way."""
+    header, payloads = container.unpack_header(data), payloads_of(data)
+    place = max(i for i, packet in enumerate(header.packets) if packet.level == 1)
+    payloads[place] = payloads_of(other)[place]
+    changed = rebuild(header, payloads)
+    assert changed != data
+    assert decoded_hash(decode_image(changed, model=model)) == decoded_hash(decode_image(data, model=model))
+    return changed
 
 
 def write_known_answers(path: Path) -> None:
@@ -192,7 +245,7 @@ def main() -> None:
         file = FOLDER / f"{name}.vbc"
         if file.exists():
             continue
-        data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
+        data = encode(case, model)
         file.write_bytes(data)
         answers[file.name] = answers_of(data)
     path.write_text(json.dumps(answers, indent=1) + "\n")

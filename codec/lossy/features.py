@@ -102,7 +102,8 @@ def compand(numbers: Numbers, d: Tensor) -> Tensor:
 def quality_planes(numbers: Numbers, quality: Tensor) -> Tensor:
     """What networks see of a map of qualities 0..100, [N, 1, h, w]: it and its square, [N, 2, h, w].
 
-    Both are in -64..63. Their first layers so depend on quality as on a quadratic function, place by place.
+    Both are in -64..63 once `planes` has limited them. First layers so depend on quality as on a quadratic
+    function, place by place.
     """
     t = numbers.shift(quality * QUALITY_GAIN, QUALITY_BITS) - QUALITY_CENTRE
     return torch.cat((t, numbers.drop(t * t, SQUARE_BITS) - QUALITY_CENTRE), 1)

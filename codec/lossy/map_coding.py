@@ -25,7 +25,7 @@ MAP_UNIT = 4
 VALUE_LIMIT = MAX_QUALITY // MAP_UNIT
 """Values are limited to -25..25: from any header's quality to 0 and to 100, almost."""
 N_MAP_TABLES = 9
-"""By the spread of the four nearest values, 0 to 6 and more; the last one is of the coarsest grid."""
+"""By the spread of the four nearest values, 0 to 7 and more; the last one is of the coarsest grid."""
 COARSEST_TABLE = N_MAP_TABLES - 1
 BASE_SIDE = 4
 """The coarsest grid of squares has no side above this."""

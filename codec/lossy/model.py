@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vbc.bitstream.tables import TableSet
 from vbc.codec.lossy.latents import N_SCALES, latent_basis
+from vbc.codec.lossy.map_coding import N_MAP_TABLES
 from vbc.codec.nets.int_nets import IntChain
 from vbc.codec.pixels.interlace import PHASES
 
@@ -52,6 +53,9 @@ class LossyModel:
         Raises KeyError where one is missing, ValueError where one breaks an invariant.
         """
         named = dict(tensors)
+        for name, count in (("lossy.first_table", 3 * N_SCALES), ("lossy.map_table", N_MAP_TABLES)):
+            if not 0 <= int(named[name]) <= len(tables) - count:
+                raise ValueError(f"{name} leads beyond the {len(tables)} tables")
         first_table = int(named["lossy.first_table"])
         frequencies = tables.frequencies[first_table : first_table + 3 * N_SCALES].astype(np.float32)
         analysis = {k.removeprefix(ANALYSIS): t for k, t in named.items() if k.startswith(ANALYSIS)}

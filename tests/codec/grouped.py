@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import group_sides
+from checks import SMALL_SIDES, group_sides, payloads_of, rebuild
 from pictures import checker, noise, photo, soft_mask
 from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
-from vbc.codec.model import load_model
+from vbc.codec.entropy.coder import Coder
+from vbc.codec.lossy.coding import Window, code_maps, window_size
+from vbc.codec.lossy.latents import latent_grid
+from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, VALUE_LIMIT, map_size
+from vbc.codec.lossy.quality_map import QualityMap
+from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import encode_image
 from vbc.codec.settings import EncodeSettings
 
@@ -24,12 +29,16 @@ TINY = Path(__file__).parents[1] / "golden" / "tiny.safetensors"
 
 @dataclass(frozen=True)
 class Case:
-    """What a file is made from; tuned: with corrections of the exact levels, whether they pay or not."""
+    """What a file is made from; tuned: with corrections of the exact levels, whether they pay or not.
+
+    some_maps: the first group of level 1 and every second one from there have a map of qualities, a wild one.
+    """
 
     rgb: Tensor
     settings: EncodeSettings
     others: dict[str, Any] = field(default_factory=dict)
     tuned: bool = False
+    some_maps: bool = False
 
 
 def half_noise() -> Tensor:
@@ -49,6 +58,9 @@ GRAY = photo(HEIGHT, WIDTH)[1:2].expand(3, -1, -1).contiguous()
 CASES = {
     "lossy": Case(photo(HEIGHT, WIDTH), EncodeSettings()),
     "lossy-2": Case(photo(HEIGHT, WIDTH), EncodeSettings(levels=2, quality=80), {"alpha": planes(SOFT)[0]}),
+    "lossy-some-maps": Case(photo(HEIGHT, WIDTH), EncodeSettings(), some_maps=True),
+    "lossy-no-map": Case(photo(HEIGHT, WIDTH), EncodeSettings(tune="psnr")),
+    "layered-some-maps": Case(photo(HEIGHT, WIDTH), LAYERED, some_maps=True),
     "archival": Case(photo(HEIGHT, WIDTH), ARCHIVAL),
     "layered": Case(photo(HEIGHT, WIDTH), LAYERED),
     "archival-tuned": Case(photo(HEIGHT, WIDTH), EncodeSettings(levels=0, lossless=True), tuned=True),
@@ -73,7 +85,45 @@ def grouped_file(name: str) -> bytes:
             for module in ("level", "tuning_fit"):
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)
             patch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
-        return encode_image(case.rgb, model=load_model(TINY), settings=case.settings, **case.others)
+        if case.some_maps:
+            patch.setattr("vbc.codec.pipeline.values_for_the_eye", lambda picture: wild_values())
+            patch.setattr("vbc.codec.flow.encode_levels.encode_maps", encode_some_maps)
+            patch.setattr("vbc.codec.pipeline.check_lossless", lambda *_: None)  # modes are not right yet
+        data = encode_image(case.rgb, model=load_model(TINY), settings=case.settings, **case.others)
+        return without_map_modes(data) if case.some_maps else data
+
+
+def has_map(group: int) -> bool:
+    """Whether a group of level 1 has a map in a file with some maps; they follow each other in a row."""
+    return group % 2 == 0
+
+
+def wild_values() -> Tensor:
+    """Values of a map, all kinds of them, 0 in groups without one: int16 [1, 1, h, w]."""
+    rows, columns = map_size(*latent_grid(HEIGHT, WIDTH))
+    values = np.random.default_rng(8).integers(-VALUE_LIMIT, VALUE_LIMIT + 1, (rows, columns))
+    groups = np.arange(columns) // (SMALL_SIDES.lossy[0] // SQUARE_BLOCKS)
+    values[:, [not has_map(group) for group in groups]] = 0
+    return torch.from_numpy(values.astype(np.int16))[None, None]
+
+
+def encode_some_maps(model: Model, writer: Coder, windows: list[Window], quality: QualityMap) -> None:
+    """As `encode_maps`, but not of all groups."""
+    assert quality.values is not None
+    coded = torch.tensor([has_map(cols.start // SMALL_SIDES.lossy[0]) for _, cols in windows])
+    h, w = map_size(*window_size(windows))
+    lefts = [cols.start // SQUARE_BLOCKS for _, cols in windows]
+    wanted = torch.cat([quality.values[..., :h, left : left + w] for left in lefts])
+    code_maps(model.lossy, writer, windows, quality.base, coded, wanted)
+
+
+def without_map_modes(data: bytes) -> bytes:
+    """The file again, the groups of level 1 that have no map in mode 0."""
+    header, payloads = container.unpack_header(data), payloads_of(data)
+    for packet, payload in zip(header.packets, payloads, strict=True):
+        if packet.level == 1 and not has_map(packet.part - 1):
+            payload[0] = 0
+    return rebuild(header, payloads)
 
 
 def level_places(header: Header) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import Window, code_groups, window_size
 from vbc.codec.lossy.latents import LEVEL_LATENTS, latent_grid, level_latents
+from vbc.codec.lossy.map_coding import map_size, on_blocks
 from vbc.codec.lossy.model import LossyModel
 
 NO_TABLE = 1024
@@ -80,10 +81,25 @@ def cut(planes: Tensor, group: list[Window]) -> Tensor:
     return torch.cat([planes[..., rows, cols] for rows, cols in group])
 
 
+def one_quality(size: tuple[int, int], quality: int) -> Tensor:
+    """The same quality for all blocks, int32 [1, 1, h, w]."""
+    return torch.full((1, 1, *size), quality, dtype=torch.int32)
+
+
+def many_qualities(size: tuple[int, int], lowest: int = 0, highest: int = 100) -> Tensor:
+    """A map of so many blocks whose squares have all kinds of qualities, int32 [1, 1, h, w]."""
+    rng = torch.Generator().manual_seed(size[0] * size[1])
+    squares = torch.randint(lowest, highest + 1, (1, 1, *map_size(*size)), generator=rng, dtype=torch.int32)
+    return on_blocks(squares, *size)
+
+
 def code_picture(
-    model: LossyModel, rgb: Tensor, quality: int, sides: tuple[int, ...] = SIDES, optimise: bool = True
+    model: LossyModel, rgb: Tensor, quality: Tensor, sides: tuple[int, ...] = SIDES, optimise: bool = True
 ) -> tuple[Tensor, list[list[Recorder]]]:
-    """All latents of uint8 [1, 3, H, W], int16 [1, 192, h, w], and the recorders of each level's batches."""
+    """All latents of uint8 [1, 3, H, W], int16 [1, 192, h, w], and the recorders of each level's batches.
+
+    quality: of its blocks, int32 [1, 1, h, w].
+    """
     size = latent_grid(rgb.shape[-2], rgb.shape[-1])
     target = analyse(model, rgb, quality)
     latents = torch.zeros_like(target)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from checks import group_sides, payloads_of, rebuild
-from grouped import ARCHIVAL, LAYERED, TINY
+from checks import decoded_hash, group_sides, payloads_of, rebuild
+from grouped import ARCHIVAL, LAYERED, TINY, grouped_file
 from pictures import noise, photo, soft_mask
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from vbc.codec.entropy.tensor_coder import TensorReader
 from vbc.codec.exact import level as exact_level
 from vbc.codec.flow import decode_list, decode_state
 from vbc.codec.model import Model, load_model, place
-from vbc.codec.pipeline import encode_image
+from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings
 from vbc.kernels import predict
 
@@ -45,7 +45,7 @@ def pictures() -> list[Tensor]:
     """Three of one size; part of the last one is noise, which is stored plain."""
     rgb = photo(HEIGHT, WIDTH)
     noisy = rgb.clone()
-    noisy[..., 64:128] = noise(HEIGHT, 64)
+    noisy[..., 64:104] = noise(HEIGHT, 40)
     return [rgb, 255 - rgb.flip(2), noisy]
 
 
@@ -94,6 +94,16 @@ def test_one_batch(tiny: Model, placed: Model, settings: EncodeSettings, tuned: 
     assert batches_of(data) == [[0, 1, 2]]
     assert max(packet.part for packet in container.unpack_header(data[0]).packets) > 3
     check_as_alone(data, tiny, placed)
+
+
+def test_maps_of_some_groups_and_pictures_are_one_batch(tiny: Model, placed: Model) -> None:
+    """In a batch of groups some have a map of qualities, and their numbers differ from picture to picture."""
+    names = ("lossy-no-map", "lossy-some-maps", "lossy", "lossy-some-maps")
+    data = [grouped_file(name) for name in names]
+    assert batches_of(data) == [[0, 1, 2, 3]]
+    check_as_alone(data, tiny, placed)
+    check_as_alone(data[::-1], tiny, placed)
+    assert len({decoded_hash(decode_image(one, model=tiny)) for one in data}) == 3
 
 
 def modes(data: bytes, shared: bool = False) -> set[int]:

@@ -346,7 +346,7 @@ def test_extreme_planes_through_a_chain(shipped: Model) -> None:
     n = chain.layers[0].weight.shape[1]
     for value in (-64, 63):
         planes = torch.full((1, n, 2 * chain.radius + 3, 2 * chain.radius + 2), value)
-        out = chain(planes, 100, 2)
+        out = chain(planes, 2)
         assert out.shape[-2:] == (3, 2)
         assert (out == out[..., :1, :1]).all()
 

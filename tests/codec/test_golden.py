@@ -8,6 +8,7 @@ from checks import decode_answer, decoded_hash
 
 from vbc.bitstream import container
 from vbc.codec.exact import level
+from vbc.codec.flow.decode_state import CODED, CODED_WITH_MAP
 from vbc.codec.model import Model
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -15,25 +16,28 @@ ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_t
 
 
 def test_no_file_is_missing() -> None:
-    assert len(ANSWERS) >= 29
+    assert len(ANSWERS) >= 35
     assert {p.name for p in FOLDER.glob("*.vbc")} == set(ANSWERS)
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 1_000_000
 
 
 def test_they_have_every_mode_and_kind() -> None:
-    """Modes of exact packets; several groups at every kind of level; every unit that is no metadata."""
-    modes, units, flags, divided = set(), set(), set(), set()
+    """Modes of packets; several groups at every kind of level; every unit that is no metadata."""
+    modes, lossy_modes, units, flags, divided = set(), set(), set(), set(), set()
     for name in ANSWERS:
         data = (FOLDER / name).read_bytes()
         header = container.unpack_header(data)
         flags.add(header.flags)
         for i, packet in enumerate(header.packets):
             units.add(packet.unit)
+            if packet.level == 1:
+                lossy_modes.add(container.read_packet(data, header, i)[0])
             if packet.level > 3:
                 modes.add(container.read_packet(data, header, i)[0])
             if packet.part > 1:
                 divided.add(packet.level if packet.level <= 3 else (header.archival, packet.level > 4))
     assert modes == {level.CODED, level.RAW, level.TUNED, level.RAW_GRAY, level.PACKED}
+    assert lossy_modes == {CODED, CODED_WITH_MAP}
     assert flags == {0, container.LOSSLESS, container.LOSSLESS | container.ARCHIVAL}
     assert divided == {1, 2, 3, (True, True), (False, True)}
     assert units >= {container.ALPHA, container.LOW, container.PIXEL_HASH}

@@ -19,7 +19,17 @@ from vbc.kernels.conv import IntConv
 
 @pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize(
-    "name", ["lossy", "lossy-2", "archival", "layered-tuned", "half-noise", "deep-gray-alpha", "packed"]
+    "name",
+    [
+        "lossy",
+        "lossy-some-maps",
+        "lossy-2",
+        "archival",
+        "layered-tuned",
+        "half-noise",
+        "deep-gray-alpha",
+        "packed",
+    ],
 )
 def test_pictures_are_those_of_prefixes(tiny: Model, name: str) -> None:
     """A picture after each packet, or some of them, is what decoding that prefix gives."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from lossy_tools import NO_TABLE, code_picture
+from lossy_tools import NO_TABLE, code_picture, many_qualities
 from pictures import photo
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from vbc.codec.lossy.features import (
     neighbour_planes,
     parity_places,
     prior_planes,
+    quality_planes,
 )
 from vbc.codec.lossy.latents import (
     LEVEL_LATENTS,
@@ -31,6 +32,7 @@ from vbc.codec.lossy.latents import (
     latent_order,
     window_with_halo,
 )
+from vbc.codec.lossy.map_coding import on_blocks
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import inverse_transform
 from vbc.codec.pixels.colour import rgb_to_opponent
@@ -39,6 +41,7 @@ from vbc.codec.train import lossy_net
 from vbc.codec.train.export_nets import export_lossy, integer_basis
 from vbc.codec.train.frequency_tables import initial_tables
 from vbc.codec.train.lossy_net import LossyNet, Widths, parity
+from vbc.codec.train.random_maps import random_maps
 
 CPU = torch.device("cpu")
 
@@ -52,12 +55,24 @@ def values(*shape: int) -> Tensor:
     return x.int()
 
 
+def all_qualities(*shape: int) -> Tensor:
+    """int32 [N, 1, h, w], 0..100, both extremes among them."""
+    x = torch.randint(0, 101, shape, generator=torch.Generator().manual_seed(3), dtype=torch.int32)
+    x.view(-1)[:2] = torch.tensor([0, 100])
+    return x
+
+
 def check_twins(whole: Tensor, real: Tensor) -> None:
-    """An integer feature is the float one, rounded here and there; both are in -64..63."""
+    """An integer feature is the float one, rounded here and there; both are in -64..63.
+
+    The last plane is the square of a rounded number, up to 64, over 32.
+    """
     assert whole.dtype == torch.int8
     assert whole.shape == real.shape
     assert (int(whole.min()), int(whole.max())) == (-64, 63), "the test reaches the limits"
-    assert (whole.double() - real).abs().max() <= 1
+    error = (whole.double() - real).abs()
+    assert error[:, :-1].max() <= 1
+    assert error[:, -1].max() < 2.5
 
 
 # Latents
@@ -100,6 +115,17 @@ def test_integer_inverse_transform_follows_the_float_one() -> None:
 # Features: integers and floats
 
 
+def test_quality_twins() -> None:
+    """All qualities, as the format says, and apart from each other."""
+    q = torch.arange(101, dtype=torch.int32).view(1, 1, 1, 101)
+    whole = INTEGERS.planes(quality_planes(INTEGERS, q))
+    check_twins(whole, FLOATS.planes(quality_planes(FLOATS, q.double())))
+    assert whole[0, :, 0, [0, 50, 100]].tolist() == [[-64, -1, 63], [63, -64, 60]]
+    ramp = whole[0, 0, 0].int()
+    assert (ramp.diff() > 0).all()
+    assert torch.equal(whole[0, 1, 0].int(), ((ramp * ramp >> 5) - 64).clamp(max=63))
+
+
 def test_compand_twins() -> None:
     d = torch.arange(-511, 512, dtype=torch.int32)
     whole, real = compand(INTEGERS, d), compand(FLOATS, d.double())
@@ -110,8 +136,10 @@ def test_compand_twins() -> None:
 
 @pytest.mark.parametrize("channels", [6, 48])
 def test_prior_twins(channels: int) -> None:
-    below = values(2, channels, 9, 11)
-    check_twins(prior_planes(INTEGERS, below), prior_planes(FLOATS, below.double()))
+    below, quality = values(2, channels, 9, 11), all_qualities(2, 1, 7, 9)
+    whole = prior_planes(INTEGERS, below, quality)
+    check_twins(whole, prior_planes(FLOATS, below.double(), quality.double()))
+    assert torch.equal(whole[:, -2:], INTEGERS.planes(quality_planes(INTEGERS, quality))), "they come last"
 
 
 def test_context_twins() -> None:
@@ -120,19 +148,26 @@ def test_context_twins() -> None:
     base, real = context_base(INTEGERS, four), context_base(FLOATS, reals)
     assert (base - real).abs().max() <= 0.5
     assert not base[:, 1:4].any()
-    check_twins(context_planes(INTEGERS, four, base), context_planes(FLOATS, reals, real))
+    quality = all_qualities(2, 1, 9, 7)
+    whole = context_planes(INTEGERS, four, base, quality)
+    check_twins(whole, context_planes(FLOATS, reals, real, quality.double()))
+    assert torch.equal(whole[:, -2:], INTEGERS.planes(quality_planes(INTEGERS, quality)))
 
 
 def test_neighbour_twins() -> None:
     symbols, relative = values(2, 42, 5, 6) >> 5, values(2, 42, 5, 6) >> 4
-    whole = neighbour_planes(INTEGERS, symbols.to(torch.int16), relative)
-    check_twins(whole, neighbour_planes(FLOATS, symbols.double(), relative.double()))
+    quality = all_qualities(2, 1, 5, 6)
+    whole = neighbour_planes(INTEGERS, symbols.to(torch.int16), relative, quality)
+    check_twins(whole, neighbour_planes(FLOATS, symbols.double(), relative.double(), quality.double()))
+    assert torch.equal(whole[:, -2:], INTEGERS.planes(quality_planes(INTEGERS, quality)))
 
 
 def test_enhance_twins() -> None:
     cells = values(2, 12, 18, 22)
-    whole, real = (enhance_planes(n, x, 5) for n, x in ((INTEGERS, cells), (FLOATS, cells.double())))
-    check_twins(whole, real)
+    quality = all_qualities(2, 1, 16, 20)
+    whole = enhance_planes(INTEGERS, cells, 5, quality)
+    check_twins(whole, enhance_planes(FLOATS, cells.double(), 5, quality.double()))
+    assert torch.equal(whole[:, -2:], INTEGERS.planes(quality_planes(INTEGERS, quality)))
     # cells of a block, counted from its first: edge, inside, inside, edge; the halo of 5 comes before
     assert whole[0, 12, 5:9, 3].tolist() == [32, -32, -32, 32]
     assert whole[0, 13, 3, 5:9].tolist() == [32, -32, -32, 32]
@@ -145,14 +180,19 @@ def test_passes_cover_every_block_once(size: tuple[int, int], numbers: Numbers) 
     latents = torch.full((1, 6, *size), -1)
     latents = latents.int() if numbers is INTEGERS else latents.double()
     seen = torch.zeros(size, dtype=torch.int)
-    for order, part in enumerate(interlaced_passes(numbers, latents)):
+    quality = torch.arange(latents[0, 0].numel()).view(1, 1, *size) % 101
+    quality = quality.int() if numbers is INTEGERS else quality.double()
+    for order, part in enumerate(interlaced_passes(numbers, latents, quality)):
         here = seen[part.rows, part.cols]
         assert here.numel()
         here += 1
         assert (part.phase is None) == (order == 0)
         if part.base is not None and part.planes is not None:
             assert part.base.shape[-2:] == here.shape
-            assert part.planes.shape[1:] == (30, here.shape[0] + 4, here.shape[1] + 4)
+            assert part.planes.shape[1:] == (32, here.shape[0] + 4, here.shape[1] + 4)
+            inside = numbers.planes(quality_planes(numbers, quality[..., part.rows, part.cols]))
+            padded = torch.nn.functional.pad(inside.double(), (2, 2, 2, 2), mode="replicate")
+            assert torch.equal(part.planes[:, 30:].double(), padded), "the qualities of its blocks, repeated"
             assert (part.base[:, [0, 4, 5]] >= 0).all(), "-1 is unknown"
             assert part.use == (0 if part.rows.step == 2 else 1)
         latents[..., part.rows, part.cols] = 1000 * order
@@ -166,7 +206,7 @@ def test_the_base_is_right_on_a_slope(numbers: Numbers) -> None:
     truth = slope.expand(1, 6, -1, -1).to(torch.int32 if numbers is INTEGERS else torch.float64)
     latents = torch.zeros_like(truth)
     checked = 0
-    for part in interlaced_passes(numbers, latents):
+    for part in interlaced_passes(numbers, latents, truth[:, :1] % 101):
         here = truth[..., part.rows, part.cols]
         if part.base is not None:
             inner = part.base[:, [0, 4, 5], 1:-1, 1:-1]
@@ -181,10 +221,11 @@ def test_flat_areas_give_zeros() -> None:
     for value in (-8000, -77, 1, 400, 12000):
         below = torch.full((1, 6, 5, 5), value, dtype=torch.int32)
         means = [0, 4, 5, 6, 10, 11]
-        assert not prior_planes(INTEGERS, below)[:, means].any()
-        assert prior_planes(INTEGERS, below)[:, 1:4].any() == (abs(value) > 3)
+        planes = prior_planes(INTEGERS, below, all_qualities(1, 1, 3, 3))
+        assert not planes[:, means].any()
+        assert planes[:, 1:4].any() == (abs(value) > 3)
         cells = torch.full((1, 12, 6, 6), value, dtype=torch.int32)
-        assert not enhance_planes(INTEGERS, cells, 0)[:, :12].any()
+        assert not enhance_planes(INTEGERS, cells, 0, all_qualities(1, 1, 4, 4))[:, :12].any()
 
 
 def test_borders_are_repeated() -> None:
@@ -216,11 +257,11 @@ def test_levels_of_the_float_model_fit_together() -> None:
     torch.manual_seed(4)
     net = LossyNet()
     planes = rgb_to_opponent(photo(64, 64)[None].float() - 128)
-    q = torch.tensor([100.0])
+    q = torch.full((1, 1, 8, 8), 100.0)
     with torch.no_grad():
         latents, bits = net(planes, q)
         assert [z.shape[1] for z in latents] == [6, 42, 144]
-        assert all(b > 0 for b in bits)
+        assert all((b > 0).all() for b in bits)
         errors = []
         for n in (1, 2, 3):
             picture = net.synthesise(net.complete(latents[:n], q), q, n)
@@ -234,26 +275,49 @@ def test_the_rate_moves_every_network_that_it_depends_on() -> None:
     torch.manual_seed(5)
     net = shaken(LossyNet(Widths(8, 8, 8, 8, 8)))
     planes = rgb_to_opponent(torch.stack((photo(64, 64), photo(64, 80)[:, :, 16:])).float() - 128)
-    latents, bits = net(planes, torch.tensor([60.0, 90.0]))
-    assert bits[0].shape == (2,)
-    picture = net.synthesise(torch.cat(latents, 1), torch.tensor([60.0, 90.0]), 3)
+    q = torch.cat((many_qualities((8, 8)), torch.full((1, 1, 8, 8), 90))).float()
+    latents, bits = net(planes, q)
+    assert all(b.shape == (2, 8, 8) for b in bits)
+    picture = net.synthesise(torch.cat(latents, 1), q, 3)
     (sum(b.sum() for b in bits) + picture.square().mean()).backward()
     still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
+
+
+def test_random_maps() -> None:
+    """Whole qualities, one for each square; of one kind constant maps; the same from the same seed."""
+    luma = photo(128, 160)[None, :1].float().expand(64, -1, -1, -1)
+    torch.manual_seed(2)
+    maps = random_maps(luma)
+    assert maps.shape == (64, 1, 16, 20)
+    assert torch.equal(maps, maps.round())
+    assert (maps.min(), maps.max()) == (0, 100), "mixtures reach the limits"
+    squares = maps[..., ::2, ::2]
+    assert torch.equal(on_blocks(squares, 16, 20), maps)
+    n_constant = sum(one.unique().numel() == 1 for one in maps)
+    assert 8 < n_constant < 40
+    torch.manual_seed(2)
+    assert torch.equal(random_maps(luma), maps)
+    assert all(one.unique().numel() == 1 for one in random_maps(luma, constant=True))
 
 
 def shaken(net: LossyNet) -> LossyNet:
     """The network with heads and biases that depend on everything, for it begins with zeros."""
     with torch.no_grad():
         for name, p in net.named_parameters():
-            if name.endswith(("head.weight", "analysis_out.weight", "coefficients")):
+            if name.endswith(("head.weight", "analysis_out.weight", "coefficients", "use_bias")):
                 p.add_(0.02 * torch.randn_like(p))
         net.first_scale.copy_(torch.tensor([8.0, 5, 5, 4, 6, 6]))
     return net
 
 
-def test_integer_levels_follow_the_float_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantised training form against the coder's integers: each level's bits, within 1 %.
+@pytest.mark.parametrize(("spread", "tolerance"), [(0, 0.01), (20, 0.015)])
+def test_integer_levels_follow_the_float_network(
+    monkeypatch: pytest.MonkeyPatch, spread: int, tolerance: float
+) -> None:
+    """Quantised training form against the coder's integers: each level's bits, within 1 % or so.
+
+    With one quality, and with a map of many, at some of which scales are rounded less luckily than at 80.
 
     The noise of training is set to what rounding does, so that both code the same symbols; and scales are
     rounded to quarter octaves, as the tables' are (halves up: that alone is up to 4 % where most symbols are
@@ -277,12 +341,13 @@ def test_integer_levels_follow_the_float_network(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         model = LossyModel.load(export_lossy(net) | tensors, tables)
         planes = rgb_to_opponent(x.float() - 128)
-        latents, bits = net(planes, torch.tensor([80.0]))
-        coded, recorders = code_picture(model, x, 80, optimise=False)
+        quality = many_qualities((16, 20), 80 - spread, 80 + spread)
+        latents, bits = net(planes, quality.float())
+        coded, recorders = code_picture(model, x, quality, optimise=False)
     for level, estimate in enumerate(bits, 1):
         (recorder,) = recorders[level - 1]
         actual = sum(code_length(tables, index, symbols) for index, symbols in recorder.steps)
-        assert actual == pytest.approx(estimate.item(), rel=0.01), level
+        assert actual == pytest.approx(estimate.sum().item(), rel=tolerance), level
         z = coded[:, LEVEL_START[level - 1] : LEVEL_START[level]] / 8
         assert z.shape[1] == LEVEL_LATENTS[level - 1]
         assert ((z - latents[level - 1]).abs() < 1).float().mean() > 0.94, (

@@ -21,7 +21,17 @@ from vbc.codec.settings import EncodeSettings
 
 LAYERED = EncodeSettings(lossless=True)
 ARCHIVAL = EncodeSettings(levels=0, lossless=True)
-PARTS = ("lossy", "lossy-2", "archival", "layered-tuned", "archival-tuned", "half-noise", "packed")
+PARTS = (
+    "lossy",
+    "lossy-2",
+    "lossy-some-maps",
+    "layered-some-maps",
+    "archival",
+    "layered-tuned",
+    "archival-tuned",
+    "half-noise",
+    "packed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,7 @@ def test_every_packet_boundary(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
 def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     for i in level_places(header)[1::17]:
@@ -84,7 +94,7 @@ def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
 def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
     """Of the last level each packet changes its own group's pixels alone, or for lossy ones those near."""
     data, header = grouped_file(name), header_of(name)
@@ -353,8 +363,8 @@ def test_packets_of_other_modes_are_corrupt(tiny: Model) -> None:
             with pytest.raises(Corrupt, match=message):
                 decode_image(broken, model=tiny, allow_partial=partial)
 
-    for name, level in (("lossy", 1), ("lossy", 3), ("layered", 2)):
-        check(name, level, 1, b"\1" + bytes(9), "mode 1")
+    for name, level, mode in (("lossy", 1, 2), ("lossy", 3, 1), ("layered", 2, 1), ("layered", 3, 2)):
+        check(name, level, 1, bytes([mode]) + bytes(9), f"mode {mode}")
         check(name, level, 1, b"", "empty packet")
     for name in ("archival", "layered"):
         last = header_of(name).geometry.last_level

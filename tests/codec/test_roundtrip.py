@@ -21,6 +21,7 @@ from vbc.codec.flow.encode_levels import (
     lossy_picture,
     n_bytes,
 )
+from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.model import Model
 from vbc.codec.pipeline import SelfCheckFailed, decode_image, encode_image, size_limit, verify
 from vbc.codec.settings import EncodeSettings
@@ -180,25 +181,35 @@ def test_the_highest_quality_that_fits(tiny: Model) -> None:
     picture = x[None].contiguous(memory_format=torch.channels_last)
     # plain samples, whatever the quality, so that only the lossy levels change the size
     assert {body[0] for body in payloads_of(data)[3:-1]} == {1}
-    sizes = [n_bytes(encode_lossy(picture, tiny, 3, q)[0]) for q in (quality, quality + 1)]
+    values = values_for_the_eye(picture)
+    assert values is not None
+    sizes = [
+        n_bytes(encode_lossy(picture, tiny, 3, QualityMap(q, values))[0]) for q in (quality, quality + 1)
+    ]
     assert sizes[0] == n_lossy
     assert others + sizes[1] > limit
 
 
+@pytest.mark.parametrize("with_map", [False, True])
 @pytest.mark.parametrize("asked", [0, 1, 37, 100])
-def test_the_search_for_a_quality(tiny: Model, asked: int) -> None:
+def test_the_search_for_a_quality(tiny: Model, asked: int, with_map: bool) -> None:
     """The highest below the one asked for that fits, for every budget; zeros where none fits."""
     picture = photo(40, 48)[None].contiguous(memory_format=torch.channels_last)
-    sizes = [n_bytes(encode_lossy(picture, tiny, 3, q)[0]) for q in range(asked)]
+    values = values_for_the_eye(picture) if with_map else None
+    assert (values is not None) == with_map
+    maps = [QualityMap(q, values) for q in range(asked + 1)]
+    sizes = [n_bytes(encode_lossy(picture, tiny, 3, quality)[0]) for quality in maps[:asked]]
     assert sizes == sorted(sizes), "on a photograph they grow"
     budgets = {sizes[asked // 2], sizes[asked // 2] - 1, sizes[0], sizes[-1] + 1} if sizes else set()
     for budget in {0, 60, *budgets}:
-        quality, packets, latents = encode_lossy_below(picture, tiny, asked, budget)
+        quality, packets, latents = encode_lossy_below(picture, tiny, maps[asked], budget)
         fitting = [q for q in range(asked) if sizes[q] <= budget]
-        assert quality == max(fitting, default=0)
+        assert quality.base == max(fitting, default=0)
         if fitting:
+            assert quality.values is values, "the map stays"
             assert packets == encode_lossy(picture, tiny, 3, quality)[0]
         else:
+            assert quality.values is None
             assert n_bytes(packets) <= max(budget, 64)
         decoded = lossy_picture(tiny, latents, (40, 48), quality)
         assert decoded.shape == picture.shape

@@ -196,6 +196,7 @@ def test_exit_codes_of_broken_files(tmp_path: Path, lossy: bytes, name: str) -> 
         ("--levels", "4"),
         ("--quality", "101"),
         ("--effort", "9"),
+        ("--tune", "ear"),
         ("--metadata", "some"),
         ("--model", "nowhere.safetensors"),
         ("-j", "0"),
@@ -519,6 +520,26 @@ def test_info_names_the_bytes_of_a_region(tmp_path: Path) -> None:
     )
 
 
+def first_mode(data: bytes) -> int:
+    """First byte of level 1: 1 where a map of qualities is there."""
+    return data[container.unpack_header(data).ends[0] - container.unpack_header(data).packets[0].length]
+
+
+def test_tune(tmp_path: Path) -> None:
+    """What the lossy levels please; the default is the eye."""
+    image = saved(tmp_path / "a.png", make_example(90, 60))
+    files = {}
+    for tune in ("eye", "psnr", None):
+        options = () if tune is None else ("--tune", tune)
+        assert codec("encode", image, "-o", tmp_path / "a.vbc", "--metadata", "none", *options).exit_code == 0
+        files[tune] = (tmp_path / "a.vbc").read_bytes()
+    assert files[None] == files["eye"] != files["psnr"]
+    assert (first_mode(files["eye"]), first_mode(files["psnr"])) == (1, 0)
+    for tune in ("eye", "psnr"):
+        row = json.loads(codec("eval", image, "--tune", tune, "--json").stdout.splitlines()[0])
+        assert row["n_bytes"] == len(files[tune])
+
+
 def test_eval(image: Path, tmp_path: Path) -> None:
     result = codec("eval", tmp_path, "--quality", 20, "--quality", 60, "--json")
     assert result.exit_code == 0
@@ -706,3 +727,5 @@ def test_options_that_do_not_go_together() -> None:
     ):
         with pytest.raises(ValueError, match=r"\d"):
             vbc.codec.encode(RGB, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="eye or psnr"):
+        vbc.codec.encode(RGB, tune="ear")  # type: ignore[arg-type]

@@ -141,18 +141,21 @@ MOST_BYTES = 8_000_000
 def test_weights_are_shipped() -> None:
     """Every set is in the index with the hashes that it has, none is in the folder without, all are small."""
     from vbc.codec.model import installed, load_model
+    from vbc.codec.settings import TUNES
 
     index = installed()
     assert index == json.loads((WEIGHTS / "index.json").read_text())
     assert {entry["file"] for entry in index} == {path.name for path in WEIGHTS.glob("*.safetensors")}
-    assert len({(entry["model"], entry["tables"]) for entry in index}) == len(index) > 0
+    assert len({tuple(sorted(entry.items())) for entry in index}) == len(index) > 0
     for entry in index:
-        assert set(entry) == {"file", "model", "tables"}
+        assert set(entry) == {"file", "model", "tables", "tune"}
         model = load_model(WEIGHTS / entry["file"])
         assert (model.hash.hex(), model.tables.digest.hex()) == (entry["model"], entry["tables"])
     for path in WEIGHTS.rglob("*.safetensors"):
         assert path.stat().st_size <= MOST_BYTES, path
-    assert load_model().hash.hex() == index[-1]["model"], "the newest is the last"
+    for tune in TUNES:
+        newest = [entry["model"] for entry in index if entry["tune"] == tune][-1]
+        assert load_model(tune=tune).hash.hex() == newest, "the newest is the last"
 
 
 def test_weights_are_installed_with_the_package() -> None:

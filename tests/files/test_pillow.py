@@ -62,6 +62,16 @@ def test_gray_stays_gray() -> None:
     assert np.array_equal(np.asarray(again), np.asarray(im))
 
 
+def test_save_takes_what_encode_takes() -> None:
+    """They are those of `encode`."""
+    im = Image.fromarray(make_example(90, 60))
+    for options in ({"tune": "psnr"}, {"tune": "eye", "quality": 30}, {"levels": 1}):
+        assert saved(im, **options) == vbc.codec.encode(im, **options)  # type: ignore[arg-type]
+    assert saved(im) == saved(im, tune="eye") != saved(im, tune="psnr")
+    with pytest.raises(ValueError, match="eye or psnr"):
+        saved(im, tune="ear")
+
+
 @pytest.mark.parametrize(("mode", "shape"), [("LA", (9, 14, 2)), ("RGBA", (9, 14, 4)), ("I;16", (9, 14))])
 def test_alpha_and_depth(mode: str, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)

@@ -126,7 +126,7 @@ def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None
     for name, dtype, shape in tensors_of_the_text():
         if dtype == "chain":
             layers = chain_of_the_text(name, *(int(part.split()[0]) for part in shape))
-            wanted[f"{name}.condition"] = "i32", [shape[3].split()[0], "101", "w"]
+            wanted[f"{name}.condition"] = "i32", [shape[3].split()[0], "w"]
         elif dtype == "layer":
             layers = {name: shape}
         else:
@@ -333,6 +333,7 @@ def make_up(
     """Packets of all groups of all levels with made-up symbols, and the picture they give.
 
     plain: every so many exact groups hold plain pixels; tuned: every so many levels have a part 0. 0: none.
+    Odd parts of level 1 have a map of qualities.
     """
     geometry = Geometry(header.height, header.width)
     rng = np.random.default_rng(11)
@@ -349,6 +350,8 @@ def make_up(
             elif level > 4 and plain and part % plain == 0:
                 new = rows * columns - -(-rows // 2) * -(-columns // 2)
                 shells.append((level, part, b"\3" + rng.integers(0, 256, new, np.uint8).tobytes()))
+            elif level == 1:
+                shells.append((level, part, b"\1" if part % 2 else b"\0"))
             else:
                 shells.append((level, part, b"\2" if has_part0 else b"\0"))
     with monkeypatch.context() as patch:
@@ -361,12 +364,17 @@ def make_up(
         (
             level,
             part,
-            shell if len(shell) > 1 or shell in b"\1\3" else shell + write_made(weights, next(made)),
+            shell if is_plain(level, shell) else shell + write_made(weights, next(made)),
         )
         for level, part, shell in shells
     ]
     assert next(made, None) is None
     return packets, picture
+
+
+def is_plain(level: int, payload: bytes) -> bool:
+    """Whether it has plain pixels, of which a group may have none."""
+    return level > 3 and payload[:1] in (b"\1", b"\3")
 
 
 def write_made(weights: Weights, made: MadeUp) -> bytes:
@@ -375,6 +383,8 @@ def write_made(weights: Weights, made: MadeUp) -> bytes:
 
 SIZES = [(513, 20), (21, 520), (3, 5)]
 """The first two have two groups on some levels, the last ones of one row or a few columns."""
+WIDE = (5, 2060)
+"""Two groups on level 1, of which the first one has a map."""
 LAYERED, ARCHIVAL = container.LOSSLESS, container.LOSSLESS | container.ARCHIVAL
 
 
@@ -393,7 +403,7 @@ def test_any_order_within_the_rules(
     assert (decode(write_file(header, moved), weights).rgb == want).all()
 
 
-@pytest.mark.parametrize("size", [*SIZES, (530, 130)])
+@pytest.mark.parametrize("size", [*SIZES, (530, 130), WIDE])
 @pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
 def test_the_codec_agrees(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, size: tuple[int, int], flags: int
@@ -407,6 +417,55 @@ def test_the_codec_agrees(
     for _ in range(3):
         data = write_file(header, some_packets(File(write_file(header, packets)), packets, rng))
         assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_missing_group_of_level_1(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, missing: int
+) -> None:
+    """Where it was, the header's quality holds; next to it the map of the other one."""
+    header = header_of(weights, WIDE, 0)
+    packets, whole = make_up(monkeypatch, weights, header)
+    packets = [p for p in packets if p[0] <= 3]
+    file = File(write_file(header, packets))
+    kept = [p for p in packets if (1, missing) not in closure(file, [p[:2]])]
+    assert {p[:2] for p in packets} > {p[:2] for p in kept} >= {(1, 3 - missing)}
+    data = write_file(header, kept)
+    for count in range(1, len(File(data).levels) + 1):
+        shown = decode(data, weights, levels=count).rgb
+        assert (decode_image(data, model=tiny, levels=count).rgb.numpy() == shown).all()
+    damaged = bytearray(write_file(header, packets))
+    damaged[file.level_packets[1, missing].offset] ^= 1
+    assert (decode(bytes(damaged), weights, partial=True).rgb == shown).all()
+    assert (decode_image(damaged, model=tiny, allow_partial=True).rgb.numpy() == shown).all()
+    assert not (shown == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("level", "mode"), [(1, 2), (1, 255), (2, 1), (2, 2), (3, 1), (3, 255)], ids=lambda n: str(n)
+)
+def test_a_mode_that_a_lossy_level_has_not(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, level: int, mode: int
+) -> None:
+    header = header_of(weights, (40, 30), 0)
+    packets, _ = make_up(monkeypatch, weights, header)
+    packets = [(n, part, bytes([mode]) + b[1:] if n == level else b) for n, part, b in packets if n <= 3]
+    check_refused(write_file(header, packets), weights, tiny, Corrupt)
+
+
+def test_a_map_that_is_not_there_or_not_wanted(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model
+) -> None:
+    """The other mode than the lanes were written for."""
+    header = header_of(weights, (40, 30), 0)
+    packets, _ = make_up(monkeypatch, weights, header)
+    ((level, part, payload),) = (p for p in packets if p[0] == 1)
+    assert payload[0] == 1
+    check_refused(write_file(header, [(level, part, b"\0" + payload[1:])]), weights, tiny, Corrupt)
+    latents_alone = write_lanes(weights.starts, [])
+    check_refused(write_file(header, [(level, part, b"\1" + latents_alone)]), weights, tiny, Corrupt)
+    check_refused(write_file(header, [(level, part, b"\1")]), weights, tiny, Corrupt)
+    check_refused(write_file(header, [(level, part, b"")]), weights, tiny, Corrupt)
 
 
 def some_packets(file: File, packets: Packets, rng: np.random.Generator) -> Packets:

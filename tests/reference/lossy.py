@@ -5,7 +5,7 @@ import numpy as np
 from reference.errors import Corrupt
 from reference.geometry import BLOCK, LOSSY_LEVELS, SQUARE, Geometry, Rectangle, ceil_div
 from reference.lanes import NOTHING, Coder, Lanes, Say, brief
-from reference.networks import around, chain, coarse, compand, edge, fine
+from reference.networks import around, chain, coarse, compand, edge, fine, quality_planes
 from reference.weights import Array, Weights
 
 FIRST = {1: 0, 2: 6, 3: 48}
@@ -20,6 +20,13 @@ NEAREST = {
     "V": (("A", 0, 0), ("A", 1, 0), ("D", 0, -1), ("D", 0, 0)),
 }
 """n0 to n3 of a phase: plane, rows down, columns right."""
+PLAIN, WITH_MAP = b"\0", b"\1"
+MODES = {1: (PLAIN, WITH_MAP), 2: (PLAIN,), 3: (PLAIN,)}
+"""First bytes of a group's payload, by level."""
+SQUARE_OF_MAP = 2
+"""Side in blocks of a square that has one quality."""
+COARSEST_SPREAD = 8
+"""Stands for the spread of a map's coarsest grid, which has no neighbours."""
 
 
 def latent_order() -> list[tuple[int, int, int]]:
@@ -40,10 +47,17 @@ def phase_part(grid: Array, phase: str) -> Array:
     return grid[..., dy::2, dx::2]
 
 
+def known_planes(grid: Array) -> dict[str, Array]:
+    """A and D of a grid [..., h, w]; a phase D without positions is replaced by A."""
+    a, d = phase_part(grid, "A"), phase_part(grid, "D")
+    return {"A": a, "D": d if d.size else a}
+
+
 class LossyDecoder:
     """The latents int32 [192, h, w] of a file, and the picture they make.
 
-    used: the last level whose group is there, for each square of 64 x 64 blocks.
+    quality: int32 [h, w], of each block. used: the last level whose group is there, for each square of 64 x
+    64 blocks.
     """
 
     def __init__(
@@ -54,11 +68,10 @@ class LossyDecoder:
         payloads: dict[tuple[int, int], bytes],
         say: Say,
     ):
-        """payloads: of the usable packets, by (level, part)."""
-        self.weights, self.geometry, self.quality, self.say = weights, geometry, quality, say
-        self.step = weights.integers("lossy.step")[quality]
-        self.log2_step = weights.integers("lossy.log2_step")[quality]
+        """quality: the header's. payloads: of the usable packets, by (level, part)."""
+        self.weights, self.geometry, self.base_quality, self.say = weights, geometry, quality, say
         rows, columns = geometry.blocks
+        self.quality = np.full((rows, columns), quality, np.int32)
         self.latents = np.zeros((192, rows, columns), np.int32)
         self.used = np.zeros((ceil_div(rows, SQUARE), ceil_div(columns, SQUARE)), np.int32)
         for level in LOSSY_LEVELS:
@@ -77,75 +90,121 @@ class LossyDecoder:
 
     def read_group(self, payload: bytes, level: int, group: Rectangle) -> None:
         """Decode a group. Raises Corrupt."""
-        if payload[:1] != b"\0":
-            raise Corrupt(f"a group of level {level} has mode {payload[:1].hex()}")
+        mode = payload[:1]
+        if mode not in MODES[level]:
+            raise Corrupt(f"a group of level {level} has mode {mode.hex()}")
         out = self.latents_of(level, group)
-        lanes = Lanes(self.weights.starts, payload[1:], out.size, self.say)
+        rows, columns = group.size
+        squares = ceil_div(rows, SQUARE_OF_MAP), ceil_div(columns, SQUARE_OF_MAP)
+        n_symbols = out.size + (squares[0] * squares[1] if mode == WITH_MAP else 0)
+        lanes = Lanes(self.weights.starts, payload[1:], n_symbols, self.say)
+        if mode == WITH_MAP:
+            values = np.zeros(squares, np.int32)
+            self.code_map(lanes, values)
+            self.say(f"    qualities {brief((self.base_quality + 4 * values).clip(0, 100))}")
+            on_blocks = values.repeat(SQUARE_OF_MAP, 0).repeat(SQUARE_OF_MAP, 1)[:rows, :columns]
+            self.quality[group.slices] = (self.base_quality + 4 * on_blocks).clip(0, 100)
         if level == 1:
-            self.code_grid(lanes, out, 0)
+            self.code_grid(lanes, out, self.quality[group.slices], 0)
         else:
             self.code_group(lanes, level, group, out)
         lanes.finish()
 
-    def code(self, coder: Coder, level: int, mean: Array, scale: Array) -> tuple[Array, Array]:
-        """One step: latents and steps, int32 [C, n] from means and scales [C, n]."""
-        number = np.arange(FIRST[level], END[level])
-        scale_class = ((scale - self.log2_step[number, None] + 66) >> 2).clip(0, 47)
+    def code_map(self, coder: Coder, grid: Array) -> None:
+        """The values of a map, or of a grid of it, into the array [h, w]."""
+        rows, columns = grid.shape
+        if rows <= 4 and columns <= 4:
+            nothing = np.zeros_like(grid)
+            grid[:] = self.map_values(coder, nothing, nothing + COARSEST_SPREAD)
+            return
+        self.code_map(coder, phase_part(grid, "A"))
+        for phase in PHASES:
+            part = phase_part(grid, phase)
+            if part.size:
+                known = known_planes(grid)
+                i, j = np.arange(part.shape[0]), np.arange(part.shape[1])
+                four = np.stack([edge(known[plane], i + dy, j + dx) for plane, dy, dx in NEAREST[phase]])
+                spread = (four.max(0) - four.min(0)).clip(max=COARSEST_SPREAD - 1)
+                part[:] = self.map_values(coder, (four.sum(0, dtype=np.int32) + 2) >> 2, spread)
+
+    def map_values(self, coder: Coder, guess: Array, spread: Array) -> Array:
+        """One step of a map, from guesses and spreads [h, w]."""
+        self.say(f"    map: guesses {brief(guess)}; spreads {brief(spread)}")
+        symbols = coder.step(self.weights.number("lossy.map_table") + spread)
+        values: Array = (guess + symbols).clip(-25, 25)
+        self.say(f"      values {brief(values)}")
+        return values
+
+    def by_quality(self, name: str, level: int, quality: Array) -> Array:
+        """What a tensor [101, 192] has for a level's latents at qualities [...]: int32 [C, ...]."""
+        table = self.weights.integers(name)[:, FIRST[level] : END[level]]
+        return np.moveaxis(table[quality], -1, 0)
+
+    def code(
+        self, coder: Coder, level: int, mean: Array, scale: Array, quality: Array
+    ) -> tuple[Array, Array]:
+        """One step: latents and steps, int32 [C, n] from means and scales [C, n] and qualities [n]."""
+        log2_step = self.by_quality("lossy.log2_step", level, quality)
+        scale_class = ((scale - log2_step + 66) >> 2).clip(0, 47)
         first = self.weights.number("lossy.first_table") + 48 * (level - 1)
         tables = np.where(scale_class < 3, NOTHING, first + scale_class)
         if tables.size:
             self.say(f"    means {brief(mean)}; scales {brief(scale)}")
         steps = coder.step(tables).clip(-2047, 2047)
-        latents = (mean + ((steps * self.step[number, None] + 16) >> 5)).clip(-32768, 32767)
+        moved = (steps * self.by_quality("lossy.step", level, quality) + 16) >> 5
+        latents = (mean + moved).clip(-32768, 32767)
         if tables.size:
             self.say(f"      latents {brief(latents)}")
         return latents, steps
 
-    def code_grid(self, coder: Coder, grid: Array, use: int) -> None:
+    def code_grid(self, coder: Coder, grid: Array, quality: Array, use: int) -> None:
         """Level 1 of a grid of blocks, into the array [6, h, w].
 
-        use: 0 for all blocks of a group, 1 for coarser grids.
+        quality: of the blocks, [h, w]. use: 0 for all blocks of a group, 1 for coarser grids.
         """
         _, rows, columns = grid.shape
         if rows <= 4 and columns <= 4:
             scale = np.broadcast_to(self.weights.integers("lossy.first_scale")[:, None], (6, rows * columns))
-            latents, _ = self.code(coder, 1, np.zeros_like(scale), scale)
+            latents, _ = self.code(coder, 1, np.zeros_like(scale), scale, quality.reshape(-1))
             grid[:] = latents.reshape(grid.shape)
             return
-        self.code_grid(coder, phase_part(grid, "A"), 1)
+        self.code_grid(coder, phase_part(grid, "A"), phase_part(quality, "A"), 1)
         for phase in PHASES:
             part = phase_part(grid, phase)
             if part.size:
-                mean, scale = self.context(grid, phase, use)
-                latents, _ = self.code(coder, 1, mean.reshape(6, -1), scale.reshape(6, -1))
+                here = phase_part(quality, phase)
+                mean, scale = self.context(grid, here, phase, use)
+                latents, _ = self.code(coder, 1, mean.reshape(6, -1), scale.reshape(6, -1), here.reshape(-1))
                 part[:] = latents.reshape(part.shape)
 
-    def context(self, grid: Array, phase: str, use: int) -> tuple[Array, Array]:
-        """Mean and scale [6, h, w] of a phase of level 1, from A and D of the grid."""
-        known = {"A": phase_part(grid, "A"), "D": phase_part(grid, "D")}
-        if not known["D"].size:
-            known["D"] = known["A"]
-        rows, columns = phase_part(grid, phase).shape[1:]
+    def context(self, grid: Array, quality: Array, phase: str, use: int) -> tuple[Array, Array]:
+        """Mean and scale [6, h, w] of a phase of level 1, from A and D of the grid.
+
+        quality: of the phase's blocks, [h, w].
+        """
+        known = known_planes(grid)
+        rows, columns = quality.shape
         i, j = around(0, rows, 2), around(0, columns, 2)
         four = [edge(known[plane], i + dy, j + dx) for plane, dy, dx in NEAREST[phase]]
         base = np.zeros_like(four[0])
         base[list(DC)] = ((four[0] + four[1] + four[2] + four[3] + 2) >> 2)[list(DC)]
         difference = np.concatenate([(n - base)[list(DC)] for n in four[:3]])
         others = np.concatenate([n[1:4] for n in four])
-        inputs = np.concatenate((fine(difference), coarse(difference), fine(others)))
-        out = chain(self.weights, f"lossy.context.{phase}", inputs, use, self.quality)
+        here = quality_planes(edge(quality, i, j))
+        inputs = np.concatenate((fine(difference), coarse(difference), fine(others), here))
+        out = chain(self.weights, f"lossy.context.{phase}", inputs, use)
         return base[:, 2:-2, 2:-2] + 2 * out[:6], out[6:]
 
     def prior(self, level: int, area: Rectangle) -> tuple[Array, Array]:
-        """Mean and scale [C, h, w] of a rectangle of blocks, from the levels below."""
+        """Mean and scale [C, h, w] of a rectangle of blocks, from the levels below and the qualities."""
         below = self.latents[: FIRST[level]]
         i, j = around(area.top, area.bottom, 4), around(area.left, area.right, 4)
         z = edge(below, i, j)
         d = z[:, 1:-1, 1:-1].copy()
         for latent in DC:
             d[latent] -= (455 * sum_3x3(z[latent]) + 2048) >> 12
-        inputs = np.concatenate((fine(d), coarse(d)))
-        out = chain(self.weights, f"lossy.prior{level}", inputs, 0, self.quality)
+        inputs = np.concatenate((fine(d), coarse(d), quality_planes(edge(self.quality, i[1:-1], j[1:-1]))))
+        out = chain(self.weights, f"lossy.prior{level}", inputs)
         count = END[level] - FIRST[level]
         return 2 * out[:count], out[count:]
 
@@ -155,16 +214,16 @@ class LossyDecoder:
         even = (np.arange(rows)[:, None] + np.arange(columns)) % 2 == 0
         mean, scale = self.prior(level, group)
         steps = np.zeros_like(mean)
-        out[:, even], steps[:, even] = self.code(coder, level, mean[:, even], scale[:, even])
-        number = slice(FIRST[level], END[level])
-        relative = ((scale - self.log2_step[number, None, None] + 2) >> 2).clip(-64, 63)
-        inputs = np.concatenate(((8 * steps).clip(-64, 63), relative))
+        quality = self.quality[group.slices]
+        out[:, even], steps[:, even] = self.code(coder, level, mean[:, even], scale[:, even], quality[even])
+        relative = ((scale - self.by_quality("lossy.log2_step", level, quality) + 2) >> 2).clip(-64, 63)
+        inputs = np.concatenate(((8 * steps).clip(-64, 63), relative, quality_planes(quality)))
         inputs = edge(inputs, around(0, rows, 2), around(0, columns, 2))
-        change = chain(self.weights, f"lossy.neighbours{level}", inputs, 0, self.quality)
+        change = chain(self.weights, f"lossy.neighbours{level}", inputs)
         count = len(mean)
-        mean = mean + ((change[:count] * self.step[number, None, None] + 256) >> 9)
+        mean = mean + ((change[:count] * self.by_quality("lossy.step", level, quality) + 256) >> 9)
         scale = scale + change[count:]
-        out[:, ~even], _ = self.code(coder, level, mean[:, ~even], scale[:, ~even])
+        out[:, ~even], _ = self.code(coder, level, mean[:, ~even], scale[:, ~even], quality[~even])
 
     def samples(self, side: int, bits: int) -> Array:
         """Samples int32 [3, side * h, side * w], sixteenths, of the side x side lowest frequencies."""
@@ -208,8 +267,10 @@ class LossyDecoder:
         difference = compand((inner - local.repeat(4, axis=0) + 4) >> 3)
         place_i, place_j = (np.where((n[1:-1] % 4) % 3 == 0, 32, -32).astype(np.int32) for n in (i, j))
         places = np.broadcast_to(place_i[:, None], (rows, columns)), np.broadcast_to(place_j, (rows, columns))
-        inputs = np.concatenate((difference, np.stack(places)))
-        correction = chain(self.weights, "lossy.enhance", inputs, use, self.quality)
+        cells_a_block = BLOCK // 2
+        quality = edge(self.quality, i[1:-1] // cells_a_block, j[1:-1] // cells_a_block)
+        inputs = np.concatenate((difference, np.stack(places), quality_planes(quality)))
+        correction = chain(self.weights, "lossy.enhance", inputs, use)
         return cells[:, *square.slices] + correction
 
     def native_picture(self, level: int) -> Array:

@@ -22,10 +22,10 @@ def layer(weights: Weights, name: str, x: Array, head: bool = False, bias: Array
     return (out if head else out.clip(0, 127)).astype(np.int32)
 
 
-def chain(weights: Weights, name: str, inputs: Array, use: int, quality: int) -> Array:
+def chain(weights: Weights, name: str, inputs: Array, use: int = 0) -> Array:
     """Hidden layers and a head on planes -64..63."""
     x = inputs + ZERO
-    bias: Array | None = weights[f"{name}.condition"][use, quality]
+    bias: Array | None = weights[f"{name}.condition"][use]
     i = 0
     while f"{name}.{i}.weight" in weights.tensors:
         x = layer(weights, f"{name}.{i}", x, bias=bias)
@@ -48,6 +48,12 @@ def fine(d: Array) -> Array:
 def coarse(d: Array) -> Array:
     """Eighths in units of 8; -64..63."""
     return ((d + 32) >> 6).clip(-64, 63)
+
+
+def quality_planes(quality: Array) -> Array:
+    """Inputs [2, h, w] that say which quality is where: it and its square. quality: 0..100, [h, w]."""
+    t = ((81 * quality + 32) >> 6) - 64
+    return np.stack((t, ((t * t >> 5) - 64).clip(-64, 63)))
 
 
 def edge(planes: Array, rows: Array, columns: Array) -> Array:
