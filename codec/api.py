@@ -81,7 +81,7 @@ def encode(
     image: "Image.Image | NDArray[np.uint8] | NDArray[np.uint16] | Tensor | Picture",
     *,
     levels: int = 3,
-    quality: int = 60,
+    quality: int | None = None,
     lossless: bool = False,
     effort: int = 1,
     tune: Tune = "eye",

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -60,6 +60,7 @@ class Stage(StrEnum):
     tune_lossy = "tune-lossy"
     eye = "eye"
     tune_exact = "tune-exact"
+    tune_layered = "tune-layered"
     export = "export"
 
 
@@ -82,9 +83,12 @@ EncodeLevels = Annotated[
     ),
 ]
 Quality = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--quality", min=0, max=100, help="Of the lossy levels: about 0.05 to 2.4 bpp on photographs."
+        "--quality",
+        min=0,
+        max=100,
+        help="Of the lossy levels; 60 looks good [default: 60, layered files 50].",
     ),
 ]
 Lossless = Annotated[bool, typer.Option("--lossless", help="Add the exact levels.")]
@@ -159,7 +163,7 @@ def encode(
     inputs: In,
     output: Out,
     levels: EncodeLevels = None,
-    quality: Quality = 60,
+    quality: Quality = None,
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
@@ -309,7 +313,8 @@ def evaluate(
     ],
     levels: EncodeLevels = None,
     quality: Annotated[
-        list[int] | None, typer.Option("--quality", min=0, max=100, help="Repeat for several [default: 60].")
+        list[int] | None,
+        typer.Option("--quality", min=0, max=100, help="Repeat for several [default: as `codec encode`]."),
     ] = None,
     lossless: Lossless = False,
     effort: Effort = 1,
@@ -322,7 +327,7 @@ def evaluate(
     """Encode and decode images in memory: bytes of real files, PSNR (RGB, all subpixels), seconds."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    qualities = quality or [60]
+    qualities: Sequence[int | None] = quality or [None]
     settings = checked_settings(levels, qualities[0], lossless, effort, tune)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
@@ -462,7 +467,7 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
 
 
 def checked_settings(
-    levels: int | None, quality: int, lossless: bool, effort: int, tune: Tune
+    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     try:

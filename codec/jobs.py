@@ -181,7 +181,7 @@ def evaluate_file(job: Job, options: EncodeOptions) -> Report:
     n_pixels = picture.rgb.shape[0] * picture.rgb.shape[1]
     return {
         "input": job.source,
-        "quality": options.settings.quality,
+        "quality": options.settings.asked_quality,
         "n_pixels": n_pixels,
         "n_bytes": len(data),
         "rate_bpp": 8 * len(data) / n_pixels,

@@ -156,7 +156,7 @@ def encode_levels(
     """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
     lower quality."""
     guide = None
-    quality = QualityMap(settings.quality)  # an archival file's says nothing
+    quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
     packets: Packets = []
     if settings.levels:
         report("lossy", 0.0)

@@ -27,12 +27,12 @@ MAX_MOVE = 24
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
     """The map for uint8 RGB [1, 3, H, W]. With weights that have no scores the base is the asked quality."""
     if settings.tune == "psnr":
-        return QualityMap(settings.quality)
-    quality = QualityMap(settings.quality, values_for_the_eye(picture))
+        return QualityMap(settings.asked_quality)
+    quality = QualityMap(settings.asked_quality, values_for_the_eye(picture))
     if not model.lossy.for_the_eye or min(picture.shape[-2:]) < SMALLEST_SIDE:
         return quality
     scores = model.lossy.analysis["score"]
-    base = typical_base(scores, settings.quality)
+    base = typical_base(scores, settings.asked_quality)
     sample, values = sample_of(picture, quality.values)
     room = min(MAX_MOVE, round(base), MAX_QUALITY - round(base))
     tried = QualityMap(round(base), values)

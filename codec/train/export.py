@@ -94,26 +94,31 @@ def grid_step(
     return GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality)
 
 
-def export_model(exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | None) -> Tensors:
+def export_model(
+    exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | None, for_the_eye: bool = False
+) -> Tensors:
     """Tensors of a weights file.
 
-    The tables are refit on what the integer model codes of the tiles, where given.
+    The tables are refit on what the integer model codes of the tiles, where given. for_the_eye: `lossy` was
+    trained so; the weights then know what scores their pictures have.
     """
     first, prior = initial_tables()
     tensors = {**export_exact(exact), **export_lossy(lossy), **first}
     if tiles is not None:
         counter = count_symbols(build_model(tensors), tiles, seed=2)
         tensors["tables"] = refit_tables(prior, counter)
-        n = min(len(tiles), SCORED_TILES) // CROPS**2 * CROPS**2
-        tensors["analysis.score"] = typical_scores(build_model(tensors), tiles[:n])
+        if for_the_eye:
+            tensors["analysis.score"] = typical_scores(build_model(tensors), tiles[:SCORED_TILES])
     return {k: v.contiguous() for k, v in tensors.items()}
 
 
 def typical_scores(model: Model, tiles: NDArray[np.uint8]) -> Tensor:
     """The score that pictures have on an average at each base, float32 [101], rising.
 
-    tiles: uint8 [N, 3, 128, 128], N a multiple of 9: each nine are a sample of `choose_quality`.
+    tiles: uint8 [N, 3, 128, 128]; each nine are a sample of `choose_quality`, the last ones are filled up.
     """
+    n = -(-len(tiles) // CROPS**2) * CROPS**2
+    tiles = np.resize(tiles, (n, *tiles.shape[1:]))
     samples = [
         sample_of(torch.from_numpy(square)[None], None)[0] for square in squares_of_tiles(tiles, CROPS)
     ]

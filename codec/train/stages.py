@@ -142,6 +142,8 @@ def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     layered = out / f"{LAYERED}.safetensors"
     load_checkpoint(layered if layered.exists() else out / TUNED_EXACT, exact)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
-    model = save_model(out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked]))
+    model = save_model(
+        out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE)
+    )
     size = (out / "model.safetensors").stat().st_size
     emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

@@ -86,7 +86,7 @@ def grouped_file(name: str) -> bytes:
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)
             patch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
         if case.some_maps:
-            patch.setattr("vbc.codec.pipeline.values_for_the_eye", lambda picture: wild_values())
+            patch.setattr("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: wild_values())
             patch.setattr("vbc.codec.flow.encode_levels.encode_maps", encode_some_maps)
             patch.setattr("vbc.codec.pipeline.check_lossless", lambda *_: None)  # modes are not right yet
         data = encode_image(case.rgb, model=load_model(TINY), settings=case.settings, **case.others)

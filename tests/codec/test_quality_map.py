@@ -238,7 +238,7 @@ def encode_with_values(
 ) -> bytes:
     """The file with a map that is given."""
     with monkeypatch.context() as patch:
-        patch.setattr("vbc.codec.pipeline.values_for_the_eye", lambda picture: values)
+        patch.setattr("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: values)
         return encode_image(x, model=model, settings=EncodeSettings(**settings))
 
 
