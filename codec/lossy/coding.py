@@ -246,7 +246,8 @@ def code_latents(
 
 def by_quality(table: Tensor, level: int, quality: Tensor) -> Tensor:
     """What a table [101, 192] says of a level's latents at qualities of any shape: [..., C]."""
-    return table[:, level_latents(level)].contiguous()[quality]
+    rows = table[:, level_latents(level)].index_select(0, quality.flatten())
+    return rows.view(*quality.shape, -1)
 
 
 def dequantise(mean: Tensor, symbols: Tensor, step: Tensor) -> Tensor:

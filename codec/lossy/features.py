@@ -240,7 +240,7 @@ def enhance_planes(numbers: Numbers, cells: Tensor, halo: int, quality: Tensor) 
     cells: samples as 2x2 cells [N, 12, h+2, w+2] (Y, U, V by row and column in the cell), sixteenths; `halo`
     + 1 of them lie before the first block. First, how each sample differs from its plane's mean over 3x3
     cells, in units of 1/2; then whether the cell's row, and its column, is at the edge of a block; then the
-    quality [N, 1, h, w].
+    quality as `quality_planes` gives it.
     """
     n, _, h, w = cells.shape
     sums = sum_3x3(cells.reshape(n, 3, 4, h, w).sum(2, dtype=cells.dtype))
@@ -252,5 +252,5 @@ def enhance_planes(numbers: Numbers, cells: Tensor, halo: int, quality: Tensor) 
     return numbers.planes(
         compand(numbers, numbers.shift(difference, 3)),
         edges[None].expand(n, -1, -1, -1),
-        quality_planes(numbers, quality),
+        quality,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vbc.codec.lossy.coding import Window
-from vbc.codec.lossy.features import INTEGERS, enhance_planes
+from vbc.codec.lossy.features import INTEGERS, enhance_planes, quality_planes
 from vbc.codec.lossy.latents import BLOCK, CELLS, plane_order, positions, repeat_edges, window_with_halo
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
@@ -84,9 +84,12 @@ def synthesise_windows(
 
 
 def map_of_cells(quality: Tensor, window: Window, halo: int) -> Tensor:
-    """The map on the cells of h x w blocks with `halo` cells around: [B, 1, 4h + 2 halo, 4w + 2 halo]."""
+    """What the network sees of the map on the cells of h x w blocks with `halo` cells around.
+
+    Returns int8 [B, 2, 4h + 2 halo, 4w + 2 halo].
+    """
     margin = -(-halo // CELLS)
-    blocks = window_with_halo(quality, *window, margin)
+    blocks = INTEGERS.planes(quality_planes(INTEGERS, window_with_halo(quality, *window, margin)))
     cells = blocks.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
     cut = CELLS * margin - halo
     return cells[..., cut : cells.shape[2] - cut, cut : cells.shape[3] - cut]

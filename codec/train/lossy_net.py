@@ -22,6 +22,7 @@ from vbc.codec.lossy.features import (
     neighbour_planes,
     parity_places,
     prior_planes,
+    quality_planes,
 )
 from vbc.codec.lossy.latents import (
     CELLS,
@@ -201,8 +202,8 @@ class LossyNet(nn.Module):
         planes = inverse_block_transform(latents, self.basis)
         cells = F.pixel_unshuffle(planes, 2)
         halo = self.enhance.radius + 1
-        q = pad(q.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3), halo - 1)
-        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, q)
+        q = quality_planes(FLOATS, q).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
+        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, pad(q, halo - 1))
         return planes + F.pixel_shuffle(self.enhance(inputs, level - 1), 2)
 
     def forward(self, planes: Tensor, q: Tensor) -> tuple[list[Tensor], list[Tensor]]:
