@@ -37,7 +37,7 @@ from pictures import checker, noise, photo, smooth, soft_mask, stripes  # noqa: 
 
 FOLDER = ROOT / "tests" / "golden"
 TINY = FOLDER / "tiny.safetensors"
-WEIGHTS = (TINY, ROOT / "codec" / "weights" / "vbc-1.safetensors")
+WEIGHTS = (TINY, *sorted((ROOT / "codec" / "weights").glob("*.safetensors")))
 """Weights files with known answers of the decoder in their metadata."""
 
 LONG = SIDES.exact[0]
