@@ -85,7 +85,9 @@ class LaneEncoder:
         """
         if symbol.dtype != np.int16 or symbol.shape != index.shape:
             raise ValueError(f"symbols must be int16 {index.shape}, not {symbol.dtype} {symbol.shape}")
-        order, ordered, runs = _sort_step(index, self._tables)
+        order, ordered = _sort_step(index, self._tables)
+        starts = _run_starts(ordered)
+        runs = _Runs(ordered.size, starts, ordered[starts])
         # wraps around above 32640, to values that are still above 254
         shifted = symbol.take(order).view(np.uint16) + np.uint16(SYMBOL_MAX)
         escaped = np.flatnonzero(shifted >= ESCAPE)
@@ -199,18 +201,28 @@ class LaneDecoder:
         Returns int16 [n], 0 for NO_TABLE. Raises Corrupt where the payload has no such step, ValueError for
         an index of another shape or range.
         """
-        order, _, runs = _sort_step(index, self._tables)
+        order, ordered = _sort_step(index, self._tables)
         size = order.size
         self._symbols_left -= size
         self._open(_n_chunks(size, self._parts.lane_bits))
-        letters = np.empty(size, np.int16)
+        out = np.zeros(index.size, np.int16)
+        if size:
+            out[order] = self._values(self._letters(ordered))
+        return out
+
+    def _letters(self, ordered: NDArray[np.int16]) -> NDArray[np.int32]:
+        """The letters of a step whose tables are given in coding order, one or more."""
+        bits = self._parts.lane_bits
+        starts = _run_starts(ordered, 1 << bits)
+        lanes, tables = (starts >> bits).tolist(), ordered.take(starts).tolist()
+        lengths = [*(starts[1:] - starts[:-1]).tolist(), ordered.size - int(starts[-1])]
         coders, model = self._coders, self._tables.model
         with _coder_faults():
-            for lane, table, start, end in runs.in_lanes(self._parts.lane_bits):
-                letters[start:end] = coders[lane].decode(model(table), end - start)
-        out = np.zeros(index.size, np.int16)
-        out[order] = self._values(letters)
-        return out
+            runs = [
+                coders[lane].decode(model(table), length)
+                for lane, table, length in zip(lanes, tables, lengths, strict=True)
+            ]
+        return np.concatenate(runs)
 
     def _open(self, n_lanes: int) -> None:
         """Open the first lanes, as many as a step needs."""
@@ -222,9 +234,9 @@ class LaneDecoder:
                 words = self._parts.words[start : self._word_ends[lane]]
                 self._coders.append(constriction.stream.stack.AnsCoder(words))
 
-    def _values(self, letters: NDArray[np.int16]) -> NDArray[np.int16]:
+    def _values(self, letters: NDArray[np.int32]) -> NDArray[np.int16]:
         """The values of a step's letters in coding order; escapes are taken from their lanes' lists."""
-        values = letters - np.int16(SYMBOL_MAX)
+        values = (letters - SYMBOL_MAX).astype(np.int16)
         where = np.flatnonzero(letters == ESCAPE)
         if where.size:
             lanes = where >> self._parts.lane_bits
@@ -255,23 +267,30 @@ def _n_chunks(n_symbols: int, lane_bits: int) -> int:
     return -(-n_symbols >> lane_bits)
 
 
-def _sort_step(
-    index: NDArray[np.int16], tables: TableSet
-) -> tuple[NDArray[np.int64], NDArray[np.int16], _Runs]:
-    """The coded positions of a step in coding order, the table of each, and the runs of tables."""
+def _sort_step(index: NDArray[np.int16], tables: TableSet) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+    """The coded positions of a step in coding order, and the table of each."""
     if index.ndim != 1 or index.dtype != np.int16:
         raise ValueError(f"indices must be int16 [n], not {index.dtype} {index.shape}")
-    coded = np.flatnonzero(index != NO_TABLE)
-    if coded.size == index.size:
-        order = np.argsort(index, kind="stable")
+    is_coded = index != NO_TABLE
+    if np.count_nonzero(is_coded) == index.size:
+        order = index.argsort(kind="stable")
     else:  # in lossy levels few are coded: sorting the others too would take longer than all the rest
-        order = coded[np.argsort(index.take(coded), kind="stable")]
+        coded = np.flatnonzero(is_coded)
+        order = coded[index.take(coded).argsort(kind="stable")]
     ordered = index.take(order)
     if ordered.size and (ordered[0] < 0 or ordered[-1] >= len(tables)):
         raise ValueError(f"a table outside 0..{len(tables) - 1}")
-    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    starts = np.concatenate([np.zeros(min(1, ordered.size), np.int64), starts])
-    return order, ordered, _Runs(ordered.size, starts, ordered[starts])
+    return order, ordered
+
+
+def _run_starts(ordered: NDArray[np.int16], lane_length: int | None = None) -> NDArray[np.int64]:
+    """Where runs of one table, and with `lane_length` the chunks of that length, start: ascending."""
+    is_start = np.empty(ordered.size, np.bool_)
+    is_start[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_start[1:])
+    if lane_length is not None:
+        is_start[::lane_length] = True
+    return np.flatnonzero(is_start)
 
 
 @contextmanager

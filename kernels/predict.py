@@ -6,6 +6,7 @@ the later ones' scales. One predictor serves the host and CUDA, where one kernel
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,9 +73,14 @@ class Corrections:
     before: Tensor
     picture: Tensor | None = None
 
+    @cached_property
+    def _slopes(self) -> tuple[Tensor, ...]:
+        """The parts of `before`, in its order: scalars, or int32 [B]."""
+        return self.before.flatten(-3).unbind(-1)
+
     def slope(self, kind: int, channel: int, earlier: int) -> Tensor:
         """What `channel` follows `earlier` by, its mean (kind 0) or scale (1): a scalar, or int32 [P]."""
-        slope = self.before[..., kind, channel, earlier]
+        slope = self._slopes[6 * kind + 2 * channel + earlier]
         return slope if self.picture is None else slope.index_select(0, self.picture)
 
     def to(self, device: torch.device) -> "Corrections":
@@ -99,7 +105,6 @@ class ChannelPredictor:
         """Mean and log2 scale before corrections, of the channels that are known and of the next."""
         self._residuals: list[Tensor] = []
         self._ratios: list[Tensor] = []
-        self._classes: list[Tensor] = []
 
     def learn(self, values: Tensor) -> None:
         """Take the values of the next channel: int16 [P]. Later channels follow its residual."""
@@ -114,8 +119,9 @@ class ChannelPredictor:
     def tables_reference(self) -> tuple[Tensor, Tensor]:
         """The definition of `tables`."""
         mean, scale = self.predict()
-        rounded = (mean + 8) >> 4
-        key = scale.sub_(LOG_SCALE_MIN).mul_(FRACTIONS).add_(mean).add_(8).sub_(rounded << 4)
+        mean += 8
+        rounded = mean >> 4
+        key = mean.bitwise_and_(FRACTIONS - 1).add_(scale, alpha=FRACTIONS).sub_(LOG_SCALE_MIN * FRACTIONS)
         return self._maps.tables[len(self._values)].index_select(0, key), rounded.to(torch.int16)
 
     def predict(self) -> tuple[Tensor, Tensor]:
@@ -129,25 +135,26 @@ class ChannelPredictor:
         if self._tuned is not None:
             move = self._tuned.moves[c]
             for i, residual in enumerate(self._residuals):
-                move = move + self._tuned.slope(0, c, i) * residual
-            mean = mean + self._tuned.linear[c] + (move >> 8)
+                move = torch.addcmul(move, self._tuned.slope(0, c, i), residual)
+            mean = (move >> 8).add_(mean).add_(self._tuned.linear[c])
             scale = scale + self._tuned.linear[3 + c]
             if c:
                 change = torch.full_like(mean, 128)
                 for i, ratio in enumerate(self._ratios):
-                    change += self._tuned.slope(1, c, i) * ratio
-                scale += change >> 8
+                    change.addcmul_(self._tuned.slope(1, c, i), ratio)
+                scale += change.bitwise_right_shift_(8)
         return mean.clamp(16 * LOW_CHROMA if c else 0, 16 * 255), scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
 
     def seen(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of the channels learnt: residuals (sixteenths) and their ratios to their scales, int32 [P] each."""
         self._measure()
+        self._compare()
         return self._residuals, self._ratios
 
     def prior_errors(self) -> Tensor:
         """By how much the predictions without corrections missed: int8 [3, P], quarters of a pixel value."""
         self._measure()
-        errors = (torch.stack(self._residuals) + 2) >> 2
+        errors = torch.stack(self._residuals).add_(2).bitwise_right_shift_(2)
         return errors.clamp_(-ERROR_MAX, ERROR_MAX).to(torch.int8)
 
     def _measure(self) -> None:
@@ -157,24 +164,42 @@ class ChannelPredictor:
                 self._untuned.append(self._predict_untuned(c))
             if len(self._values) == c:
                 return
-            mean, scale = self._untuned[c]
-            residual = self._values[c].int().mul_(16).sub_(mean)
-            place = residual.abs().clamp_(max=self._maps.log2_residual.numel() - 1)
-            ratio = self._maps.log2_residual.index_select(0, place).int().sub_(scale)
-            self._residuals.append(residual)
-            self._ratios.append(ratio)
-            self._classes.append(((ratio + 8) >> 4).add_(4).clamp_(0, N_ERROR_CLASSES - 1))
+            self._residuals.append(self._values[c].int().mul_(16).sub_(self._untuned[c][0]))
 
     def _predict_untuned(self, c: int) -> tuple[Tensor, Tensor]:
-        mean = self._base[c].int().mul_(16).add_(self._out[c])
+        """Takes over a row of `_offsets` and of `_scales`."""
+        mean, scale = self._offsets[c], self._scales[c]
         for i, residual in enumerate(self._residuals):
-            k = self._out[5 + c + i].clamp(-COEFFICIENT_MAX, COEFFICIENT_MAX)
-            mean += k.mul_(residual).add_(32) >> 6
-        scale = self._out[3 + c].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
+            mean += (self._coefficients[c - 1 + i] * residual).add_(32).bitwise_right_shift_(6)
         if c:
-            worst = self._classes[0] if c == 1 else torch.maximum(*self._classes)
-            scale += self._maps.surprise[c - 1].index_select(0, worst)
+            self._compare()
+            # the larger of two ratios is of the larger class
+            worst = self._ratios[0] if c == 1 else torch.maximum(*self._ratios)
+            error_class = ((worst + 8) >> 4).add_(4).clamp_(0, N_ERROR_CLASSES - 1)
+            scale += self._maps.surprise[c - 1].index_select(0, error_class)
         return mean, scale
+
+    def _compare(self) -> None:
+        """Ratios of the residuals to their channels' untuned scales, sixteenths of an octave."""
+        log2 = self._maps.log2_residual
+        for c in range(len(self._ratios), len(self._residuals)):
+            place = self._residuals[c].abs().clamp_(max=log2.numel() - 1)
+            self._ratios.append(log2.index_select(0, place).int().sub_(self._untuned[c][1]))
+
+    @cached_property
+    def _offsets(self) -> Tensor:
+        """What the means are before they follow other channels: int32 [3, P], sixteenths."""
+        return self._base.int().mul_(16).add_(self._out[:3])
+
+    @cached_property
+    def _scales(self) -> Tensor:
+        """Log2 scales before any surprise: int32 [3, P]."""
+        return self._out[3:6].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
+
+    @cached_property
+    def _coefficients(self) -> Tensor:
+        """By which Co follows Y, Cg follows Y and Cg follows Co: int32 [3, P], 64ths."""
+        return self._out[6:].clamp(-COEFFICIENT_MAX, COEFFICIENT_MAX)
 
 
 def channel_tables_triton(

@@ -35,9 +35,10 @@ from vbc.kernels.predict import ChannelPredictor, Corrections
 
 ERROR_HALO = 1
 """Positions around a group whose prior errors tuned means may follow."""
-PIECE = 1 << 13
-"""Positions that are predicted at a time on the CPU: what is worked out for them stays in the cache, and
-torch does not wake other threads for it, which are busy with networks."""
+PIECE = 1 << 15
+"""Positions that are predicted at a time on the CPU: what is worked out for them stays in the cache, torch
+does not wake other threads for single channels of them, and starting an operation costs little beside it. On
+one thread a quarter of that makes photographs of 0.4 MP 4 % slower to decode, regions 6 %."""
 
 
 @dataclass(frozen=True)
