@@ -165,9 +165,11 @@ def test_neighbour_twins() -> None:
 def test_enhance_twins() -> None:
     cells = values(2, 12, 18, 22)
     quality = all_qualities(2, 1, 16, 20)
-    whole = enhance_planes(INTEGERS, cells, 5, quality)
-    check_twins(whole, enhance_planes(FLOATS, cells.double(), 5, quality.double()))
-    assert torch.equal(whole[:, -2:], INTEGERS.planes(quality_planes(INTEGERS, quality)))
+    seen = INTEGERS.planes(quality_planes(INTEGERS, quality))
+    whole = enhance_planes(INTEGERS, cells, 5, seen)
+    floats = enhance_planes(FLOATS, cells.double(), 5, quality_planes(FLOATS, quality.double()))
+    check_twins(whole, floats)
+    assert torch.equal(whole[:, -2:], seen)
     # cells of a block, counted from its first: edge, inside, inside, edge; the halo of 5 comes before
     assert whole[0, 12, 5:9, 3].tolist() == [32, -32, -32, 32]
     assert whole[0, 13, 3, 5:9].tolist() == [32, -32, -32, 32]
@@ -225,7 +227,7 @@ def test_flat_areas_give_zeros() -> None:
         assert not planes[:, means].any()
         assert planes[:, 1:4].any() == (abs(value) > 3)
         cells = torch.full((1, 12, 6, 6), value, dtype=torch.int32)
-        assert not enhance_planes(INTEGERS, cells, 0, all_qualities(1, 1, 4, 4))[:, :12].any()
+        assert not enhance_planes(INTEGERS, cells, 0, all_qualities(1, 2, 4, 4))[:, :12].any()
 
 
 def test_borders_are_repeated() -> None:
