@@ -11,13 +11,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from bench import common, rivals
 from bench.common import Results, Row, say
 from bench.rivals import Codec
+from vbc.codec.settings import Tune
 
 ANCHOR = "jpeg 4:2:0"
 METRICS = ("psnr_db", "msssim_db")
@@ -54,23 +54,13 @@ def our_curve(model_path: Path | None, quick: bool) -> list[Codec]:
     """All three lossy levels at each quality: as the encoder does of itself, and tuned for PSNR."""
     from vbc.codec import api
 
-    model = api.load(model_path)
     qualities = rivals.QUALITIES[::2] if quick else rivals.QUALITIES
-    curves: dict[str, Row] = {rivals.OURS: {}}
-    if can_be_tuned():
-        curves[f"{rivals.OURS} --tune psnr"] = {"tune": "psnr"}
+    names: dict[Tune, str] = {"eye": rivals.OURS, "psnr": f"{rivals.OURS} --tune psnr"}
     return [
-        rivals.ours(model, f"q{q}", name=name, quality=q, **options)
-        for name, options in curves.items()
+        rivals.ours(api.load(model_path, tune=tune), f"q{q}", name=name, quality=q, tune=tune)
+        for tune, name in names.items()
         for q in qualities
     ]
-
-
-def can_be_tuned() -> bool:
-    """Whether the encoder takes `tune`."""
-    from vbc.codec.settings import EncodeSettings
-
-    return "tune" in {field.name for field in fields(EncodeSettings)}
 
 
 def measure_image(

@@ -857,15 +857,20 @@ def test_crops_lie_in_the_pictures() -> None:
 def test_our_codec_has_a_curve_for_each_tuning(monkeypatch: pytest.MonkeyPatch, tiny_path: Path) -> None:
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(rivals, "encode_ours", lambda rgb, **options: asked.append(options) or b"")
-    for tuned, names in ((False, ["vbc"]), (True, ["vbc", "vbc --tune psnr"])):
-        monkeypatch.setattr(rate_distortion, "can_be_tuned", lambda tuned=tuned: tuned)
-        curve = rate_distortion.our_curve(tiny_path, quick=True)
-        assert list(dict.fromkeys(codec.name for codec in curve)) == names
-        assert all(map(rivals.is_ours, names))
-        curve[-1].encode(make_example(4, 4))
-    assert asked[0].get("tune") is None
-    assert asked[1]["tune"] == "psnr"
-    assert asked[1]["quality"] == 100
+    curve = rate_distortion.our_curve(tiny_path, quick=True)
+    names = ["vbc", "vbc --tune psnr"]
+    assert list(dict.fromkeys(codec.name for codec in curve)) == names
+    assert all(map(rivals.is_ours, names))
+    for codec in (curve[0], curve[-1]):
+        codec.encode(make_example(4, 4))
+    assert [(call["tune"], call["quality"]) for call in asked] == [("eye", 0), ("psnr", 100)]
+
+
+def test_each_tuning_has_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[object] = []
+    monkeypatch.setattr(rivals, "ours", lambda model, *_, **__: models.append(model))
+    rate_distortion.our_curve(None, quick=True)
+    assert len({model.hash for model in models}) == 2
 
 
 def test_report_runs_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,13 +28,13 @@ TINY = GOLDEN / "tiny.safetensors"
 SHIPPED = Path(str(resources.files("vbc.codec") / "weights"))
 
 QUALITIES: tuple[tuple[Tune, int, int, float], ...] = (
-    ("psnr", 60, 10495, 36.411),
-    ("psnr", 20, 1720, 30.931),
-    ("eye", 60, 10090, 36.252),
-    ("eye", 20, 1882, 30.652),
+    ("psnr", 60, 10503, 36.413),
+    ("psnr", 20, 1716, 30.917),
+    ("eye", 60, 14909, 37.327),
+    ("eye", 20, 3077, 31.618),
 )
 """Measured on the example picture of 768 x 512: purpose, quality, bytes, PSNR in dB over all subpixels."""
-EXACT_BPSP = ((0, 3.7280), (3, 3.7455))
+EXACT_BPSP = ((0, 3.7284), (3, 3.7495))
 """Likewise: lossy levels of a lossless file, bits per subpixel."""
 
 
@@ -168,10 +168,14 @@ def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 def test_rate_and_quality_of_the_lossy_levels(
     example: NDArray[np.uint8], tune: Tune, quality: int, n_bytes: int, psnr: float
 ) -> None:
-    """Bounds of 1 %, and of 0.05 dB, which are about 1 % of bytes: a worse model fails."""
+    """Bounds of 1 %, and of 0.05 dB, which are about 1 % of bytes: a worse model fails.
+
+    For the eye the base is chosen in floating point, and one more or less is 2.5 % of bytes.
+    """
     data = api.encode(example, quality=quality, tune=tune)
-    assert 0.9 * n_bytes < len(data) < 1.01 * n_bytes
-    assert psnr - 0.05 < psnr_db(np.asarray(api.decode(data)), example) < psnr + 0.5
+    off = 1 if tune == "psnr" else 3.5
+    assert 0.9 * n_bytes < len(data) < (1 + 0.01 * off) * n_bytes
+    assert psnr - 0.05 * off < psnr_db(np.asarray(api.decode(data)), example) < psnr + 0.5
 
 
 @pytest.mark.parametrize(("levels", "bpsp"), EXACT_BPSP)
