@@ -14,11 +14,9 @@ from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.features import HALO, RADIUS, phase_base, phase_inputs
 from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
 from vbc.codec.exact.planes import (
-    Window,
     by_channel,
     cut,
     cut_with_halo,
-    extend,
     halved,
     in_windows,
     lossy_plane,
@@ -29,6 +27,7 @@ from vbc.codec.exact.planes import (
     shape_of,
     stack,
 )
+from vbc.codec.pixels.borders import Window, extend
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
 from vbc.kernels.predict import ChannelPredictor, Corrections
@@ -203,13 +202,13 @@ class GroupBatch:
         planes = self.seen.planes
         if self.step.lossy is None or not pixels.numel():
             own = pixels if pixels.numel() else planes["A"][..., HALO:-HALO, HALO:-HALO]
-            planes[phase] = extend(own, *self._size)
+            planes[phase] = extend(own, *self._size, HALO)
             return
         kept = self._lossy
         guide = lossy_plane(self.step.lossy, self.coarse, phase) if kept is None else kept[phase]
         h, w = pixels.shape[-2:]
         difference = pixels - guide[..., HALO : HALO + h, HALO : HALO + w]
-        planes[phase] = extend(difference, *self._size).add_(guide)
+        planes[phase] = extend(difference, *self._size, HALO).add_(guide)
 
     def code(
         self,

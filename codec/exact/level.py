@@ -13,7 +13,6 @@ from vbc.codec.exact.follower import Follower
 from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, phase_pixels
 from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import (
-    Window,
     halved,
     in_batches,
     phase_size,
@@ -25,6 +24,7 @@ from vbc.codec.exact.planes import (
 from vbc.codec.exact.tuning import code_tuning, tuning_symbols_at_most
 from vbc.codec.exact.tuning_fit import MIN_POSITIONS, fit_tuning
 from vbc.codec.model import Model
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.pixels.samples import from_samples, samples

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from vbc.codec.exact.features import HALO
+from vbc.codec.pixels.borders import Window, window_with_halo
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES
-
-Window = tuple[slice, slice]
-"""Rows and columns within a grid."""
 
 
 def phase_size(phase: str, height: int, width: int) -> tuple[int, int]:
@@ -56,48 +54,12 @@ def cut(plane: Tensor, windows: Sequence[Window]) -> Tensor:
 
 def cut_with_halo(plane: Tensor, windows: Sequence[Window], halo: int = HALO) -> Tensor:
     """As `cut`, each window grown by `halo`; beyond the plane its last row or column is repeated."""
-    return stack([_with_halo(plane, window, halo) for window in windows])
-
-
-def _with_halo(plane: Tensor, window: Window, halo: int) -> Tensor:
-    height, width = plane.shape[-2:]
-    (top, bottom), (left, right) = ((part.start - halo, part.stop + halo) for part in window)
-    inside = slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right))
-    part = plane[..., inside[0], inside[1]]
-    if part.shape[-2:] == (bottom - top, right - left):
-        return part
-    size = (*plane.shape[:2], bottom - top, right - left)
-    out = torch.empty(size, dtype=plane.dtype, device=plane.device, memory_format=torch.channels_last)
-    rows = slice(inside[0].start - top, inside[0].stop - top)
-    cols = slice(inside[1].start - left, inside[1].stop - left)
-    out[..., rows, cols] = part
-    repeat_border(out, rows, cols)
-    return out
-
-
-def repeat_border(x: Tensor, rows: slice, cols: slice) -> None:
-    """Repeat the outermost rows and columns of a part of x [N, C, h, w] beyond it, in place."""
-    x[..., rows, : cols.start] = x[..., rows, cols.start : cols.start + 1]
-    x[..., rows, cols.stop :] = x[..., rows, cols.stop - 1 : cols.stop]
-    x[..., : rows.start, :] = x[..., rows.start : rows.start + 1, :]
-    x[..., rows.stop :, :] = x[..., rows.stop - 1 : rows.stop, :]
+    return stack([window_with_halo(plane, window, halo) for window in windows])
 
 
 def stack(parts: Sequence[Tensor]) -> Tensor:
     """Tensors [B, C, h, w] along the batch, without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def extend(x: Tensor, height: int, width: int, halo: int = HALO) -> Tensor:
-    """x [N, C, h, w] with its last row and column repeated up to a size, then `halo` positions on all
-    sides."""
-    n, c, h, w = x.shape
-    size = (n, c, height + 2 * halo, width + 2 * halo)
-    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    rows, cols = slice(halo, halo + h), slice(halo, halo + w)
-    out[..., rows, cols] = x
-    repeat_border(out, rows, cols)
-    return out
 
 
 def lossy_planes(lossy: Tensor, windows: Sequence[Window]) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vbc.codec.exact.groups import GroupBatch, Parameters, Surroundings
 from vbc.codec.exact.model import NEIGHBOURS, ExactModel
-from vbc.codec.exact.planes import Window, by_position, lossy_planes, moved, shape_of, stack
+from vbc.codec.exact.planes import by_position, lossy_planes, moved, shape_of, stack
 from vbc.codec.exact.tuning import BIAS_UNIT, OUTPUTS, SHIFT, WEIGHT_MAX
+from vbc.codec.pixels.borders import Window
 from vbc.kernels.predict import ChannelPredictor
 
 UNIT = 2.0 ** -(SHIFT + 4)

@@ -25,7 +25,7 @@ from vbc.codec.exact.level import (
     put_group,
     split_packet,
 )
-from vbc.codec.exact.planes import Window, every, in_batches, stack
+from vbc.codec.exact.planes import every, in_batches, stack
 from vbc.codec.extra.packed_picture import decode_packed
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
 from vbc.codec.lossy.coding import code_maps, prior_means
@@ -33,6 +33,7 @@ from vbc.codec.lossy.latents import LEVEL_LATENTS, LEVEL_START, N_LATENTS, level
 from vbc.codec.lossy.synthesis import native_picture, synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.pixels.samples import from_samples
 

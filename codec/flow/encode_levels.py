@@ -11,7 +11,7 @@ from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
-from vbc.codec.exact.planes import Window, every, in_batches
+from vbc.codec.exact.planes import every, in_batches
 from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse
@@ -22,6 +22,7 @@ from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.samples import samples
 

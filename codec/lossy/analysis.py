@@ -23,9 +23,9 @@ from vbc.codec.lossy.latents import (
     latent_grid,
     latent_order,
     level_latents,
-    window_with_halo,
 )
 from vbc.codec.lossy.model import LossyModel
+from vbc.codec.pixels.borders import window_with_halo
 from vbc.codec.pixels.colour import rgb_to_opponent
 
 BAND_BLOCKS = 16384
@@ -59,7 +59,7 @@ def analyse(model: LossyModel, rgb: Tensor, quality: Tensor, band_blocks: int = 
         band = rgb_to_opponent(rgb[..., y, :][..., x].float() - 128)
         z = block_transform(band.contiguous(), w["basis"])
         f = F.conv2d(z / 32, w["analysis_in.weight"], w["analysis_in.bias"])
-        around = window_with_halo(quality, slice(start, stop), slice(0, n_w), 1)
+        around = window_with_halo(quality, (slice(start, stop), slice(0, n_w)), 1)
         f = F.relu_(f + w["condition"][around[:, 0]].permute(0, 3, 1, 2))
         f = F.relu_(F.conv2d(f, w["analysis_mid.weight"], w["analysis_mid.bias"]))
         f = F.conv2d(f, w["analysis_out.weight"], w["analysis_out.bias"])

@@ -29,15 +29,11 @@ from vbc.codec.lossy.latents import (
     N_SCALES,
     SCALE_MIN,
     SYMBOL_LIMIT,
-    extend,
     level_latents,
-    window_with_halo,
 )
 from vbc.codec.lossy.map_coding import code_map, map_size, on_blocks, qualities
 from vbc.codec.lossy.model import LossyModel
-
-Window = tuple[slice, slice]
-"""Rows and columns of a group on the grid of blocks."""
+from vbc.codec.pixels.borders import Window, extend, window_with_halo
 
 
 def code_groups(
@@ -184,8 +180,8 @@ def prior_parameters(
     parts = [
         prior_planes(
             INTEGERS,
-            window_with_halo(below, *window, net.radius + 1).int(),
-            window_with_halo(quality, *window, net.radius),
+            window_with_halo(below, window, net.radius + 1).int(),
+            window_with_halo(quality, window, net.radius),
         )
         for window in windows
     ]

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vbc.codec.lossy.latents import extend, mean_latents, positions
+from vbc.codec.lossy.latents import mean_latents, positions
+from vbc.codec.pixels.borders import extend
 from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES, nearest_four
 
 INPUT_MIN, INPUT_MAX = -64, 63

@@ -95,41 +95,6 @@ def positions(places: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(places).to(device)
 
 
-def repeat_edges(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """x with its first slice along a dimension repeated `before` times, and its last one `after` times."""
-    if not before and not after:
-        return x
-    shape = list(x.shape)
-    shape[dim] = before
-    first = x.narrow(dim, 0, 1).expand(shape)
-    shape[dim] = after
-    last = x.narrow(dim, x.shape[dim] - 1, 1).expand(shape)
-    return torch.cat((first, x, last), dim)
-
-
-def extend(x: Tensor, height: int, width: int, halo: int) -> Tensor:
-    """[N, C, h, w] with its last row and column repeated up to a size, then all borders `halo` times.
-
-    Returns a copy [N, C, height + 2 halo, width + 2 halo], channels last. h and w are at least 1.
-    """
-    positions_first = x.permute(0, 2, 3, 1)
-    rows = repeat_edges(positions_first, 1, halo, height - x.shape[-2] + halo)
-    return repeat_edges(rows, 2, halo, width - x.shape[-1] + halo).permute(0, 3, 1, 2)
-
-
-def window_with_halo(x: Tensor, rows: slice, cols: slice, halo: int) -> Tensor:
-    """A rectangle of [N, C, h, w] and `halo` positions around it; beyond the border the last are repeated.
-
-    Returns channels last, [N, C, height + 2 halo, width + 2 halo].
-    """
-    x = x.permute(0, 2, 3, 1)
-    for dim, part in ((1, rows), (2, cols)):
-        first, last = max(part.start - halo, 0), min(part.stop + halo, x.shape[dim])
-        inside = x.narrow(dim, first, last - first)
-        x = repeat_edges(inside, dim, first - (part.start - halo), part.stop + halo - last)
-    return x.permute(0, 3, 1, 2)
-
-
 # The transform in float, for the encoder and for training
 
 

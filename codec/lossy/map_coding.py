@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
-from vbc.codec.lossy.latents import BLOCK, extend
+from vbc.codec.lossy.latents import BLOCK
+from vbc.codec.pixels.borders import extend
 from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES, nearest_four
 
 SQUARE_BLOCKS = 2

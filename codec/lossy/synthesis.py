@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.lossy.coding import Window
 from vbc.codec.lossy.features import INTEGERS, enhance_planes, quality_planes
-from vbc.codec.lossy.latents import BLOCK, CELLS, plane_order, positions, repeat_edges, window_with_halo
+from vbc.codec.lossy.latents import BLOCK, CELLS, plane_order, positions
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
+from vbc.codec.pixels.borders import Window, window_with_halo
 from vbc.codec.pixels.colour import opponent_to_rgb
 
 SQUARE = 64
@@ -89,7 +89,7 @@ def map_of_cells(quality: Tensor, window: Window, halo: int) -> Tensor:
     Returns int8 [B, 2, 4h + 2 halo, 4w + 2 halo].
     """
     margin = -(-halo // CELLS)
-    blocks = INTEGERS.planes(quality_planes(INTEGERS, window_with_halo(quality, *window, margin)))
+    blocks = INTEGERS.planes(quality_planes(INTEGERS, window_with_halo(quality, window, margin)))
     cells = blocks.repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
     cut = CELLS * margin - halo
     return cells[..., cut : cells.shape[2] - cut, cut : cells.shape[3] - cut]
@@ -106,13 +106,11 @@ def window_cells(model: LossyModel, latents: Tensor, window: Window, halo: int) 
         for part, n_blocks in zip(window, latents.shape[-2:], strict=True)
     ]
     cells = inverse_transform(model.basis[BLOCK], latents[..., spans[0], spans[1]])
-    for dim, part, span, n_blocks in zip((2, 3), window, spans, latents.shape[-2:], strict=True):
-        first = max(part.start * CELLS - halo, 0)
-        last = min(part.stop * CELLS + halo, n_blocks * CELLS)
-        inside = cells.narrow(dim, first - span.start * CELLS, last - first)
-        before, after = first - (part.start * CELLS - halo), part.stop * CELLS + halo - last
-        cells = repeat_edges(inside, dim, before, after)
-    return cells
+    rows, cols = (
+        slice(CELLS * (part.start - span.start), CELLS * (part.stop - span.start))
+        for part, span in zip(window, spans, strict=True)
+    )
+    return window_with_halo(cells, (rows, cols), halo)
 
 
 def inverse_transform(basis: Tensor, latents: Tensor) -> Tensor:

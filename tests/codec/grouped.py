@@ -15,12 +15,13 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.codec.entropy.coder import Coder
-from vbc.codec.lossy.coding import Window, code_maps, window_size
+from vbc.codec.lossy.coding import code_maps, window_size
 from vbc.codec.lossy.latents import latent_grid
 from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, VALUE_LIMIT, map_size
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import encode_image
+from vbc.codec.pixels.borders import Window
 from vbc.codec.settings import EncodeSettings
 
 HEIGHT, WIDTH = 39, 201

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vbc.codec.lossy.analysis import analyse
-from vbc.codec.lossy.coding import Window, code_groups, window_size
+from vbc.codec.lossy.coding import code_groups, window_size
 from vbc.codec.lossy.latents import LEVEL_LATENTS, latent_grid, level_latents
 from vbc.codec.lossy.map_coding import map_size, on_blocks
 from vbc.codec.lossy.model import LossyModel
+from vbc.codec.pixels.borders import Window
 
 NO_TABLE = 1024
 SIDES = (256, 64, 64)

@@ -17,13 +17,14 @@ from vbc.codec.exact import level as exact_level
 from vbc.codec.exact.groups import GridStep, GroupBatch, phase_pixels
 from vbc.codec.exact.level import code_groups, decode_groups, encode_level, fill_groups, put_group
 from vbc.codec.exact.model import NEIGHBOURS
-from vbc.codec.exact.planes import Window, lossy_planes, phase_size
+from vbc.codec.exact.planes import lossy_planes, phase_size
 from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.flow import decode_state, encode_levels
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model, installed, load_model, model_hash
 from vbc.codec.nets.int_nets import IntChain
 from vbc.codec.pipeline import decode_image, encode_image
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.settings import EncodeSettings

@@ -26,15 +26,14 @@ from vbc.codec.lossy.latents import (
     LEVEL_LATENTS,
     LEVEL_START,
     block_transform,
-    extend,
     inverse_block_transform,
     latent_basis,
     latent_order,
-    window_with_halo,
 )
 from vbc.codec.lossy.map_coding import on_blocks
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import inverse_transform
+from vbc.codec.pixels.borders import extend, window_with_halo
 from vbc.codec.pixels.colour import rgb_to_opponent
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train import lossy_net
@@ -237,9 +236,18 @@ def test_borders_are_repeated() -> None:
     assert torch.equal(extend(x, 6, 5, 1)[..., 1:-1, 1:-1][..., 4:, :], x[..., 3:, :].expand(-1, -1, 2, -1))
     for rows in (slice(0, 4), slice(1, 2), slice(3, 4)):
         for cols in (slice(0, 5), slice(2, 4)):
-            got = window_with_halo(x, rows, cols, 3)
+            got = window_with_halo(x, (rows, cols), 3)
             want = padded[..., rows.start : rows.stop + 6, cols.start : cols.stop + 6]
             assert torch.equal(got.double(), want)
+
+
+def test_gradients_pass_repeated_borders() -> None:
+    x = values(2, 3, 4, 5).double().requires_grad_()
+    weight = values(2, 3, 8, 8).double()
+    (ours,) = torch.autograd.grad((extend(x, 4, 5, 2)[..., :8] * weight).sum(), x)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
+    (theirs,) = torch.autograd.grad((padded[..., :8] * weight).sum(), x)
+    assert torch.equal(ours, theirs)
 
 
 def test_places_of_a_parity() -> None:

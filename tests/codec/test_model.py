@@ -15,9 +15,9 @@ from vbc.codec.entropy.coder import Counter
 from vbc.codec.exact import features, level, tuning, tuning_fit
 from vbc.codec.exact.groups import GridStep, GroupBatch
 from vbc.codec.exact.level import encode_level
-from vbc.codec.exact.planes import Window
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.model import Model, WeightsError, build_model
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.train import exact_net
 from vbc.codec.train.exact_net import ExactNet, training_bits
