@@ -6,7 +6,7 @@ power of two is, and that is the object `Numbers` which every function takes fir
 not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vbc.codec.lossy.latents import mean_latents, positions
 from vbc.codec.pixels.borders import extend
-from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES, nearest_four
+from vbc.codec.pixels.interlace import coarse_to_fine
 
 INPUT_MIN, INPUT_MAX = -64, 63
 """Range of a network's input plane."""
@@ -142,35 +142,20 @@ def interlaced_passes(numbers: Numbers, latents: Tensor, quality: Tensor) -> Ite
     latents: [N, 6, h, w], eighths, not yet known; integers are int32. The caller fills in those of a pass,
     `latents[..., rows, cols]`, before it asks for the next one. quality: of its blocks, [N, 1, h, w].
     """
-    h, w = latents.shape[-2:]
-    coarsest = 0
-    while max(h, w) > BASE_SIDE << coarsest:
-        coarsest += 1
-    whole = slice(0, None, 1 << coarsest)
-    yield Pass(whole, whole)
-    for depth in reversed(range(coarsest)):
-        stride = 2 << depth
-        coarse = latents[..., ::stride, ::stride]
-        n_h, n_w = coarse.shape[-2:]
-        a = extend(coarse, n_h, n_w, CONTEXT_RADIUS + 1)
-        d = a  # stands for phase D where that is empty
-        for phase in PHASES:
-            rows, cols = (slice(offset << depth, None, stride) for offset in PHASE_OFFSET[phase])
-            p_h, p_w = latents[..., rows, cols].shape[-2:]
-            if not p_h or not p_w:
-                continue
-            near = slice(0, p_h + 2 * CONTEXT_RADIUS), slice(0, p_w + 2 * CONTEXT_RADIUS)
-            four = [neighbour[..., *near] for neighbour in nearest_four(phase, a, d)]
-            base = context_base(numbers, four)
-            inner = slice(CONTEXT_RADIUS, CONTEXT_RADIUS + p_h), slice(CONTEXT_RADIUS, CONTEXT_RADIUS + p_w)
-            here = extend(quality[..., rows, cols], p_h, p_w, CONTEXT_RADIUS)
-            planes = context_planes(numbers, four, base, here)
-            yield Pass(rows, cols, phase, min(depth, 1), base[..., *inner], planes)
-            if phase == "D":
-                d = extend(latents[..., rows, cols], n_h, n_w, CONTEXT_RADIUS + 1)
+    for step in coarse_to_fine(latents, BASE_SIDE, CONTEXT_RADIUS):
+        rows, cols = step.rows, step.cols
+        if step.phase is None:
+            yield Pass(rows, cols)
+            continue
+        base = context_base(numbers, step.four)
+        h, w = latents[..., rows, cols].shape[-2:]
+        here = extend(quality[..., rows, cols], h, w, CONTEXT_RADIUS)
+        inner = slice(CONTEXT_RADIUS, CONTEXT_RADIUS + h), slice(CONTEXT_RADIUS, CONTEXT_RADIUS + w)
+        planes = context_planes(numbers, step.four, base, here)
+        yield Pass(rows, cols, step.phase, min(step.depth, 1), base[..., *inner], planes)
 
 
-def context_base(numbers: Numbers, four: list[Tensor]) -> Tensor:
+def context_base(numbers: Numbers, four: Sequence[Tensor]) -> Tensor:
     """Mean of the four nearest known blocks for the planes' means, 0 for the other latents: [N, 6, h, w]."""
     means = positions(MEANS, four[0].device)
     base = torch.zeros_like(four[0])
@@ -178,7 +163,7 @@ def context_base(numbers: Numbers, four: list[Tensor]) -> Tensor:
     return base
 
 
-def context_planes(numbers: Numbers, four: list[Tensor], base: Tensor, quality: Tensor) -> Tensor:
+def context_planes(numbers: Numbers, four: Sequence[Tensor], base: Tensor, quality: Tensor) -> Tensor:
     """Inputs of level 1's networks, [N, 32, h, w].
 
     How the planes' means of three neighbours differ from the base, in units of 1 and of 8; then the slopes of

@@ -13,8 +13,7 @@ from torch import Tensor
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.lossy.latents import BLOCK
-from vbc.codec.pixels.borders import extend
-from vbc.codec.pixels.interlace import PHASE_OFFSET, PHASES, nearest_four
+from vbc.codec.pixels.interlace import coarse_to_fine
 
 SQUARE_BLOCKS = 2
 """Blocks along a square of the map."""
@@ -74,26 +73,11 @@ def map_passes(values: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     values: int32 [N, 1, h, w]. The caller fills in `values[..., rows, cols]` before it asks for the next one.
     None is empty. Predictions and tables are int32 [N, 1, h', w'].
     """
-    h, w = values.shape[-2:]
-    coarsest = 0
-    while max(h, w) > BASE_SIDE << coarsest:
-        coarsest += 1
-    whole = slice(0, None, 1 << coarsest)
-    nothing = torch.zeros_like(values[..., whole, whole])
-    yield whole, whole, nothing, nothing + COARSEST_TABLE
-    for depth in reversed(range(coarsest)):
-        stride = 2 << depth
-        coarse = values[..., ::stride, ::stride]
-        n_h, n_w = coarse.shape[-2:]
-        a = extend(coarse, n_h, n_w, 1)
-        d = a  # stands for phase D where that is empty
-        for phase in PHASES:
-            rows, cols = (slice(offset << depth, None, stride) for offset in PHASE_OFFSET[phase])
-            p_h, p_w = values[..., rows, cols].shape[-2:]
-            if not p_h or not p_w:
-                continue
-            four = torch.stack([near[..., :p_h, :p_w] for near in nearest_four(phase, a, d)])
-            spread = (four.amax(0) - four.amin(0)).clamp_(max=COARSEST_TABLE - 1)
-            yield rows, cols, (four.sum(0, dtype=torch.int32) + 2) >> 2, spread
-            if phase == "D":
-                d = extend(values[..., rows, cols], n_h, n_w, 1)
+    for step in coarse_to_fine(values, BASE_SIDE, 0):
+        if step.phase is None:
+            nothing = torch.zeros_like(values[..., step.rows, step.cols])
+            yield step.rows, step.cols, nothing, nothing + COARSEST_TABLE
+            continue
+        four = torch.stack(step.four)
+        spread = (four.amax(0) - four.amin(0)).clamp_(max=COARSEST_TABLE - 1)
+        yield step.rows, step.cols, (four.sum(0, dtype=torch.int32) + 2) >> 2, spread
