@@ -61,7 +61,7 @@ STAGES = {
     "rate-distortion rounding": ("lossy.analysis:rdo_round",),
     "network inputs": (
         "exact.features:phase_inputs",
-        "exact.planes:extend",
+        "pixels.borders:extend",
         "exact.planes:cut_with_halo",
         "exact.planes:lossy_planes",
         "lossy.features:context_planes",
