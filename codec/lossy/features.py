@@ -71,8 +71,9 @@ class Integers:
         return x >> n
 
     def planes(self, *parts: Tensor) -> Tensor:
-        """int8, -64..63."""
-        return torch.cat([part.clamp(INPUT_MIN, INPUT_MAX).to(torch.int8) for part in parts], 1)
+        """int8, -64..63, channels last: parts of several layouts would be put together as planes."""
+        small = [part.clamp(INPUT_MIN, INPUT_MAX) for part in parts]
+        return torch.cat([part.to(torch.int8, memory_format=torch.channels_last) for part in small], 1)
 
 
 class Floats:
