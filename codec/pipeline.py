@@ -117,7 +117,10 @@ def encode_image(
             bit_depth=8 if low is None else 16,
         )
 
-    levels = encode_levels(picture, model, settings, report)
+    quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
+    if settings.levels:
+        quality = choose_quality(model, picture, settings)
+    levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.lossless and settings.levels:
         bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
@@ -127,7 +130,7 @@ def encode_image(
             if len(data) <= limit:
                 break
             others = len(data) - n_bytes(levels.lossy) - n_bytes(levels.exact)
-            levels = encode_levels(picture, model, settings, report, limit - others - exact_bytes)
+            levels = encode_levels(picture, model, settings, quality, report, limit - others - exact_bytes)
             data = pack(levels)
     if settings.lossless:
         report("check", 0.9)
@@ -150,17 +153,16 @@ def encode_levels(
     picture: Tensor,
     model: Model,
     settings: EncodeSettings,
+    quality: QualityMap,
     report: Progress,
     max_lossy_bytes: int | None = None,
 ) -> EncodedLevels:
     """All levels of uint8 RGB [1, 3, H, W]. max_lossy_bytes: what the lossy ones may take, for that at a
     lower quality."""
     guide = None
-    quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
     packets: Packets = []
     if settings.levels:
         report("lossy", 0.0)
-        quality = choose_quality(model, picture, settings)
         if max_lossy_bytes is None:
             packets, latents = encode_lossy(picture, model, settings.levels, quality)
         else:

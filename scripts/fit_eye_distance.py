@@ -27,6 +27,7 @@ from vbc.codec.lossy.eye_distance import (
     eye_terms,
     weights,
 )
+from vbc.codec.train.export import squares_of_tiles
 from vbc.codec.train.training_tiles import load_tiles
 
 SIDE = 2
@@ -34,12 +35,6 @@ SIDE = 2
 PER_PICTURE = 5
 NAMES = ("jpeg", "jpeg444", "webp", "avif", "avif", "noise", "blur")
 LEFT_OUT = 0.2
-
-
-def squares(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures of 2x2 tiles, uint8 [N, 256, 256, 3]."""
-    grid = tiles.reshape(-1, SIDE, SIDE, *tiles.shape[1:]).transpose(0, 1, 4, 2, 5, 3)
-    return grid.reshape(len(grid), SIDE * tiles.shape[2], SIDE * tiles.shape[3], 3)
 
 
 def distorted(tile: Image.Image, name: str, quality: int, rng: np.random.Generator) -> Image.Image:
@@ -71,12 +66,12 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def measure(pictures: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.float64], ...]:
-    """Terms [N, T] and sums [N] of distorted pictures."""
+    """Terms [N, T] and sums [N] of distorted pictures, uint8 [M, 3, H, W]."""
     terms, sums = [], []
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("a.png", "b.png")]
         for picture in pictures:
-            image = Image.fromarray(picture)
+            image = Image.fromarray(picture.transpose(1, 2, 0))
             image.save(paths[0])
             for name in rng.choice(NAMES, PER_PICTURE, replace=False):
                 other = distorted(image, str(name), int(rng.integers(20, 90)), rng)
@@ -98,7 +93,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     tiles = load_tiles(arguments.tiles)
     picked = rng.permutation(len(tiles))[: arguments.count * SIDE * SIDE]
-    terms, sums = measure(squares(tiles[picked]), rng)
+    terms, sums = measure(squares_of_tiles(tiles[picked], SIDE), rng)
     n = int(len(sums) * (1 - LEFT_OUT))
     weight = 1 / np.maximum(sums, 2)  # relative errors, but for scores that nobody tells apart
     fitted, _ = nnls(terms[:n] * weight[:n, None], (sums * weight)[:n])

@@ -52,9 +52,9 @@ class Planes:
     """The memory of a decode of B pictures; what is not decoded yet holds no meaning.
 
     latents: int16 [B, 192, h, w] on the grid of blocks, eighths. quality: int32 [B, 1, h, w], their map; the
-    header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H,
-    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B,
-    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h, w].
+    header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H, W]. final: its squares of 64
+    x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B, 3, h, w], but x_0 uint8 RGB.
+    errors: prior errors by k, int8 [B, 3, h, w].
     """
 
     latents: Tensor | None = None
@@ -137,8 +137,8 @@ class DecodeState:
             parts = [windows[i] for i in batch]
             rows, cols = parts[0]
             n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
-            n_symbols = n_blocks * LEVEL_LATENTS[level - 1] + n_blocks * any(with_map)
-            reader = self.model.reader(bodies, n_symbols)
+            most_a_block = LEVEL_LATENTS[level - 1] + any(with_map)
+            reader = self.model.reader(bodies, n_blocks * most_a_block)
             if any(with_map):
                 self._decode_maps(reader, parts, with_map)
             decoded = code_lossy_groups(self.model.lossy, reader, level, below, parts, self._quality())

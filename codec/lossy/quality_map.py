@@ -23,6 +23,13 @@ VARIANCE_FLOOR = 2.0
 """Variances below it, of pixel values squared, are no activity."""
 BLACK = 4.0
 """Brightness below it, in pixel values, counts as black."""
+ACTIVITY_SLOPE = 3.5
+"""Units of quality that a square loses for each octave of activity: texture hides errors."""
+BRIGHTNESS_SLOPE = 5.0
+"""Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
+dark."""
+BAND_ROWS = 1024
+"""Rows of pixels looked at together: multiples of a square."""
 
 
 def activity_and_brightness(luma: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,15 +45,6 @@ def activity_and_brightness(luma: Tensor) -> tuple[Tensor, Tensor]:
     activity = torch.log2(variance.clamp_min(0) + VARIANCE_FLOOR)
     brightness = torch.log2(mean.clamp_min(BLACK))
     return F.avg_pool2d(activity, SQUARE_BLOCKS), F.avg_pool2d(brightness, SQUARE_BLOCKS)
-
-
-ACTIVITY_SLOPE = 3.5
-"""Units of quality that a square loses for each octave of activity: texture hides errors."""
-BRIGHTNESS_SLOPE = 5.0
-"""Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
-dark."""
-BAND_ROWS = 1024
-"""Rows of pixels looked at together: multiples of a square."""
 
 
 @dataclass(frozen=True)
