@@ -170,7 +170,7 @@ def encode(case: Case, model: Model) -> bytes:
     """The file of a case."""
     if case.values is None:
         return encode_image(case.rgb, model=model, settings=case.settings, **case.others)
-    with patch("vbc.codec.pipeline.values_for_the_eye", lambda picture: case.values):
+    with patch("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: case.values):
         data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
     if case.some_maps:
         without = replace(case, settings=replace(case.settings, tune="psnr"), values=None)

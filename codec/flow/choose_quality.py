@@ -1,8 +1,9 @@
 """Which qualities a picture is coded with: what its looks need, in place of one number for all pictures.
 
-The same quantiser step looks different in different pictures. An encoder for the eye therefore takes the
-asked quality for a score of SSIMULACRA 2, codes a sample of the picture, looks what score that would have,
-and moves the base by what it is off. Nothing here decides what a bit means.
+An asked quality stands for a score of SSIMULACRA 2, which typical pictures have at some base. But the same
+quantiser step looks different in different pictures. An encoder for the eye therefore codes a sample of the
+picture, looks what score that would have, and moves the base by what it is off. Nothing here decides what a
+bit means.
 """
 
 import torch
@@ -20,25 +21,24 @@ GOOD_QUALITY, GOOD_SCORE = 60, 70.0
 """Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""
 CROP, CROPS = 128, 3
 """A sample is up to 3x3 squares of 128 pixels, spread over the picture."""
-MAX_MOVE = 24
+MAX_MOVE = 18
 """The base is moved by so much at most, and never beyond 0 or 100."""
 
 
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
     """The map for uint8 RGB [1, 3, H, W]. With weights that have no scores the base is the asked quality."""
+    scores = model.lossy.scores
+    base = settings.asked_quality if scores is None else round(typical_base(scores, settings.asked_quality))
     if settings.tune == "psnr":
-        return QualityMap(settings.asked_quality)
-    quality = QualityMap(settings.asked_quality, values_for_the_eye(picture))
-    if not model.lossy.for_the_eye or min(picture.shape[-2:]) < SMALLEST_SIDE:
+        return QualityMap(base)
+    quality = QualityMap(base, values_for_the_eye(picture))
+    if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
         return quality
-    scores = model.lossy.analysis["score"]
-    base = typical_base(scores, settings.asked_quality)
     sample, values = sample_of(picture, quality.values)
-    room = min(MAX_MOVE, round(base), MAX_QUALITY - round(base))
-    tried = QualityMap(round(base), values)
-    looks_like = base_of_score(scores, score_of(model, sample, tried))
+    room = min(MAX_MOVE, base, MAX_QUALITY - base)
+    looks_like = base_of_score(scores, score_of(model, sample, QualityMap(base, values)))
     move = max(-room, min(room, round(base - looks_like)))
-    return QualityMap(tried.base + move, quality.values)
+    return QualityMap(base + move, quality.values)
 
 
 def typical_base(scores: Tensor, quality: int) -> float:

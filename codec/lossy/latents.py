@@ -30,9 +30,8 @@ SYMBOL_LIMIT = 2047
 """Largest magnitude of a latent's symbol: times the coarsest step it fits 32 bits, and the finest step times
 it reaches beyond every latent of a picture."""
 
-STEP_OCTAVES = 3 / 64
-"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.05 to 2.4 bpp on
-photographs."""
+STEP_OCTAVES = 1 / 16
+"""Octaves of the quantiser step per unit of quality: 0..100 then spans about 0.05 to 4 bpp on photographs."""
 INITIAL_STEP = 192.0
 """Quantiser step in RGB units at quality 0."""
 LAGRANGE = 0.043
@@ -43,10 +42,9 @@ N_SCALES = 48
 """Tables per level: quarter octaves of the residual's scale over the step, from 2^-4."""
 SCALE_MIN = -64
 """Log-scale over the step of a level's first table, in sixteenths of an octave."""
-FIRST_CODED_SCALE = 3
-"""Latents are skipped if their scale is below 2^-3.4 of the step: a symbol other than 0 would cost 7 bits and
-more, which its squared error is hardly ever worth, while even a sure 0 costs 0.006 bits and its share of
-decoding."""
+FIRST_CODED_SCALE = 1
+"""Latents are skipped if their scale is below 2^-3.9 of the step: there a symbol other than 0 would cost 12 bits
+and more, and even a sure 0 costs its share of decoding."""
 
 PLANE_GAIN = (3, 2, 6)
 """What a squared error in each opponent plane is in RGB, summed over R, G and B."""

@@ -20,10 +20,10 @@ SQUARE_BLOCKS = 2
 SQUARE = SQUARE_BLOCKS * BLOCK
 """Side of a square in pixels."""
 MAX_QUALITY = 100
-MAP_UNIT = 4
+MAP_UNIT = 3
 """Qualities between neighbouring values: the step changes by an eighth, which nobody sees."""
 VALUE_LIMIT = MAX_QUALITY // MAP_UNIT
-"""Values are limited to -25..25: from any header's quality to 0 and to 100, almost."""
+"""Values are limited to -33..33: from any header's quality to 0 and to 100, almost."""
 N_MAP_TABLES = 9
 """By the spread of the four nearest values, 0 to 7 and more; the last one is of the coarsest grid."""
 COARSEST_TABLE = N_MAP_TABLES - 1
@@ -53,7 +53,7 @@ def code_map(
     """Code the values of groups of one size: int32 [N, 1, h, w] on squares.
 
     coder: of N groups. size: of a group in squares. coded: bool [N], which groups have a map; the others'
-    values are 0. wanted: int16 [N, 1, h, w], -25..25, in an encoder.
+    values are 0. wanted: int16 [N, 1, h, w], -33..33, in an encoder.
     """
     values = torch.zeros((len(coded), 1, *size), dtype=torch.int32, device=coded.device)
     for rows, cols, mean, table in map_passes(values):

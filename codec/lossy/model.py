@@ -77,7 +77,13 @@ class LossyModel:
     @property
     def for_the_eye(self) -> bool:
         """Whether the weights were trained for the eye, not for squared error."""
-        return "score" in self.analysis
+        return "for_the_eye" in self.analysis
+
+    @property
+    def scores(self) -> Tensor | None:
+        """The score of SSIMULACRA 2 that typical pictures have at each quality, float32 [101], rising; None where
+        the weights do not say."""
+        return self.analysis.get("score")
 
     def to(self, device: torch.device) -> "LossyModel":
         """The model on another device."""

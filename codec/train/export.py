@@ -99,21 +99,24 @@ def export_model(
 ) -> Tensors:
     """Tensors of a weights file.
 
-    The tables are refit on what the integer model codes of the tiles, where given. for_the_eye: `lossy` was
-    trained so; the weights then know what scores their pictures have.
+    The tables are refit on what the integer model codes of the tiles, where given; the weights then know what
+    scores their pictures have. for_the_eye: `lossy` was trained so.
     """
     first, prior = initial_tables()
     tensors = {**export_exact(exact), **export_lossy(lossy), **first}
+    if for_the_eye:
+        tensors["analysis.for_the_eye"] = torch.ones(1, dtype=torch.int32)
     if tiles is not None:
         counter = count_symbols(build_model(tensors), tiles, seed=2)
         tensors["tables"] = refit_tables(prior, counter)
-        if for_the_eye:
-            tensors["analysis.score"] = typical_scores(build_model(tensors), tiles[:SCORED_TILES])
+        tensors["analysis.score"] = typical_scores(build_model(tensors), tiles[:SCORED_TILES])
     return {k: v.contiguous() for k, v in tensors.items()}
 
 
 def typical_scores(model: Model, tiles: NDArray[np.uint8]) -> Tensor:
     """The score that pictures have on an average at each base, float32 [101], rising.
+
+    With weights for the eye they have maps.
 
     tiles: uint8 [N, 3, 128, 128]; each nine are a sample of `choose_quality`, the last ones are filled up.
     """
@@ -122,7 +125,7 @@ def typical_scores(model: Model, tiles: NDArray[np.uint8]) -> Tensor:
     samples = [
         sample_of(torch.from_numpy(square)[None], None)[0] for square in squares_of_tiles(tiles, CROPS)
     ]
-    values = [values_for_the_eye(sample) for sample in samples]
+    values = [values_for_the_eye(sample) if model.lossy.for_the_eye else None for sample in samples]
     knots = np.arange(0, 101, 10)
     means = [
         np.mean([score_of(model, x, QualityMap(int(q), v)) for x, v in zip(samples, values, strict=True)])

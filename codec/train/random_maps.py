@@ -11,11 +11,11 @@ from vbc.codec.train.qconv import Q_MAX
 KINDS = ("constant", "eye", "region", "smooth")
 SHARES = (0.35, 0.35, 0.15, 0.15)
 """Constant maps are what `--tune psnr` writes, those for the eye what files hold by default."""
-MAX_ACTIVITY_SLOPE, MAX_BRIGHTNESS_SLOPE = 4.0, 8.0
+MAX_ACTIVITY_SLOPE, MAX_BRIGHTNESS_SLOPE = 3.0, 6.0
 """Units of quality per octave."""
-MAX_REGION = 50.0
+MAX_REGION = 38.0
 """A region of interest is up to so much better or worse than the rest."""
-MAX_SMOOTH = 12.0
+MAX_SMOOTH = 9.0
 """Standard deviation of a smooth field."""
 
 

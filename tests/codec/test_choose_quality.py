@@ -17,7 +17,7 @@ from vbc.codec.lossy.eye_distance import eye_terms, predicted_score
 from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image
-from vbc.codec.settings import EncodeSettings
+from vbc.codec.settings import EncodeSettings, Tune
 from vbc.codec.train.exact_loss import layered_alone_loss
 from vbc.codec.train.exact_net import ExactNet
 
@@ -27,7 +27,8 @@ SCORES = torch.linspace(-30, 90, 101)
 
 def for_the_eye(model: Model, scores: Tensor = SCORES) -> Model:
     """The model as one whose typical scores are known."""
-    return replace(model, lossy=replace(model.lossy, analysis=model.lossy.analysis | {"score": scores}))
+    marked = model.lossy.analysis | {"score": scores, "for_the_eye": torch.ones(1, dtype=torch.int32)}
+    return replace(model, lossy=replace(model.lossy, analysis=marked))
 
 
 def test_bases_of_scores() -> None:
@@ -87,7 +88,7 @@ def test_the_base_moves_against_what_the_score_is_off(
     picture = photo(64, 80)[None]
     chosen = choose_quality(for_the_eye(tiny), picture, EncodeSettings(quality=36))
     assert tried == [50]
-    assert chosen.base == {-200: 74, -12: 60, 0: 50, 12: 40, 200: 26}[int(off)]
+    assert chosen.base == {-200: 68, -12: 60, 0: 50, 12: 40, 200: 32}[int(off)]
     values = values_for_the_eye(picture)
     assert chosen.values is not None
     assert values is not None
@@ -97,12 +98,15 @@ def test_the_base_moves_against_what_the_score_is_off(
 
 
 @pytest.mark.parametrize("tune", ["eye", "psnr"])
-def test_without_scores_or_for_psnr_it_is_the_asked_quality(tune: str, tiny: Model) -> None:
-    picture = photo(40, 48)[None]
-    model = tiny if tune == "eye" else for_the_eye(tiny)
-    quality = choose_quality(model, picture, EncodeSettings(quality=37, tune=tune))
+def test_without_scores_it_is_the_asked_quality(tune: Tune, tiny: Model) -> None:
+    quality = choose_quality(tiny, photo(40, 48)[None], EncodeSettings(quality=37, tune=tune))
     assert quality.base == 37
     assert (quality.values is None) == (tune == "psnr")
+
+
+def test_for_psnr_it_is_the_base_of_typical_pictures(tiny: Model) -> None:
+    quality = choose_quality(for_the_eye(tiny), photo(40, 48)[None], EncodeSettings(quality=36, tune="psnr"))
+    assert quality == QualityMap(50)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 200), (16, 16), (130, 17)])
@@ -146,7 +150,7 @@ def test_layered_files_alone_are_tuned() -> None:
     ("settings", "quality"),
     [
         (EncodeSettings(), 60),
-        (EncodeSettings(lossless=True), 50),
+        (EncodeSettings(lossless=True), 40),
         (EncodeSettings(levels=0, lossless=True), 60),
         (EncodeSettings(quality=0), 0),
         (EncodeSettings(quality=93, lossless=True), 93),

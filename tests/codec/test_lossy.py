@@ -97,7 +97,7 @@ def test_a_step_is_what_the_format_says(shipped: LossyModel, level: int) -> None
 
     step, log2_step = steps_at(shipped, level, quality)
     scale = ((log_scale - log2_step + 64 + 2) >> 2).clip(0, 47)
-    table = np.where(scale < 3, NO_TABLE, shipped.first_table + 48 * (level - 1) + scale)
+    table = np.where(scale < 1, NO_TABLE, shipped.first_table + 48 * (level - 1) + scale)
     np.testing.assert_array_equal(index.numpy(), table.transpose(0, 2, 1).reshape(2, -1))
     k = recorded.numpy().astype(int).reshape(2, c, n).transpose(0, 2, 1)
     np.testing.assert_array_equal(symbols.numpy(), k)
@@ -139,7 +139,7 @@ def test_odd_parity_follows_the_symbols_of_even_parity(shipped: LossyModel, leve
     change = net(torch.from_numpy(padded).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     mean = 2 * parameters[..., :c] + ((change[..., :c] * step + 256) >> 9)
     scale = ((parameters[..., c:] + change[..., c:] - log2_step + 66) >> 2).clip(0, 47)
-    table = np.where(scale < 3, NO_TABLE, shipped.first_table + 48 * (level - 1) + scale)
+    table = np.where(scale < 1, NO_TABLE, shipped.first_table + 48 * (level - 1) + scale)
     np.testing.assert_array_equal(index[0].numpy(), table.reshape(-1, c)[~even].T.ravel())
     k[~even] = second.numpy().reshape(c, -1).T
     latents = (mean.reshape(-1, c) + ((k * step.reshape(-1, c) + 16) >> 5)).clip(-32768, 32767)

@@ -145,7 +145,9 @@ def test_predictions_of_a_map() -> None:
     assert table[0, 0].tolist() == [[3, 3], [7, 7]]
 
 
-@pytest.mark.parametrize(("base", "value", "quality"), [(60, 0, 60), (60, -1, 56), (0, -25, 0), (0, 25, 100)])
+@pytest.mark.parametrize(
+    ("base", "value", "quality"), [(60, 0, 60), (60, -1, 57), (0, -33, 0), (0, 33, 99), (90, 33, 100)]
+)
 def test_quality_of_a_value(base: int, value: int, quality: int) -> None:
     assert qualities(torch.tensor([value]), base).item() == quality
 
@@ -155,7 +157,7 @@ def test_a_square_is_two_by_two_blocks() -> None:
     blocks = on_blocks(squares, 3, 5)
     assert blocks[0, 0].tolist() == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]
     assert map_size(3, 5) == (2, 3)
-    assert torch.equal(QualityMap(50, squares.short()).on_blocks(3, 5, torch.device("cpu")), 50 + 4 * blocks)
+    assert torch.equal(QualityMap(50, squares.short()).on_blocks(3, 5, torch.device("cpu")), 50 + 3 * blocks)
     plain = QualityMap(50).on_blocks(3, 5, torch.device("cpu"))
     assert plain.shape == (1, 1, 3, 5)
     assert (plain == 50).all()

@@ -101,9 +101,9 @@ class LossyDecoder:
         if mode == WITH_MAP:
             values = np.zeros(squares, np.int32)
             self.code_map(lanes, values)
-            self.say(f"    qualities {brief((self.base_quality + 4 * values).clip(0, 100))}")
+            self.say(f"    qualities {brief((self.base_quality + 3 * values).clip(0, 100))}")
             on_blocks = values.repeat(SQUARE_OF_MAP, 0).repeat(SQUARE_OF_MAP, 1)[:rows, :columns]
-            self.quality[group.slices] = (self.base_quality + 4 * on_blocks).clip(0, 100)
+            self.quality[group.slices] = (self.base_quality + 3 * on_blocks).clip(0, 100)
         if level == 1:
             self.code_grid(lanes, out, self.quality[group.slices], 0)
         else:
@@ -131,7 +131,7 @@ class LossyDecoder:
         """One step of a map, from guesses and spreads [h, w]."""
         self.say(f"    map: guesses {brief(guess)}; spreads {brief(spread)}")
         symbols = coder.step(self.weights.number("lossy.map_table") + spread)
-        values: Array = (guess + symbols).clip(-25, 25)
+        values: Array = (guess + symbols).clip(-33, 33)
         self.say(f"      values {brief(values)}")
         return values
 
@@ -147,7 +147,7 @@ class LossyDecoder:
         log2_step = self.by_quality("lossy.log2_step", level, quality)
         scale_class = ((scale - log2_step + 66) >> 2).clip(0, 47)
         first = self.weights.number("lossy.first_table") + 48 * (level - 1)
-        tables = np.where(scale_class < 3, NOTHING, first + scale_class)
+        tables = np.where(scale_class < 1, NOTHING, first + scale_class)
         if tables.size:
             self.say(f"    means {brief(mean)}; scales {brief(scale)}")
         steps = coder.step(tables).clip(-2047, 2047)
