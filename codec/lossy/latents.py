@@ -43,8 +43,8 @@ N_SCALES = 48
 SCALE_MIN = -64
 """Log-scale over the step of a level's first table, in sixteenths of an octave."""
 FIRST_CODED_SCALE = 1
-"""Latents are skipped if their scale is below 2^-3.9 of the step: there a symbol other than 0 would cost 12 bits
-and more, and even a sure 0 costs its share of decoding."""
+"""Latents are skipped if their scale is below 2^-3.9 of the step: there a symbol other than 0 would cost 12
+bits and more, and even a sure 0 costs its share of decoding."""
 
 PLANE_GAIN = (3, 2, 6)
 """What a squared error in each opponent plane is in RGB, summed over R, G and B."""

@@ -81,8 +81,10 @@ class LossyModel:
 
     @property
     def scores(self) -> Tensor | None:
-        """The score of SSIMULACRA 2 that typical pictures have at each quality, float32 [101], rising; None where
-        the weights do not say."""
+        """The SSIMULACRA 2 score of typical pictures at each quality, float32 [101], rising.
+
+        None where the weights do not say.
+        """
         return self.analysis.get("score")
 
     def to(self, device: torch.device) -> "LossyModel":
