@@ -361,6 +361,34 @@ def read_info(
     )
 
 
+def cut(
+    data: "bytes | bytearray | memoryview | ByteSource",
+    *,
+    max_bytes: int | None = None,
+    stage: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """A shorter .vbc file of the same picture, made without decoding: fewer packets, as they are.
+
+    data: the file, or of a file that is cut off what is there. stage: keep the levels 1 to this number, as
+    `FileInfo.levels` has them. max_bytes: of these keep the first ones in the file, as many as a file of that
+    length holds. One of both at least. What stays beside the levels: `files.cutting.cut_file`. Where nothing
+    need be left out it is the file unchanged. Where something of the picture is, the new file is not
+    lossless, and 16-bit samples have 8 bits.
+    Raises FormatError where the header or a packet that stays is bad, NothingLeft where nothing of the
+    picture would stay, ValueError for arguments that name no length and no level.
+    """
+    from vbc.codec.files.cutting import cut_file
+
+    if max_bytes is None and stage is None:
+        raise ValueError("max_bytes or stage is wanted")
+    for name, value in (("max_bytes", max_bytes), ("stage", stage)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is 1 or more, not {value}")
+    source = as_source(data)
+    return cut_file(source, container.unpack_header(source, limits), max_bytes, stage)
+
+
 def verify(
     data: bytes, *, device: Device = "cpu", limits: Limits = DEFAULT_LIMITS, model: "Weights" = None
 ) -> None:

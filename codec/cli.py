@@ -236,6 +236,32 @@ def decode(
 
 
 @app.command()
+def cut(
+    inputs: In,
+    output: Out,
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", min=1, help="Keep as much as a file of N bytes holds.")
+    ] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option("--stage", min=1, help="Keep levels 1 to this number, as `codec info` shows them."),
+    ] = None,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make shorter .vbc files of the same pictures, without decoding."""
+    if max_bytes is None and stage is None:
+        fail_usage("--bytes or --stage is missing")
+    limits = limits_of(max_pixels, None)
+    todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
+    work = partial(batch.cut_file, max_bytes=max_bytes, stage=stage, limits=limits)
+    code(work, todo, jobs, None, "cutting", as_json, quiet, resume=not overwrite)
+
+
+@app.command()
 def info(
     inputs: In,
     levels: Annotated[
