@@ -85,6 +85,7 @@ def encode(
     lossless: bool = False,
     effort: int = 1,
     tune: Tune = "eye",
+    max_bytes: int | None = None,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -95,16 +96,19 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, max_bytes: as `EncodeSettings`.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata; for that, on noise, the
     lossy levels get a lower quality than asked for. It is decoded again and compared before it is returned;
     SelfCheckFailed where it differs.
-    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
+    max_bytes counts all of the file. ICC and alpha are always kept, EXIF and XMP if they take a quarter of it
+    at most; of larger EXIF the orientation is kept.
+    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded,
+    NothingLeft (a ValueError) where `max_bytes` is too little for any of the picture.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort, tune)
+    settings = EncodeSettings(levels, quality, lossless, effort, tune, max_bytes)
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 

@@ -167,6 +167,14 @@ def encode(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-bytes",
+            min=1,
+            help="In place of a quality: the best file of at most N bytes; a larger lossless one is cut.",
+        ),
+    ] = None,
     metadata: Annotated[
         KeepMetadata,
         typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
@@ -182,7 +190,7 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort, tune)
+    settings = checked_settings(levels, quality, lossless, effort, tune, max_bytes)
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -493,11 +501,17 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
 
 
 def checked_settings(
-    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune
+    levels: int | None,
+    quality: int | None,
+    lossless: bool,
+    effort: int,
+    tune: Tune,
+    max_bytes: int | None = None,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     try:
-        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort, tune)
+        stored = LOSSY_LEVELS if levels is None else levels
+        return EncodeSettings(stored, quality, lossless, effort, tune, max_bytes)
     except ValueError as e:
         fail_usage(str(e))
 

@@ -117,6 +117,7 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
         "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
         "levels": list(info.levels),
         "quality": info.quality,
+        "exact": info.lossless,
         "time_s": round(time.perf_counter() - started, 3),
     }
 

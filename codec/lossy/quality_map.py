@@ -70,6 +70,11 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
 
     Their mean is about 0. None where all are 0.
     """
+    return values_of(changes_for_the_eye(picture))
+
+
+def changes_for_the_eye(picture: Tensor) -> Tensor:
+    """What those values are before they are rounded: float [1, 1, h, w], units of quality, their mean 0."""
     parts = [
         activity_and_brightness(picture[..., top : top + BAND_ROWS, :].float().mean(1, keepdim=True))
         for top in range(0, picture.shape[-2], BAND_ROWS)
@@ -77,5 +82,30 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
     activity, brightness = (torch.cat(planes, 2) for planes in zip(*parts, strict=True))
     change = ACTIVITY_SLOPE * (activity.mean() - activity)
     change += BRIGHTNESS_SLOPE * (brightness.mean() - brightness)
-    values = (change / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16).cpu()
+    return change.cpu()
+
+
+def changes_for_none(height: int, width: int) -> Tensor:
+    """Changes for a picture that is to have the same quality everywhere: too small for values other than 0.
+
+    Float [1, 1, h, w] on squares, falling from the first to the last. So where all are raised by a fraction
+    of a unit, a share of the squares, at the top, gets the value 1: a fraction cannot mean more.
+    """
+    rows, cols = -(-height // SQUARE), -(-width // SQUARE)
+    falling = 0.5 - (torch.arange(rows * cols) + 0.5) / (rows * cols)
+    return (MAP_UNIT * falling).view(1, 1, rows, cols)
+
+
+def map_of_quality(quality: float, changes: Tensor) -> QualityMap:
+    """The map with changes about a quality of 0 to 100 that need not be whole.
+
+    The header's is the nearest whole one; by the rest all changes are raised before they are rounded.
+    """
+    base = round(quality)
+    return QualityMap(base, values_of(changes + (quality - base)))
+
+
+def values_of(changes: Tensor) -> Tensor | None:
+    """Values of a map, int16, nearest to changes in units of quality; None where all are 0."""
+    values = (changes / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
     return values if values.any() else None
