@@ -94,7 +94,7 @@ def cut_file(source: Source, header: Header, max_bytes: int | None, stage: int |
         return _whole(source, header)
     draft = Draft(header).add(_find(header, (ICC, ALPHA)))
     if not draft.add(levels).shows_something:
-        raise NothingLeft(f"the file has nothing of a level up to {stage}")
+        raise NothingLeft("the file has no level" + ("" if stage is None else f" up to {stage}"))
     if max_bytes is None:
         return draft.add(_find(header, (EXIF, XMP))).add(levels).write(source)
     draft = _longest(_with_orientation(draft, source), levels, max_bytes)

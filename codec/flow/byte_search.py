@@ -49,9 +49,9 @@ def best_that_fits(
 
 
 def _slope(sizes: dict[int, float], place: int, typical: float) -> float:
-    """By how much sizes grow for each place, from one to the nearest other: half to twice the typical."""
+    """By how much sizes grow for each place, from one to the nearest other: within limits."""
     others = [p for p in sizes if p != place]
     if not others:
         return typical
     other = min(others, key=lambda p: (abs(p - place), p))
-    return min(max((sizes[other] - sizes[place]) / (other - place), typical / 2), typical * 2)
+    return min(max((sizes[other] - sizes[place]) / (other - place), typical / 4), typical * 4)

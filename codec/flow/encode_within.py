@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vbc.codec.flow.byte_search import best_that_fits
@@ -12,7 +13,6 @@ from vbc.codec.flow.encode_levels import TYPICAL_GROWTH, Packets, encode_lossy, 
 from vbc.codec.lossy.map_coding import SQUARE
 from vbc.codec.lossy.quality_map import (
     QualityMap,
-    changes_for_none,
     changes_for_the_eye,
     map_of_quality,
 )
@@ -51,7 +51,9 @@ def encode_lossy_within(
     levels: how many there are to be. Fewer are returned where quality 0 is too large with all of them, and
     where it is with level 1 alone, that, though it does not fit. file_bytes: of a file with these packets.
     """
-    changes = changes_for_the_eye(picture) if tune == "eye" else changes_for_none(*picture.shape[-2:])
+    changes = changes_for_the_eye(picture)
+    if tune == "psnr":
+        changes = torch.zeros_like(changes)
     others = file_bytes([])
     room = max_bytes - others
     start = _typical_place(room, picture)

@@ -70,7 +70,7 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
 
     Their mean is about 0. None where all are 0.
     """
-    return values_of(changes_for_the_eye(picture))
+    return limited((changes_for_the_eye(picture) / MAP_UNIT).round())
 
 
 def changes_for_the_eye(picture: Tensor) -> Tensor:
@@ -85,27 +85,23 @@ def changes_for_the_eye(picture: Tensor) -> Tensor:
     return change.cpu()
 
 
-def changes_for_none(height: int, width: int) -> Tensor:
-    """Changes for a picture that is to have the same quality everywhere: too small for values other than 0.
-
-    Float [1, 1, h, w] on squares, falling from the first to the last. So where all are raised by a fraction
-    of a unit, a share of the squares, at the top, gets the value 1: a fraction cannot mean more.
-    """
-    rows, cols = -(-height // SQUARE), -(-width // SQUARE)
-    falling = 0.5 - (torch.arange(rows * cols) + 0.5) / (rows * cols)
-    return (MAP_UNIT * falling).view(1, 1, rows, cols)
-
-
 def map_of_quality(quality: float, changes: Tensor) -> QualityMap:
-    """The map with changes about a quality of 0 to 100 that need not be whole.
+    """The map with changes, float [1, 1, h, w], about a quality of 0 to 100 that need not be whole.
 
-    The header's is the nearest whole one; by the rest all changes are raised before they are rounded.
+    The header's is the nearest whole one. The rest is made up by moving some values by one: those of the
+    squares that rounding has moved the other way most; among equals, of the first ones.
     """
     base = round(quality)
-    return QualityMap(base, values_of(changes + (quality - base)))
+    exact = changes / MAP_UNIT
+    values = exact.round()
+    missing = (quality - base) / MAP_UNIT
+    n_moved = round(abs(missing) * values.numel())
+    order = torch.argsort((exact - values).flatten(), descending=missing > 0, stable=True)
+    values.view(-1)[order[:n_moved]] += 1 if missing > 0 else -1
+    return QualityMap(base, limited(values))
 
 
-def values_of(changes: Tensor) -> Tensor | None:
-    """Values of a map, int16, nearest to changes in units of quality; None where all are 0."""
-    values = (changes / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
+def limited(values: Tensor) -> Tensor | None:
+    """Values of a map as int16, within their limits; None where all are 0."""
+    values = values.clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
     return values if values.any() else None
