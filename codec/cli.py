@@ -255,7 +255,6 @@ def cut(
         typer.Option("--stage", min=1, help="Keep levels 1 to this number, as `codec info` shows them."),
     ] = None,
     max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
-    jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -266,7 +265,7 @@ def cut(
     limits = limits_of(max_pixels, None)
     todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
     work = partial(batch.cut_file, max_bytes=max_bytes, stage=stage, limits=limits)
-    code(work, todo, jobs, None, "cutting", as_json, quiet, resume=not overwrite)
+    code(work, todo, title="cutting", as_json=as_json, quiet=quiet, resume=not overwrite)
 
 
 @app.command()
