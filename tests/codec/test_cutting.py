@@ -12,9 +12,11 @@ from pictures import photo, soft_mask, stripes
 from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, LOW, PIXEL_HASH, XMP
 from vbc.bitstream.errors import Corrupt, LimitExceeded, NotVbc, Truncated
+from vbc.bitstream.rewrite import rewrite
 from vbc.codec import api
 from vbc.codec.files.cutting import NothingLeft
 from vbc.codec.files.image_io import Metadata
+from vbc.codec.flow.decode_plan import all_packets, make_plan
 from vbc.codec.incremental import IncrementalReader
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image, verify
@@ -145,6 +147,36 @@ def test_a_shorter_file_that_arrives_in_pieces(tiny: Model, name: str) -> None:
     want = api.decode_picture(out, model=tiny)
     assert np.array_equal(reader.picture().picture.samples(), want.picture.samples())
     assert reader.picture().exact == want.exact is False
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("name", ["layered-tuned", "archival-tuned", "lossy"])
+def test_a_file_in_another_order(tiny: Model, name: str) -> None:
+    """The first packets are those of the file at hand: here those of a region come before all others."""
+    data, region = grouped_file(name), (150, 4, 30, 20)
+    header = container.unpack_header(data)
+    first = set(all_packets(header, make_plan(header, None, region)))
+    order = sorted(
+        range(len(header.packets)), key=lambda i: (i not in first and header.packets[i].level > 0, i)
+    )
+    order.sort(key=lambda i: header.packets[i].unit in (LOW, PIXEL_HASH))
+    other = rewrite(data, header, order)
+    assert other != data
+    new = container.unpack_header(other)
+    whole = decode_image(data, model=tiny).rgb[:, 4:24, 150:180]
+    n_first = sum(header.packets[i].level > 0 for i in first)
+    for n, out in enumerate(shorter_files(other)):
+        kept = [place for place in units(out) if place[0] <= container.MAX_LEVEL]
+        assert len(kept) <= len(new.packets)
+        if n % 12 == 0 or len(kept) == n_first:
+            got = decode_image(out, model=tiny).rgb
+            end = new.ends[new.places[kept[-1]]]
+            assert torch.equal(got, decode_image(other[:end], model=tiny, allow_partial=True).rgb)
+        if len(kept) == n_first:
+            assert torch.equal(got[:, 4:24, 150:180], whole)
+            break
+    else:
+        raise AssertionError("some cut has just the region")
 
 
 # levels
