@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbc.codec.api import FileInfo, decode, decode_image, encode, read_info, verify
+    from vbc.codec.api import FileInfo, cut, decode, decode_image, encode, read_info, verify
+    from vbc.codec.files.cutting import NothingLeft
     from vbc.codec.files.image_io import Metadata, UnsupportedImage
     from vbc.codec.incremental import IncrementalReader
 
@@ -17,7 +18,9 @@ __all__ = [
     "FileInfo",
     "IncrementalReader",
     "Metadata",
+    "NothingLeft",
     "UnsupportedImage",
+    "cut",
     "decode",
     "decode_image",
     "encode",
@@ -31,6 +34,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {
         "Metadata": "files.image_io",
+        "NothingLeft": "files.cutting",
         "UnsupportedImage": "files.image_io",
         "IncrementalReader": "incremental",
     }

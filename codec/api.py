@@ -85,6 +85,7 @@ def encode(
     lossless: bool = False,
     effort: int = 1,
     tune: Tune = "eye",
+    max_bytes: int | None = None,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -95,16 +96,19 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, max_bytes: as `EncodeSettings`.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata; for that, on noise, the
     lossy levels get a lower quality than asked for. It is decoded again and compared before it is returned;
     SelfCheckFailed where it differs.
-    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
+    max_bytes counts all of the file. ICC and alpha are always kept, EXIF and XMP if they take a quarter of it
+    at most; of larger EXIF the orientation is kept.
+    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded,
+    NothingLeft (a ValueError) where `max_bytes` is too little for any of the picture.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort, tune)
+    settings = EncodeSettings(levels, quality, lossless, effort, tune, max_bytes)
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 
@@ -359,6 +363,34 @@ def read_info(
         header_bytes=header.header_bytes,
         ranges=tuple(ranges),
     )
+
+
+def cut(
+    data: "bytes | bytearray | memoryview | ByteSource",
+    *,
+    max_bytes: int | None = None,
+    stage: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """A shorter .vbc file of the same picture, made without decoding: fewer packets, as they are.
+
+    data: the file, or of a file that is cut off what is there. stage: keep the levels 1 to this number, as
+    `FileInfo.levels` has them. max_bytes: of these keep the first ones in the file, as many as a file of that
+    length holds. One of both at least. What stays beside the levels: `files.cutting.cut_file`. Where nothing
+    need be left out it is the file unchanged. Where something of the picture is, the new file is not
+    lossless, and 16-bit samples have 8 bits.
+    Raises FormatError where the header or a packet that stays is bad, NothingLeft where nothing of the
+    picture would stay, ValueError for arguments that name no length and no level.
+    """
+    from vbc.codec.files.cutting import cut_file
+
+    if max_bytes is None and stage is None:
+        raise ValueError("max_bytes or stage is wanted")
+    for name, value in (("max_bytes", max_bytes), ("stage", stage)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is 1 or more, not {value}")
+    source = as_source(data)
+    return cut_file(source, container.unpack_header(source, limits), max_bytes, stage)
 
 
 def verify(

@@ -167,6 +167,14 @@ def encode(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            "--max-bytes",
+            min=1,
+            help="In place of a quality: the best file of at most N bytes; a larger lossless one is cut.",
+        ),
+    ] = None,
     metadata: Annotated[
         KeepMetadata,
         typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
@@ -182,7 +190,7 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort, tune)
+    settings = checked_settings(levels, quality, lossless, effort, tune, max_bytes)
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -233,6 +241,31 @@ def decode(
             fail_usage(f"cannot write {suffix}; known endings: {' '.join(OUTPUT_FORMATS)}")
     work = partial(batch.decode_file, options=options)
     code(work, todo, jobs, threads, "decoding", as_json, quiet, resume=not overwrite, takes_progress=True)
+
+
+@app.command()
+def cut(
+    inputs: In,
+    output: Out,
+    max_bytes: Annotated[
+        int | None, typer.Option("--bytes", min=1, help="Keep as much as a file of N bytes holds.")
+    ] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option("--stage", min=1, help="Keep levels 1 to this number, as `codec info` shows them."),
+    ] = None,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make shorter .vbc files of the same pictures, without decoding."""
+    if max_bytes is None and stage is None:
+        fail_usage("--bytes or --stage is missing")
+    limits = limits_of(max_pixels, None)
+    todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
+    work = partial(batch.cut_file, max_bytes=max_bytes, stage=stage, limits=limits)
+    code(work, todo, title="cutting", as_json=as_json, quiet=quiet, resume=not overwrite)
 
 
 @app.command()
@@ -467,11 +500,17 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
 
 
 def checked_settings(
-    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune
+    levels: int | None,
+    quality: int | None,
+    lossless: bool,
+    effort: int,
+    tune: Tune,
+    max_bytes: int | None = None,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     try:
-        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort, tune)
+        stored = LOSSY_LEVELS if levels is None else levels
+        return EncodeSettings(stored, quality, lossless, effort, tune, max_bytes)
     except ValueError as e:
         fail_usage(str(e))
 

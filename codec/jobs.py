@@ -22,8 +22,9 @@ from typing import IO, Any
 
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, UnsupportedVersion
-from vbc.bitstream.source import FileSource
+from vbc.bitstream.source import FileSource, MemorySource
 from vbc.codec import api
+from vbc.codec.files.cutting import NothingLeft
 from vbc.codec.files.reading import read_header, read_image, read_vbc
 from vbc.codec.flow.decode_plan import Region, RegionError
 from vbc.codec.settings import EncodeSettings
@@ -116,6 +117,7 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
         "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
         "levels": list(info.levels),
         "quality": info.quality,
+        "exact": info.lossless,
         "time_s": round(time.perf_counter() - started, 3),
     }
 
@@ -150,6 +152,27 @@ def decode_file(job: Job, options: DecodeOptions, progress: api.Progress | None 
         "height": height,
         "levels": list(decoded.levels),
         "exact": decoded.exact,
+        "time_s": round(time.perf_counter() - started, 3),
+    }
+
+
+def cut_file(job: Job, max_bytes: int | None, stage: int | None, limits: Limits = DEFAULT_LIMITS) -> Report:
+    """Put a shorter file in place, made from another without decoding it. Arguments as `api.cut`."""
+    started = time.perf_counter()
+    with open_input(job.source) as f:
+        source = FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
+        data = api.cut(source, max_bytes=max_bytes, stage=stage, limits=limits)
+    write_output(job.target, data)
+    info = api.read_info(data)
+    return {
+        "input": job.source,
+        "output": job.target,
+        "width": info.width,
+        "height": info.height,
+        "n_bytes": len(data),
+        "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
+        "levels": list(info.levels),
+        "exact": info.lossless,
         "time_s": round(time.perf_counter() - started, 3),
     }
 
@@ -368,7 +391,7 @@ def failure_of(error: BaseException, source: str = "") -> Failure:
         return Failure(kind, f"{error.strerror or message}{where}", SOME_FAILED)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in message:  # torch says it in its own way
         return Failure(kind, "memory ran out", SOME_FAILED)
-    if isinstance(error, RegionError):
+    if isinstance(error, RegionError | NothingLeft):
         return Failure(kind, message, USAGE)
     from vbc.codec.files.image_io import UnsupportedImage
     from vbc.codec.model import WeightsError

@@ -3,7 +3,8 @@
 See docs/architecture.md.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from vbc.codec.extra.carried import (
     same_planes,
     shrink,
 )
+from vbc.codec.files.cutting import cut_file, described
 from vbc.codec.files.image_io import Metadata
+from vbc.codec.files.orientation import orientation_alone
 from vbc.codec.flow.choose_quality import choose_quality
 from vbc.codec.flow.decode_plan import DecodePlan, Region, make_plan, read_packets
 from vbc.codec.flow.decode_state import DecodeState
@@ -35,6 +38,7 @@ from vbc.codec.flow.encode_levels import (
     lossy_picture,
     n_bytes,
 )
+from vbc.codec.flow.encode_within import encode_lossy_within
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
 from vbc.codec.settings import EncodeSettings
@@ -102,7 +106,7 @@ def encode_image(
         after.append((container.LOW, None if low is None else encode_low(low, rgb, alpha, model)))
         after.append((container.PIXEL_HASH, pixel_hash(picture, alpha, low)))
 
-    def pack(levels: "EncodedLevels") -> bytes:
+    def pack(levels: "EncodedLevels", meta: Metadata = meta) -> bytes:
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
         packets = [*single(before), *levels.lossy, *single(described), *levels.exact, *single(after)]
         return container.write_file(
@@ -118,9 +122,13 @@ def encode_image(
         )
 
     quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
-    if settings.levels:
-        quality = choose_quality(model, picture, settings)
-    levels = encode_levels(picture, model, settings, quality, report)
+    if settings.max_bytes is not None and not settings.lossless:
+        report("lossy", 0.0)
+        levels = lossy_levels_within(picture, model, settings, pack, meta, settings.max_bytes)
+    else:
+        if settings.levels:
+            quality = choose_quality(model, picture, settings)
+        levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.lossless and settings.levels:
         bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
@@ -132,7 +140,10 @@ def encode_image(
             others = len(data) - n_bytes(levels.lossy) - n_bytes(levels.exact)
             levels = encode_levels(picture, model, settings, quality, report, limit - others - exact_bytes)
             data = pack(levels)
-    if settings.lossless:
+    if settings.max_bytes is not None:
+        source = as_source(data)
+        data = cut_file(source, container.unpack_header(source), settings.max_bytes, None)
+    if settings.lossless and container.unpack_header(data).lossless:
         report("check", 0.9)
         del levels, before, after
         check_lossless(data, model, rgb, alpha, low)
@@ -147,6 +158,34 @@ class EncodedLevels:
     quality: int
     lossy: Packets
     exact: Packets
+
+
+def lossy_levels_within(
+    picture: Tensor,
+    model: Model,
+    settings: EncodeSettings,
+    pack: Callable[[EncodedLevels, Metadata], bytes],
+    metadata: Metadata,
+    max_bytes: int,
+) -> EncodedLevels:
+    """The best lossy levels for a file of so many bytes, in place of a quality. pack: makes the file.
+
+    The metadata that count are those that `cut_file` leaves. Where nothing fits, levels that are too large.
+    """
+    exif, xmp = metadata.exif, metadata.xmp
+    lengths = (None if block is None else len(block) for block in (exif, xmp))
+    keep_exif, keep_xmp = described(lengths, max_bytes)
+    if exif is not None and not keep_exif:
+        exif = orientation_alone(exif)
+    kept = replace(metadata, exif=exif, xmp=xmp if keep_xmp else None)
+
+    def file_bytes(packets: Packets) -> int:
+        return len(pack(EncodedLevels(0, packets, []), kept))
+
+    quality, packets = encode_lossy_within(
+        picture, model, settings.levels, settings.tune, file_bytes, max_bytes
+    )
+    return EncodedLevels(quality.base, packets, [])
 
 
 def encode_levels(

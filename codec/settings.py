@@ -24,7 +24,8 @@ class EncodeSettings:
     lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
     packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
-    error, at one quality everywhere).
+    error, at one quality everywhere). max_bytes: what the file may have, in place of a quality: a lossy one
+    gets the best that fits, a lossless one that is larger is cut (`files.cutting`), and is lossy then.
     """
 
     levels: int = LOSSY_LEVELS
@@ -32,6 +33,7 @@ class EncodeSettings:
     lossless: bool = False
     effort: int = 1
     tune: Tune = "eye"
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -44,6 +46,12 @@ class EncodeSettings:
             raise ValueError(f"quality is 0 to {MAX_QUALITY}, not {self.quality}")
         if not 0 <= self.effort <= MAX_EFFORT:
             raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {self.effort}")
+        if self.max_bytes is not None and self.quality is not None:
+            raise ValueError(
+                "quality and a number of bytes do not go together: the one follows from the other"
+            )
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise ValueError(f"a file has 1 byte or more, not {self.max_bytes}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
 

@@ -13,6 +13,7 @@ from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
 from vbc.codec.exact.planes import every, in_batches
 from vbc.codec.extra.packed_picture import encode_packed
+from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups, code_maps
@@ -31,6 +32,8 @@ Packets = list[tuple[int, int, bytes]]
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and how much of it is done, 0..1."""
 
+TYPICAL_GROWTH = 1.035
+"""Of the lossy levels' bytes, for a unit of quality."""
 SURELY_PACKED = 1 / 50
 """A packed picture below this share of its samples is kept without a look at what the networks would give."""
 
@@ -91,16 +94,19 @@ def encode_lossy_below(
     The highest quality that fits is returned first; where none does, levels of zeros, from the last one on.
     All of them zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
     """
-    low, high = -1, quality.base
-    best: tuple[QualityMap, Packets, Tensor] | None = None
-    while high - low > 1:
-        middle = (low + high) // 2
-        lower = replace(quality, base=middle)
-        packets, latents = encode_lossy(picture, model, LOSSY_LEVELS, lower)
-        if n_bytes(packets) <= max_bytes:
-            low, best = middle, (lower, packets, latents)
-        else:
-            high = middle
+
+    def encode_at(base: int) -> tuple[QualityMap, Packets, Tensor]:
+        lower = replace(quality, base=base)
+        return lower, *encode_lossy(picture, model, LOSSY_LEVELS, lower)
+
+    best = best_that_fits(
+        encode_at,
+        lambda lossy: n_bytes(lossy[1]),
+        max_bytes,
+        start=quality.base / 2,
+        top=quality.base - 1,
+        growth=TYPICAL_GROWTH,
+    )
     if best is not None:
         return best
     for nonzero_levels in (2, 1, 0):

@@ -70,6 +70,11 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
 
     Their mean is about 0. None where all are 0.
     """
+    return limited((changes_for_the_eye(picture) / MAP_UNIT).round())
+
+
+def changes_for_the_eye(picture: Tensor) -> Tensor:
+    """What those values are before they are rounded: float [1, 1, h, w], units of quality, their mean 0."""
     parts = [
         activity_and_brightness(picture[..., top : top + BAND_ROWS, :].float().mean(1, keepdim=True))
         for top in range(0, picture.shape[-2], BAND_ROWS)
@@ -77,5 +82,26 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
     activity, brightness = (torch.cat(planes, 2) for planes in zip(*parts, strict=True))
     change = ACTIVITY_SLOPE * (activity.mean() - activity)
     change += BRIGHTNESS_SLOPE * (brightness.mean() - brightness)
-    values = (change / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16).cpu()
+    return change.cpu()
+
+
+def map_of_quality(quality: float, changes: Tensor) -> QualityMap:
+    """The map with changes, float [1, 1, h, w], about a quality of 0 to 100 that need not be whole.
+
+    The header's is the nearest whole one. The rest is made up by moving some values by one: those of the
+    squares that rounding has moved the other way most; among equals, of the first ones.
+    """
+    base = round(quality)
+    exact = changes / MAP_UNIT
+    values = exact.round()
+    missing = (quality - base) / MAP_UNIT
+    n_moved = round(abs(missing) * values.numel())
+    order = torch.argsort((exact - values).flatten(), descending=missing > 0, stable=True)
+    values.view(-1)[order[:n_moved]] += 1 if missing > 0 else -1
+    return QualityMap(base, limited(values))
+
+
+def limited(values: Tensor) -> Tensor | None:
+    """Values of a map as int16, within their limits; None where all are 0."""
+    values = values.clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
     return values if values.any() else None
