@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
     from vbc.bitstream.source import Source as ByteSource
     from vbc.codec.files.image_io import Metadata, Picture
-    from vbc.codec.flow.decode_plan import Region
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
+    from vbc.codec.regions import Region, Roi
 
+    Interest: TypeAlias = (
+        Roi | Region | Sequence[Region] | NDArray[np.bool_] | NDArray[np.uint8] | Image.Image | None
+    )
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
 
@@ -85,6 +88,9 @@ def encode(
     lossless: bool = False,
     effort: int = 1,
     tune: Tune = "eye",
+    roi: "Interest" = None,
+    roi_quality: int | None = None,
+    roi_first: bool = False,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -95,16 +101,21 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, roi_quality, roi_first: as `EncodeSettings`.
+    roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
+    size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata; for that, on noise, the
     lossy levels get a lower quality than asked for. It is decoded again and compared before it is returned;
     SelfCheckFailed where it differs.
-    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
+    Raises ValueError for options that do not go together and regions that the picture does not have,
+    UnsupportedImage for images that cannot be coded and masks that are none.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort, tune)
+    settings = EncodeSettings(
+        levels, quality, lossless, effort, tune, as_roi(roi), roi_quality=roi_quality, roi_first=roi_first
+    )
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 
@@ -441,6 +452,26 @@ def as_picture(
     return Picture.from_samples(planes, Metadata())
 
 
+def as_roi(interest: "Interest") -> "Roi | None":
+    """Whatever `encode` takes for regions of interest. Raises ValueError, UnsupportedImage."""
+    from vbc.codec.regions import Roi
+
+    if interest is None or isinstance(interest, Roi):
+        return interest
+    if isinstance(interest, Sequence):
+        boxes = interest if all(isinstance(part, Sequence) for part in interest) else (interest,)
+        if not all(len(box) == 4 and all(isinstance(n, int) for n in box) for box in boxes):
+            raise ValueError(f"a region of interest is (x, y, width, height), not {interest!r}")
+        return Roi(tuple((x, y, width, height) for x, y, width, height in boxes))
+    import numpy as np
+
+    from vbc.codec.files.region_mask import roi_of_mask, roi_of_picture
+
+    if isinstance(interest, np.ndarray) and interest.dtype == np.bool_ and interest.ndim == 2:
+        return roi_of_mask(interest)
+    return roi_of_picture(as_picture(interest))
+
+
 def check_decode(
     data: "bytes | bytearray | memoryview | ByteSource",
     levels: int | None,
@@ -457,11 +488,11 @@ def check_decode(
         raise ValueError(f"levels is 1 or more, not {levels}")
     header = container.unpack_header(data, limits)
     if region is not None:
-        from vbc.codec.flow.decode_plan import check_region
+        from vbc.codec.regions import check_region
 
         if native:
             raise ValueError("a region goes with the full size, not with a level's own")
-        check_region(region, header)
+        check_region(region, header.width, header.height)
     return header
 
 

@@ -24,8 +24,8 @@ from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec import api
 from vbc.codec import jobs as batch
-from vbc.codec.flow.decode_plan import Region
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
+from vbc.codec.regions import Region
 from vbc.codec.settings import MAX_EFFORT, EncodeSettings, Tune
 
 app = typer.Typer(

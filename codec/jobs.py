@@ -25,7 +25,7 @@ from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, Unsup
 from vbc.bitstream.source import FileSource
 from vbc.codec import api
 from vbc.codec.files.reading import read_header, read_image, read_vbc
-from vbc.codec.flow.decode_plan import Region, RegionError
+from vbc.codec.regions import Region, RegionError
 from vbc.codec.settings import EncodeSettings
 
 OK, SOME_FAILED, USAGE, CORRUPT, UNSUPPORTED, LIMIT = range(6)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.codec.regions import Roi
 
 Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
@@ -12,6 +13,8 @@ MAX_QUALITY = 100
 DEFAULT_QUALITY, LAYERED_QUALITY = 60, 40
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
+ROI_GAIN = 20
+"""A region of interest is better by so much than the rest: from good to one whose faults must be searched for."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class EncodeSettings:
     lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
     packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
-    error, at one quality everywhere).
+    error, at one quality everywhere). roi: regions of interest. roi_quality: of the lossy levels there, on the
+    same scale and not below `quality`; None: 20 above it, at most 100. roi_first: all packets that the
+    regions need stand before all others; otherwise they do so in each level.
     """
 
     levels: int = LOSSY_LEVELS
@@ -32,6 +37,9 @@ class EncodeSettings:
     lossless: bool = False
     effort: int = 1
     tune: Tune = "eye"
+    roi: Roi | None = None
+    roi_quality: int | None = None
+    roi_first: bool = False
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -46,6 +54,15 @@ class EncodeSettings:
             raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {self.effort}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
+        if self.roi is None and (self.roi_quality is not None or self.roi_first):
+            raise ValueError("roi_quality and roi_first go with a region of interest (roi)")
+        if self.roi_quality is not None and not self.levels:
+            raise ValueError("roi_quality is of the lossy levels, and levels is 0")
+        if not self.asked_quality <= self.asked_roi_quality <= MAX_QUALITY:
+            raise ValueError(
+                f"roi_quality is {self.asked_quality}, the quality of the rest, to {MAX_QUALITY}, "
+                f"not {self.roi_quality}"
+            )
 
     @property
     def asked_quality(self) -> int:
@@ -53,3 +70,10 @@ class EncodeSettings:
         if self.quality is not None:
             return self.quality
         return LAYERED_QUALITY if self.lossless and self.levels else DEFAULT_QUALITY
+
+    @property
+    def asked_roi_quality(self) -> int:
+        """The quality in regions of interest, or what stands for none."""
+        if self.roi_quality is not None:
+            return self.roi_quality
+        return min(self.asked_quality + ROI_GAIN, MAX_QUALITY)
