@@ -234,6 +234,11 @@ def pack_header(header: Header) -> bytes:
     return fields + CRC.pack(zlib.crc32(fields)) + index + CRC.pack(zlib.crc32(index))
 
 
+def packed_bytes(packets: Sequence[Packet]) -> int:
+    """The length of a file of these packets, valid or not."""
+    return FIXED_BYTES + len(_pack_index(packets)) + CRC.size + sum(packet.length for packet in packets)
+
+
 def header_end(start: Buffer, limits: Limits = DEFAULT_LIMITS) -> int:
     """How many bytes header and index take, by the first 48 bytes of a file.
 
