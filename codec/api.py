@@ -323,6 +323,40 @@ def _decode_tensor(
     return (decoded.rgb[1:2] if decoded.header.channels == 1 else decoded.rgb).to(device)
 
 
+def strip(
+    data: "bytes | bytearray | memoryview | ByteSource",
+    outside_roi: "Interest",
+    *,
+    keep_metadata: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """The file again without the packets of levels that regions of the picture do not need.
+
+    outside_roi: the regions, as `encode` takes them. Nothing is decoded, and the regions keep their pixels;
+    around them the picture is what groups that they need too show, or what is predicted from coarser levels.
+    Where something of the levels goes, low bytes and pixel hash go too, so samples of 16 bits keep their
+    upper bytes alone, and the file is no lossless one any more. Alpha stays whole. Metadata stays unless
+    `keep_metadata` says otherwise; ancillary packets, of which nothing is known, go.
+    Raises FormatError for a bad file and for damaged packets among those that stay, ValueError for regions
+    that the picture does not have.
+    """
+    from vbc.bitstream.rewrite import rewrite
+    from vbc.codec.flow.decode_plan import places_for
+
+    roi = as_roi(outside_roi)
+    if roi is None:
+        raise ValueError("a region that is to stay is missing")
+    header = container.unpack_header(data, limits)
+    needed = set(places_for(header, roi))
+    left_out = () if keep_metadata else METADATA_UNITS.values()
+    places = (
+        i
+        for i, packet in enumerate(header.packets)
+        if (i in needed if packet.level else not packet.is_ancillary and packet.unit not in left_out)
+    )
+    return rewrite(data, header, places)
+
+
 def read_info(
     data: bytes,
     n_bytes: int | None = None,
@@ -454,22 +488,20 @@ def as_picture(
 
 def as_roi(interest: "Interest") -> "Roi | None":
     """Whatever `encode` takes for regions of interest. Raises ValueError, UnsupportedImage."""
-    from vbc.codec.regions import Roi
+    from vbc.codec.regions import Roi, as_region
 
     if interest is None or isinstance(interest, Roi):
         return interest
     if isinstance(interest, Sequence):
-        boxes = interest if all(isinstance(part, Sequence) for part in interest) else (interest,)
-        if not all(len(box) == 4 and all(isinstance(n, int) for n in box) for box in boxes):
-            raise ValueError(f"a region of interest is (x, y, width, height), not {interest!r}")
-        return Roi(tuple((x, y, width, height) for x, y, width, height in boxes))
+        one = bool(interest) and isinstance(interest[0], int)
+        return Roi(tuple(map(as_region, (interest,) if one else interest)))
     import numpy as np
 
-    from vbc.codec.files.region_mask import roi_of_mask, roi_of_picture
+    from vbc.codec.files.region_mask import roi_of_array, roi_of_picture
 
-    if isinstance(interest, np.ndarray) and interest.dtype == np.bool_ and interest.ndim == 2:
-        return roi_of_mask(interest)
-    return roi_of_picture(as_picture(interest))
+    return (
+        roi_of_array(interest) if isinstance(interest, np.ndarray) else roi_of_picture(as_picture(interest))
+    )
 
 
 def check_decode(

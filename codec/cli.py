@@ -25,8 +25,8 @@ from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
-from vbc.codec.regions import Region
-from vbc.codec.settings import MAX_EFFORT, EncodeSettings, Tune
+from vbc.codec.regions import Region, Roi, parse_region, united
+from vbc.codec.settings import MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -111,6 +111,40 @@ RegionOption = Annotated[
         "--region", metavar="X,Y,W,H", help="A part of the picture, in pixels; reads only what it needs."
     ),
 ]
+REGIONS_METAVAR = "X,Y,W,H|MASK"
+RoiOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--roi",
+        metavar=REGIONS_METAVAR,
+        help="A region of interest, in pixels, or a gray image of the picture's size that is bright there; "
+        "it becomes better, and its packets stand first in every level. Repeat for several.",
+    ),
+]
+RoiQuality = Annotated[
+    int | None,
+    typer.Option(
+        "--roi-quality",
+        min=0,
+        max=100,
+        help=f"Of the lossy levels in regions of interest [default: {ROI_GAIN} above --quality].",
+    ),
+]
+RoiFirst = Annotated[
+    bool, typer.Option("--roi-first", help="All levels of regions of interest before everything else.")
+]
+OutsideRoi = Annotated[
+    list[str],
+    typer.Option(
+        "--outside-roi",
+        metavar=REGIONS_METAVAR,
+        help="A region to keep, as --roi of encode. Repeat for several.",
+    ),
+]
+MetadataOption = Annotated[
+    KeepMetadata,
+    typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
+]
 Model = Annotated[
     Path | None,
     typer.Option("--model", exists=True, dir_okay=False, help="Weights [default: the shipped ones]."),
@@ -167,10 +201,10 @@ def encode(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
-    metadata: Annotated[
-        KeepMetadata,
-        typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
-    ] = KeepMetadata.all,
+    roi: RoiOption = None,
+    roi_quality: RoiQuality = None,
+    roi_first: RoiFirst = False,
+    metadata: MetadataOption = KeepMetadata.all,
     device: DeviceOption = "cpu",
     model: Model = None,
     jobs: Jobs = 1,
@@ -182,7 +216,8 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort, tune)
+    interest = checked_roi(roi, "--roi") if roi else None
+    settings = checked_settings(levels, quality, lossless, effort, tune, interest, roi_quality, roi_first)
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -233,6 +268,26 @@ def decode(
             fail_usage(f"cannot write {suffix}; known endings: {' '.join(OUTPUT_FORMATS)}")
     work = partial(batch.decode_file, options=options)
     code(work, todo, jobs, threads, "decoding", as_json, quiet, resume=not overwrite, takes_progress=True)
+
+
+@app.command()
+def strip(
+    inputs: In,
+    output: Out,
+    outside_roi: OutsideRoi,
+    metadata: MetadataOption = KeepMetadata.all,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Leave out of .vbc files what regions of the picture do not need, without decoding.
+
+    Alpha and metadata are kept whole.
+    """
+    roi = checked_roi(outside_roi, "--outside-roi")
+    todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
+    work = partial(batch.strip_file, roi=roi, keep_metadata=metadata is KeepMetadata.all)
+    code(work, todo, title="stripping", as_json=as_json, quiet=quiet, resume=not overwrite)
 
 
 @app.command()
@@ -467,11 +522,19 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
 
 
 def checked_settings(
-    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune
+    levels: int | None,
+    quality: int | None,
+    lossless: bool,
+    effort: int,
+    tune: Tune,
+    roi: Roi | None = None,
+    roi_quality: int | None = None,
+    roi_first: bool = False,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
+    levels = LOSSY_LEVELS if levels is None else levels
     try:
-        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort, tune)
+        return EncodeSettings(levels, quality, lossless, effort, tune, roi, roi_quality, roi_first)
     except ValueError as e:
         fail_usage(str(e))
 
@@ -480,13 +543,33 @@ def checked_region(region: str | None) -> Region | None:
     """X,Y,W,H as numbers; a usage error for anything else."""
     if region is None:
         return None
-    parts = region.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        fail_usage(f"--region is X,Y,W,H in pixels, not {region}")
-    x, y, width, height = map(int, parts)
-    if not (width and height):
-        fail_usage(f"--region {region} is empty")
-    return x, y, width, height
+    try:
+        return parse_region(region)
+    except ValueError as e:
+        fail_usage(f"--region: {e}")
+
+
+def checked_roi(values: list[str], option: str) -> Roi:
+    """Regions and masks together; a usage error where one is neither, or there is nothing in it."""
+    rois: list[Roi] = []
+    for value in values:
+        try:
+            rois.append(mask_of(value) if os.path.isfile(value) else Roi((parse_region(value),)))
+        except (ValueError, OSError) as e:
+            fail_usage(f"{option} {value}: {e}")
+    try:
+        return united(rois)
+    except ValueError as e:
+        fail_usage(f"{option}: {e}")
+
+
+def mask_of(path: str) -> Roi:
+    """The regions that a mask shows. Raises ValueError (UnsupportedImage is one), OSError."""
+    from vbc.codec.files.reading import read_image
+    from vbc.codec.files.region_mask import read_mask
+
+    with open(path, "rb") as f:
+        return read_mask(read_image(f))
 
 
 def check_device(device: str) -> None:

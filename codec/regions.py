@@ -3,7 +3,7 @@
 Light to import: neither torch nor numpy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Region = tuple[int, int, int, int]
@@ -22,6 +22,14 @@ def parse_region(text: str) -> Region:
     x, y, width, height = map(int, parts)
     if not (width and height):
         raise ValueError(f"the region {text} is empty")
+    return x, y, width, height
+
+
+def as_region(box: object) -> Region:
+    """Four whole numbers as a region. Raises ValueError for anything else."""
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(n, int) for n in box):
+        raise ValueError(f"a region is (x, y, width, height) in pixels, not {box!r}")
+    x, y, width, height = box
     return x, y, width, height
 
 

@@ -14,7 +14,7 @@ DEFAULT_QUALITY, LAYERED_QUALITY = 60, 40
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
 ROI_GAIN = 20
-"""A region of interest is better by so much than the rest: from good to one whose faults must be searched for."""
+"""A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class EncodeSettings:
     lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
     packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
-    error, at one quality everywhere). roi: regions of interest. roi_quality: of the lossy levels there, on the
-    same scale and not below `quality`; None: 20 above it, at most 100. roi_first: all packets that the
-    regions need stand before all others; otherwise they do so in each level.
+    error, at one quality everywhere). roi: regions of interest, whose packets stand before others in every
+    level. roi_quality: of the lossy levels there, on the same scale and not below `quality`; None: 20 above
+    it, at most 100. roi_first: what the regions need of all levels stands before everything else.
     """
 
     levels: int = LOSSY_LEVELS

@@ -31,6 +31,13 @@ def roi_of_picture(mask: Picture) -> Roi:
     return roi_of_mask(mask.rgb[..., 0] >= INSIDE)
 
 
+def roi_of_array(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Roi:
+    """As `read_mask`, of an array [H, W], of which True, or 128 and more, is inside."""
+    if mask.ndim != 2 or mask.dtype not in (np.bool_, np.uint8):
+        raise UnsupportedImage(f"a mask is bool or uint8 [H, W], not {mask.dtype} of shape {mask.shape}")
+    return roi_of_mask(mask.astype(np.bool_) if mask.dtype == np.bool_ else mask >= INSIDE)
+
+
 def roi_of_mask(inside: NDArray[np.bool_]) -> Roi:
     """The regions of bool [H, W]. Raises ValueError where no pixel is inside.
 

@@ -8,7 +8,7 @@ from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.bitstream.source import Source
-from vbc.codec.regions import Region, check_region
+from vbc.codec.regions import Region, Roi, check_region
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
     first = LOSSY_LEVELS + 1 if header.archival else 1
     wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
     return DecodePlan(present, wanted)
+
+
+def places_for(header: Header, roi: Roi) -> list[int]:
+    """Places in the index of the packets of levels that some regions of the picture need, of all levels.
+
+    Raises RegionError.
+    """
+    roi.check(header.width, header.height)
+    present = container.levels_present(header)
+    last = header.geometry.last_level if present and present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    plan = DecodePlan(present, header.geometry.regions_groups(roi.boxes, last, header.archival))
+    return sorted(i for level in plan.levels for i in packets_of(header, plan, level).values())
 
 
 def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:

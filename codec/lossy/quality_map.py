@@ -16,8 +16,8 @@ from vbc.codec.lossy.map_coding import (
     SQUARE,
     SQUARE_BLOCKS,
     VALUE_LIMIT,
-    on_blocks,
     map_size,
+    on_blocks,
     qualities,
 )
 from vbc.codec.regions import Region
