@@ -640,6 +640,8 @@ def summary(report: Report) -> str:
         what.append(f"{report['width']}x{report['height']}")
     if "rate_bpp" in report:
         what.append(f"{report['rate_bpp']:.3f} bpp")
+    if "n_left_out" in report:
+        what.append(f"{report['n_left_out']} packets left out")
     what.append(f"levels {' '.join(map(str, report['levels'])) or 'none'}")
     if report.get("exact"):
         what.append("exact")
