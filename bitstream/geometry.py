@@ -200,22 +200,36 @@ class Geometry:
         all levels, so it is those groups of these levels that a decode with all levels needs. archival: the
         file has exact levels only.
         """
+        return self.regions_groups((region,), last_level, archival)
+
+    def regions_groups(
+        self, regions: Iterable[tuple[int, int, int, int]], last_level: int, archival: bool
+    ) -> dict[int, list[int]]:
+        """As `region_groups`, for the pixels of any of several regions."""
+        found: dict[int, set[int]] = {}
+        # many regions of a mask meet the same groups
+        for start in dict.fromkeys(self._first_groups(region, last_level, archival) for region in regions):
+            for level, rectangle in self.closure(dict(start), archival).items():
+                if level <= last_level:
+                    found.setdefault(level, set()).update(self.numbers(level, rectangle))
+        return {level: sorted(found[level]) for level in sorted(found)}
+
+    def _first_groups(
+        self, region: tuple[int, int, int, int], last_level: int, archival: bool
+    ) -> tuple[tuple[int, Rectangle], ...]:
+        """Level and groups from which on `closure` finds all that a region's pixels depend on."""
         x, y, width, height = region
-        start: dict[int, Rectangle] = {}
+        start: list[tuple[int, Rectangle]] = []
         if last_level > LOSSY_LEVELS:
             pixels = slice(y, y + height), slice(x, x + width)
-            start[self.last_level] = self.groups_meeting(self.last_level, *pixels)
+            start.append((self.last_level, self.groups_meeting(self.last_level, *pixels)))
         if not archival:
             blocks = (
                 slice(low // BLOCK - PICTURE_REACH, -(-high // BLOCK) + PICTURE_REACH)
                 for low, high in ((y, y + height), (x, x + width))
             )
-            start[LOSSY_LEVELS] = self.groups_meeting(LOSSY_LEVELS, *blocks)
-        return {
-            level: self.numbers(level, rectangle)
-            for level, rectangle in self.closure(start, archival).items()
-            if level <= last_level
-        }
+            start.append((LOSSY_LEVELS, self.groups_meeting(LOSSY_LEVELS, *blocks)))
+        return tuple(start)
 
 
 @lru_cache(maxsize=1024)

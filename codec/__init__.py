@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vbc.codec.api import FileInfo, cut, decode, decode_image, encode, read_info, verify
+    from vbc.codec.api import FileInfo, cut, decode, decode_image, encode, read_info, strip, verify
     from vbc.codec.files.cutting import NothingLeft
     from vbc.codec.files.image_io import Metadata, UnsupportedImage
     from vbc.codec.incremental import IncrementalReader
@@ -25,6 +25,7 @@ __all__ = [
     "decode_image",
     "encode",
     "read_info",
+    "strip",
     "verify",
 ]
 

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 
     from vbc.bitstream.source import Source as ByteSource
     from vbc.codec.files.image_io import Metadata, Picture
-    from vbc.codec.flow.decode_plan import Region
     from vbc.codec.model import Model
     from vbc.codec.pipeline import Decoded
+    from vbc.codec.regions import Region, Roi
 
+    Interest: TypeAlias = (
+        Roi | Region | Sequence[Region] | NDArray[np.bool_] | NDArray[np.uint8] | Image.Image | None
+    )
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
 
@@ -86,6 +89,9 @@ def encode(
     effort: int = 1,
     tune: Tune = "eye",
     max_bytes: int | None = None,
+    roi: "Interest" = None,
+    roi_quality: int | None = None,
+    roi_first: bool = False,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -96,7 +102,9 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune, max_bytes: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first: as `EncodeSettings`.
+    roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
+    size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
@@ -105,10 +113,21 @@ def encode(
     SelfCheckFailed where it differs.
     max_bytes counts all of the file. ICC and alpha are always kept, EXIF and XMP if they take a quarter of it
     at most; of larger EXIF the orientation is kept.
-    Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded,
-    NothingLeft (a ValueError) where `max_bytes` is too little for any of the picture.
+    Raises ValueError for options that do not go together and regions that the picture does not have,
+    UnsupportedImage for images that cannot be coded and masks that are none, NothingLeft (a ValueError) where
+    `max_bytes` is too little for any of the picture.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort, tune, max_bytes)
+    settings = EncodeSettings(
+        levels,
+        quality,
+        lossless,
+        effort,
+        tune,
+        max_bytes,
+        roi=as_roi(roi),
+        roi_quality=roi_quality,
+        roi_first=roi_first,
+    )
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 
@@ -316,6 +335,40 @@ def _decode_tensor(
     return (decoded.rgb[1:2] if decoded.header.channels == 1 else decoded.rgb).to(device)
 
 
+def strip(
+    data: "bytes | bytearray | memoryview | ByteSource",
+    outside_roi: "Interest",
+    *,
+    keep_metadata: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
+) -> bytes:
+    """The file again without the packets of levels that regions of the picture do not need.
+
+    outside_roi: the regions, as `encode` takes them. Nothing is decoded, and the regions keep their pixels;
+    around them the picture is what groups that they need too show, or what is predicted from coarser levels.
+    Where something of the levels goes, low bytes and pixel hash go too, so samples of 16 bits keep their
+    upper bytes alone, and the file is no lossless one any more. Alpha stays whole. Metadata stays unless
+    `keep_metadata` says otherwise; ancillary packets, of which nothing is known, go.
+    Raises FormatError for a bad file and for damaged packets among those that stay, ValueError for regions
+    that the picture does not have.
+    """
+    from vbc.bitstream.rewrite import rewrite
+    from vbc.codec.flow.decode_plan import places_for
+
+    roi = as_roi(outside_roi)
+    if roi is None:
+        raise ValueError("a region that is to stay is missing")
+    header = container.unpack_header(data, limits)
+    needed = set(places_for(header, roi))
+    left_out = () if keep_metadata else METADATA_UNITS.values()
+    places = (
+        i
+        for i, packet in enumerate(header.packets)
+        if (i in needed if packet.level else not packet.is_ancillary and packet.unit not in left_out)
+    )
+    return rewrite(data, header, places)
+
+
 def read_info(
     data: bytes,
     n_bytes: int | None = None,
@@ -473,6 +526,24 @@ def as_picture(
     return Picture.from_samples(planes, Metadata())
 
 
+def as_roi(interest: "Interest") -> "Roi | None":
+    """Whatever `encode` takes for regions of interest. Raises ValueError, UnsupportedImage."""
+    from vbc.codec.regions import Roi, as_region
+
+    if interest is None or isinstance(interest, Roi):
+        return interest
+    if isinstance(interest, Sequence):
+        one = bool(interest) and isinstance(interest[0], int)
+        return Roi(tuple(map(as_region, (interest,) if one else interest)))
+    import numpy as np
+
+    from vbc.codec.files.region_mask import roi_of_array, roi_of_picture
+
+    return (
+        roi_of_array(interest) if isinstance(interest, np.ndarray) else roi_of_picture(as_picture(interest))
+    )
+
+
 def check_decode(
     data: "bytes | bytearray | memoryview | ByteSource",
     levels: int | None,
@@ -489,11 +560,11 @@ def check_decode(
         raise ValueError(f"levels is 1 or more, not {levels}")
     header = container.unpack_header(data, limits)
     if region is not None:
-        from vbc.codec.flow.decode_plan import check_region
+        from vbc.codec.regions import check_region
 
         if native:
             raise ValueError("a region goes with the full size, not with a level's own")
-        check_region(region, header)
+        check_region(region, header.width, header.height)
     return header
 
 

@@ -24,9 +24,9 @@ from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec import api
 from vbc.codec import jobs as batch
-from vbc.codec.flow.decode_plan import Region
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
-from vbc.codec.settings import MAX_EFFORT, EncodeSettings, Tune
+from vbc.codec.regions import Region, Roi, parse_region, united
+from vbc.codec.settings import MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -111,6 +111,40 @@ RegionOption = Annotated[
         "--region", metavar="X,Y,W,H", help="A part of the picture, in pixels; reads only what it needs."
     ),
 ]
+REGIONS_METAVAR = "X,Y,W,H|MASK"
+RoiOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--roi",
+        metavar=REGIONS_METAVAR,
+        help="A region of interest, in pixels, or a gray image of the picture's size that is bright there; "
+        "it becomes better, and its packets stand first in every level. Repeat for several.",
+    ),
+]
+RoiQuality = Annotated[
+    int | None,
+    typer.Option(
+        "--roi-quality",
+        min=0,
+        max=100,
+        help=f"Of the lossy levels in regions of interest [default: {ROI_GAIN} above --quality].",
+    ),
+]
+RoiFirst = Annotated[
+    bool, typer.Option("--roi-first", help="All levels of regions of interest before everything else.")
+]
+OutsideRoi = Annotated[
+    list[str],
+    typer.Option(
+        "--outside-roi",
+        metavar=REGIONS_METAVAR,
+        help="A region to keep, as --roi of encode. Repeat for several.",
+    ),
+]
+MetadataOption = Annotated[
+    KeepMetadata,
+    typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
+]
 Model = Annotated[
     Path | None,
     typer.Option("--model", exists=True, dir_okay=False, help="Weights [default: the shipped ones]."),
@@ -175,10 +209,10 @@ def encode(
             help="In place of a quality: the best file of at most N bytes; a larger lossless one is cut.",
         ),
     ] = None,
-    metadata: Annotated[
-        KeepMetadata,
-        typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
-    ] = KeepMetadata.all,
+    roi: RoiOption = None,
+    roi_quality: RoiQuality = None,
+    roi_first: RoiFirst = False,
+    metadata: MetadataOption = KeepMetadata.all,
     device: DeviceOption = "cpu",
     model: Model = None,
     jobs: Jobs = 1,
@@ -190,7 +224,10 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort, tune, max_bytes)
+    interest = checked_roi(roi, "--roi") if roi else None
+    settings = checked_settings(
+        levels, quality, lossless, effort, tune, max_bytes, interest, roi_quality, roi_first
+    )
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -266,6 +303,26 @@ def cut(
     todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
     work = partial(batch.cut_file, max_bytes=max_bytes, stage=stage, limits=limits)
     code(work, todo, title="cutting", as_json=as_json, quiet=quiet, resume=not overwrite)
+
+
+@app.command()
+def strip(
+    inputs: In,
+    output: Out,
+    outside_roi: OutsideRoi,
+    metadata: MetadataOption = KeepMetadata.all,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Leave out of .vbc files what regions of the picture do not need, without decoding.
+
+    Alpha and metadata are kept whole.
+    """
+    roi = checked_roi(outside_roi, "--outside-roi")
+    todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
+    work = partial(batch.strip_file, roi=roi, keep_metadata=metadata is KeepMetadata.all)
+    code(work, todo, title="stripping", as_json=as_json, quiet=quiet, resume=not overwrite)
 
 
 @app.command()
@@ -506,11 +563,14 @@ def checked_settings(
     effort: int,
     tune: Tune,
     max_bytes: int | None = None,
+    roi: Roi | None = None,
+    roi_quality: int | None = None,
+    roi_first: bool = False,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
+    levels = LOSSY_LEVELS if levels is None else levels
     try:
-        stored = LOSSY_LEVELS if levels is None else levels
-        return EncodeSettings(stored, quality, lossless, effort, tune, max_bytes)
+        return EncodeSettings(levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first)
     except ValueError as e:
         fail_usage(str(e))
 
@@ -519,13 +579,33 @@ def checked_region(region: str | None) -> Region | None:
     """X,Y,W,H as numbers; a usage error for anything else."""
     if region is None:
         return None
-    parts = region.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        fail_usage(f"--region is X,Y,W,H in pixels, not {region}")
-    x, y, width, height = map(int, parts)
-    if not (width and height):
-        fail_usage(f"--region {region} is empty")
-    return x, y, width, height
+    try:
+        return parse_region(region)
+    except ValueError as e:
+        fail_usage(f"--region: {e}")
+
+
+def checked_roi(values: list[str], option: str) -> Roi:
+    """Regions and masks together; a usage error where one is neither, or there is nothing in it."""
+    rois: list[Roi] = []
+    for value in values:
+        try:
+            rois.append(mask_of(value) if os.path.isfile(value) else Roi((parse_region(value),)))
+        except (ValueError, OSError) as e:
+            fail_usage(f"{option} {value}: {e}")
+    try:
+        return united(rois)
+    except ValueError as e:
+        fail_usage(f"{option}: {e}")
+
+
+def mask_of(path: str) -> Roi:
+    """The regions that a mask shows. Raises ValueError (UnsupportedImage is one), OSError."""
+    from vbc.codec.files.reading import read_image
+    from vbc.codec.files.region_mask import read_mask
+
+    with open(path, "rb") as f:
+        return read_mask(read_image(f))
 
 
 def check_device(device: str) -> None:
@@ -596,6 +676,8 @@ def summary(report: Report) -> str:
         what.append(f"{report['width']}x{report['height']}")
     if "rate_bpp" in report:
         what.append(f"{report['rate_bpp']:.3f} bpp")
+    if "n_left_out" in report:
+        what.append(f"{report['n_left_out']} packets left out")
     what.append(f"levels {' '.join(map(str, report['levels'])) or 'none'}")
     if report.get("exact"):
         what.append("exact")

@@ -26,7 +26,7 @@ from vbc.bitstream.source import FileSource, MemorySource
 from vbc.codec import api
 from vbc.codec.files.cutting import NothingLeft
 from vbc.codec.files.reading import read_header, read_image, read_vbc
-from vbc.codec.flow.decode_plan import Region, RegionError
+from vbc.codec.regions import Region, RegionError, Roi
 from vbc.codec.settings import EncodeSettings
 
 OK, SOME_FAILED, USAGE, CORRUPT, UNSUPPORTED, LIMIT = range(6)
@@ -243,6 +243,28 @@ def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits
         data = read_vbc(f, limits)
     api.verify(data, device=device, limits=limits, model=model)
     return {"input": job.source, "n_bytes": len(data), "levels": list(api.read_info(data).levels), "ok": True}
+
+
+def strip_file(job: Job, roi: Roi, keep_metadata: bool) -> Report:
+    """Put a file in place without the packets that regions do not need.
+
+    n_left_out: how many packets those are; 0 where a picture is so small that every region needs them all.
+    """
+    started = time.perf_counter()
+    with open_input(job.source) as f:
+        data = read_vbc(f)
+    stripped = api.strip(data, roi, keep_metadata=keep_metadata)
+    write_output(job.target, stripped)
+    before, info = api.read_info(data), api.read_info(stripped)
+    return {
+        "input": job.source,
+        "output": job.target,
+        "n_bytes_before": len(data),
+        "n_bytes": len(stripped),
+        "n_left_out": before.n_packets - info.n_packets,
+        "levels": list(info.levels),
+        "time_s": round(time.perf_counter() - started, 3),
+    }
 
 
 def info_file(job: Job, levels: int | None = None, region: Region | None = None) -> Report:

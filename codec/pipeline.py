@@ -27,7 +27,7 @@ from vbc.codec.files.cutting import cut_file, described
 from vbc.codec.files.image_io import Metadata
 from vbc.codec.files.orientation import orientation_alone
 from vbc.codec.flow.choose_quality import choose_quality
-from vbc.codec.flow.decode_plan import DecodePlan, Region, make_plan, read_packets
+from vbc.codec.flow.decode_plan import DecodePlan, make_plan, read_packets
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.flow.encode_levels import (
     Packets,
@@ -35,12 +35,15 @@ from vbc.codec.flow.encode_levels import (
     encode_exact,
     encode_lossy,
     encode_lossy_below,
+    geometry_of,
     lossy_picture,
     n_bytes,
 )
 from vbc.codec.flow.encode_within import encode_lossy_within
+from vbc.codec.flow.packet_order import order_for
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
+from vbc.codec.regions import Region
 from vbc.codec.settings import EncodeSettings
 
 
@@ -89,11 +92,15 @@ def encode_image(
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata: where lossy levels would
     make it larger (on noise), they are of a lower quality, which the header names. It has been decoded and
-    compared. Raises SelfCheckFailed where the comparison fails.
+    compared. Raises SelfCheckFailed where the comparison fails, RegionError where the picture does not have
+    the regions of interest.
     """
     report = progress or (lambda stage, fraction: None)
     rgb = rgb.to(model.device)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
+    geometry = geometry_of(picture)
+    if settings.roi is not None:
+        settings.roi.check(geometry.width, geometry.height)
     meta = metadata or Metadata()
     low = low if settings.lossless else None
     channels, n_pixels = 1 if gray else 3, rgb[0].numel()
@@ -108,11 +115,17 @@ def encode_image(
 
     def pack(levels: "EncodedLevels", meta: Metadata = meta) -> bytes:
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
-        packets = [*single(before), *levels.lossy, *single(described), *levels.exact, *single(after)]
+        lossy, exact = levels.lossy, levels.exact
+        if settings.roi is not None:
+            lossy, exact = (
+                order_for(settings.roi, part, geometry, not settings.levels, settings.roi_first)
+                for part in (lossy, exact)
+            )
+        packets = [*single(before), *lossy, *single(described), *exact, *single(after)]
         return container.write_file(
             packets,
-            width=picture.shape[-1],
-            height=picture.shape[-2],
+            width=geometry.width,
+            height=geometry.height,
             channels=channels,
             quality=levels.quality,
             flags=settings.lossless * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.codec.regions import Roi
 
 Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
@@ -12,6 +13,8 @@ MAX_QUALITY = 100
 DEFAULT_QUALITY, LAYERED_QUALITY = 60, 40
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
+ROI_GAIN = 20
+"""A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class EncodeSettings:
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
     packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
     error, at one quality everywhere). max_bytes: what the file may have, in place of a quality: a lossy one
-    gets the best that fits, a lossless one that is larger is cut (`files.cutting`), and is lossy then.
+    gets the best that fits, a lossless one that is larger is cut (`files.cutting`), and is lossy then. roi:
+    regions of interest, whose packets stand before others in every level. roi_quality: of the lossy levels
+    there, on the same scale and not below `quality`; None: 20 above it, at most 100; with max_bytes regions
+    have no quality of their own. roi_first: what the regions need of all levels stands before everything
+    else.
     """
 
     levels: int = LOSSY_LEVELS
@@ -34,6 +41,9 @@ class EncodeSettings:
     effort: int = 1
     tune: Tune = "eye"
     max_bytes: int | None = None
+    roi: Roi | None = None
+    roi_quality: int | None = None
+    roi_first: bool = False
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -54,6 +64,17 @@ class EncodeSettings:
             raise ValueError(f"a file has 1 byte or more, not {self.max_bytes}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
+        if self.roi is None and (self.roi_quality is not None or self.roi_first):
+            raise ValueError("roi_quality and roi_first go with a region of interest (roi)")
+        if self.roi_quality is not None and self.max_bytes is not None:
+            raise ValueError("roi_quality and a number of bytes do not go together")
+        if self.roi_quality is not None and not self.levels:
+            raise ValueError("roi_quality is of the lossy levels, and levels is 0")
+        if not self.asked_quality <= self.asked_roi_quality <= MAX_QUALITY:
+            raise ValueError(
+                f"roi_quality is {self.asked_quality}, the quality of the rest, to {MAX_QUALITY}, "
+                f"not {self.roi_quality}"
+            )
 
     @property
     def asked_quality(self) -> int:
@@ -61,3 +82,10 @@ class EncodeSettings:
         if self.quality is not None:
             return self.quality
         return LAYERED_QUALITY if self.lossless and self.levels else DEFAULT_QUALITY
+
+    @property
+    def asked_roi_quality(self) -> int:
+        """The quality in regions of interest, or what stands for none."""
+        if self.roi_quality is not None:
+            return self.roi_quality
+        return min(self.asked_quality + ROI_GAIN, MAX_QUALITY)

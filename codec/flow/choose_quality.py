@@ -13,9 +13,9 @@ from vbc.codec.entropy.coder import Discard
 from vbc.codec.flow.lossy_trial import code_lossy
 from vbc.codec.lossy.eye_distance import SMALLEST_SIDE, eye_terms, predicted_score
 from vbc.codec.lossy.map_coding import SQUARE
-from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
+from vbc.codec.lossy.quality_map import QualityMap, finer_inside, squares_touched, values_for_the_eye
 from vbc.codec.model import Model
-from vbc.codec.settings import MAX_QUALITY, EncodeSettings
+from vbc.codec.settings import MAX_QUALITY, EncodeSettings, Tune
 
 GOOD_QUALITY, GOOD_SCORE = 60, 70.0
 """Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""
@@ -26,19 +26,35 @@ MAX_MOVE = 18
 
 
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
-    """The map for uint8 RGB [1, 3, H, W]. With weights that have no scores the base is the asked quality."""
+    """The map for uint8 RGB [1, 3, H, W].
+
+    Regions of interest get what the whole picture would get at their quality.
+    """
+    values = None if settings.tune == "psnr" else values_for_the_eye(picture)
+    asked = settings.asked_quality, settings.asked_roi_quality
+    base = choose_base(model, picture, values, settings.tune, asked[0])
+    if settings.roi is None or asked[0] == asked[1]:
+        return QualityMap(base, values)
+    gain = choose_base(model, picture, values, settings.tune, asked[1]) - base
+    height, width = picture.shape[-2:]
+    return finer_inside(QualityMap(base, values), gain, squares_touched(settings.roi.boxes, height, width))
+
+
+def choose_base(model: Model, picture: Tensor, values: Tensor | None, tune: Tune, asked: int) -> int:
+    """The quality of the header for an asked one. values: of the map for the eye.
+
+    With weights that have no scores it is the asked one.
+    """
     scores = model.lossy.scores
-    base = settings.asked_quality if scores is None else round(typical_base(scores, settings.asked_quality))
-    if settings.tune == "psnr":
-        return QualityMap(base)
-    quality = QualityMap(base, values_for_the_eye(picture))
-    if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
-        return quality
-    sample, values = sample_of(picture, quality.values)
+    if scores is None:
+        return asked
+    base = round(typical_base(scores, asked))
+    if tune == "psnr" or min(picture.shape[-2:]) < SMALLEST_SIDE:
+        return base
+    sample, sampled_values = sample_of(picture, values)
     room = min(MAX_MOVE, base, MAX_QUALITY - base)
-    looks_like = base_of_score(scores, score_of(model, sample, QualityMap(base, values)))
-    move = max(-room, min(room, round(base - looks_like)))
-    return QualityMap(base + move, quality.values)
+    looks_like = base_of_score(scores, score_of(model, sample, QualityMap(base, sampled_values)))
+    return base + max(-room, min(room, round(base - looks_like)))
 
 
 def typical_base(scores: Tensor, quality: int) -> float:

@@ -8,13 +8,7 @@ from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.bitstream.source import Source
-
-Region = tuple[int, int, int, int]
-"""x, y, width, height in pixels, inside the picture."""
-
-
-class RegionError(ValueError):
-    """A region that is not inside the picture."""
+from vbc.codec.regions import Region, Roi, check_region
 
 
 @dataclass(frozen=True)
@@ -41,20 +35,23 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
     geometry = header.geometry
     last = geometry.last_level if present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
     if region is not None:
-        check_region(region, header)
+        check_region(region, header.width, header.height)
         return DecodePlan(present, geometry.region_groups(region, last, header.archival))
     first = LOSSY_LEVELS + 1 if header.archival else 1
     wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
     return DecodePlan(present, wanted)
 
 
-def check_region(region: Region, header: Header) -> None:
-    """Raises RegionError unless the region is inside the picture and not empty."""
-    x, y, width, height = region
-    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > header.width or y + height > header.height:
-        raise RegionError(
-            f"region {x},{y},{width},{height} is not inside the picture of {header.width} x {header.height}"
-        )
+def places_for(header: Header, roi: Roi) -> list[int]:
+    """Places in the index of the packets of levels that some regions of the picture need, of all levels.
+
+    Raises RegionError.
+    """
+    roi.check(header.width, header.height)
+    present = container.levels_present(header)
+    last = header.geometry.last_level if present and present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    plan = DecodePlan(present, header.geometry.regions_groups(roi.boxes, last, header.archival))
+    return sorted(i for level in plan.levels for i in packets_of(header, plan, level).values())
 
 
 def packets_of(header: Header, plan: DecodePlan, level: int) -> dict[int, int]:

@@ -3,21 +3,24 @@
 Nothing here decides what a bit means, so it may change without a new format.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vbc.codec.lossy.latents import BLOCK
+from vbc.codec.lossy.latents import BLOCK, latent_grid
 from vbc.codec.lossy.map_coding import (
     MAP_UNIT,
     SQUARE,
     SQUARE_BLOCKS,
     VALUE_LIMIT,
+    map_size,
     on_blocks,
     qualities,
 )
+from vbc.codec.regions import Region
 
 VARIANCE_FLOOR = 2.0
 """Variances below it, of pixel values squared, are no activity."""
@@ -105,3 +108,21 @@ def limited(values: Tensor) -> Tensor | None:
     """Values of a map as int16, within their limits; None where all are 0."""
     values = values.clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
     return values if values.any() else None
+
+
+def squares_touched(boxes: Iterable[Region], height: int, width: int) -> Tensor:
+    """The squares of a picture of so many pixels that share a pixel with a rectangle: bool [1, 1, h, w]."""
+    touched = torch.zeros((1, 1, *map_size(*latent_grid(height, width))), dtype=torch.bool)
+    for x, y, w, h in boxes:
+        touched[..., y // SQUARE : -(-(y + h) // SQUARE), x // SQUARE : -(-(x + w) // SQUARE)] = True
+    return touched
+
+
+def finer_inside(quality: QualityMap, gain: int, inside: Tensor) -> QualityMap:
+    """The map with about `gain` units of quality more, none at least, in some squares.
+
+    inside: bool [1, 1, h, w]. The base, and so the quality outside, stays.
+    """
+    steps = max(0, round(gain / MAP_UNIT))
+    values = inside * steps if quality.values is None else quality.values + inside * steps
+    return replace(quality, values=limited(values))

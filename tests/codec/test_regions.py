@@ -13,10 +13,10 @@ from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
 from vbc.bitstream.source import FileSource
 from vbc.codec import api
-from vbc.codec.flow.decode_plan import Region, RegionError
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model, place
 from vbc.codec.pipeline import Decoded, decode_image, encode_image, window_of
+from vbc.codec.regions import Region, RegionError
 from vbc.codec.settings import EncodeSettings
 
 REGIONS: tuple[Region, ...] = (

@@ -1,0 +1,25 @@
+"""In which order packets of levels stand, where regions are of interest (docs/format.md, section 3)."""
+
+from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
+from vbc.codec.flow.encode_levels import Packets
+from vbc.codec.regions import Roi
+
+
+def order_for(roi: Roi, packets: Packets, geometry: Geometry, archival: bool, first: bool) -> Packets:
+    """The packets of lossy levels, or of exact ones, again: those that the regions need before others.
+
+    packets: in the usual order, level by level, what a level's groups share before them. first: the regions'
+    packets of all these levels stand before all others; otherwise those of each level before others of that
+    level. What the regions need needs nothing else, so that either order is valid.
+    """
+    exact = any(level > LOSSY_LEVELS for level, _, _ in packets)
+    last_level = geometry.last_level if exact else LOSSY_LEVELS
+    groups = geometry.regions_groups(roi.boxes, last_level, archival)
+    needed = {(level, 1 + n) for level, numbers in groups.items() for n in numbers}
+
+    def rank(packet: tuple[int, int, bytes]) -> tuple[int, int]:
+        level, part, _ = packet
+        behind = part > 0 and (level, part) not in needed
+        return (behind, level) if first else (level, behind)
+
+    return sorted(packets, key=rank)  # which keeps the order of those of one rank
