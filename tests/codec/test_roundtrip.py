@@ -194,7 +194,7 @@ def test_the_highest_quality_that_fits(tiny: Model) -> None:
 @pytest.mark.parametrize("asked", [0, 1, 37, 100])
 def test_the_search_for_a_quality(tiny: Model, asked: int, with_map: bool) -> None:
     """The highest below the one asked for that fits, for every budget; zeros where none fits."""
-    picture = photo(40, 48)[None].contiguous(memory_format=torch.channels_last)
+    picture = photo(64, 80)[None].contiguous(memory_format=torch.channels_last)
     values = values_for_the_eye(picture) if with_map else None
     assert (values is not None) == with_map
     maps = [QualityMap(q, values) for q in range(asked + 1)]
@@ -211,7 +211,7 @@ def test_the_search_for_a_quality(tiny: Model, asked: int, with_map: bool) -> No
         else:
             assert quality.values is None
             assert n_bytes(packets) <= max(budget, 64)
-        decoded = lossy_picture(tiny, latents, (40, 48), quality)
+        decoded = lossy_picture(tiny, latents, (64, 80), quality)
         assert decoded.shape == picture.shape
 
 
