@@ -88,7 +88,7 @@ Quality = Annotated[
         "--quality",
         min=0,
         max=100,
-        help="Of the lossy levels; 60 looks good [default: 60, layered files 40].",
+        help="Of the lossy levels; 60 looks good [default: 60, layered files 50].",
     ),
 ]
 Lossless = Annotated[bool, typer.Option("--lossless", help="Add the exact levels.")]

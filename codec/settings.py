@@ -10,7 +10,7 @@ Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 MAX_EFFORT = 2
 MAX_QUALITY = 100
-DEFAULT_QUALITY, LAYERED_QUALITY = 60, 40
+DEFAULT_QUALITY, LAYERED_QUALITY = 60, 50
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
 ROI_GAIN = 20
@@ -22,7 +22,7 @@ class EncodeSettings:
     """Settings of one file; making them raises ValueError where they do not go together.
 
     levels: lossy levels to store, 1 to 3, or with lossless 3 (layered) or 0 (archival). quality: of the lossy
-    levels, 0 to 100; None: 60, in a layered file 40. 60 stands for a score of SSIMULACRA 2 of about 70: with
+    levels, 0 to 100; None: 60, in a layered file 50. 60 stands for a score of SSIMULACRA 2 of about 70: with
     tune "eye" in every picture, with "psnr", one quantiser step for each quality, in the mean of pictures.
     lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics

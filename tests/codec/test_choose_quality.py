@@ -150,7 +150,7 @@ def test_layered_files_alone_are_tuned() -> None:
     ("settings", "quality"),
     [
         (EncodeSettings(), 60),
-        (EncodeSettings(lossless=True), 40),
+        (EncodeSettings(lossless=True), 50),
         (EncodeSettings(levels=0, lossless=True), 60),
         (EncodeSettings(quality=0), 0),
         (EncodeSettings(quality=93, lossless=True), 93),
