@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from vbc.codec.entropy.coder import Discard
+from vbc.codec.flow.adjust_map import adjusted
 from vbc.codec.flow.lossy_trial import code_lossy
 from vbc.codec.lossy.eye_distance import SMALLEST_SIDE, eye_terms, predicted_score
 from vbc.codec.lossy.map_coding import SQUARE
-from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
+from vbc.codec.lossy.quality_map import QualityMap, as_values, change_for_the_eye, values_for_the_eye
 from vbc.codec.model import Model
 from vbc.codec.settings import MAX_QUALITY, EncodeSettings
 
@@ -23,6 +24,9 @@ CROP, CROPS = 128, 3
 """A sample is up to 3x3 squares of 128 pixels, spread over the picture."""
 MAX_MOVE = 18
 """The base is moved by so much at most, and never beyond 0 or 100."""
+ADJUSTING_EFFORT, ADJUSTING_PASSES = 2, 2
+"""From which effort on the map is adjusted to what is seen of errors, and how often the picture is coded for
+that."""
 
 
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
@@ -31,7 +35,22 @@ def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> Q
     base = settings.asked_quality if scores is None else round(typical_base(scores, settings.asked_quality))
     if settings.tune == "psnr":
         return QualityMap(base)
-    quality = QualityMap(base, values_for_the_eye(picture))
+    quality = calibrated(model, picture, QualityMap(base, values_for_the_eye(picture)))
+    if settings.effort < ADJUSTING_EFFORT or quality.values is None:  # flat: there is nothing to adjust
+        return quality
+    change = change_for_the_eye(picture)
+    for _ in range(ADJUSTING_PASSES):
+        change = adjusted(model, picture, quality, change)
+        quality = calibrated(model, picture, QualityMap(base, as_values(change)))
+    return quality
+
+
+def calibrated(model: Model, picture: Tensor, quality: QualityMap) -> QualityMap:
+    """The map with its base moved, so that the picture looks as typical ones do at that base.
+
+    As it is for small pictures, and with weights that have no scores.
+    """
+    scores, base = model.lossy.scores, quality.base
     if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
         return quality
     sample, values = sample_of(picture, quality.values)

@@ -65,10 +65,10 @@ class QualityMap:
         return on_blocks(qualities(self.values.to(device).int(), self.base), height, width)
 
 
-def values_for_the_eye(picture: Tensor) -> Tensor | None:
-    """Values of a map for uint8 RGB [1, 3, H, W], on the host: coarser where much goes on, finer in the dark.
+def change_for_the_eye(picture: Tensor) -> Tensor:
+    """By how much the quality of squares should differ from the base: float32 [1, 1, h, w] on the host.
 
-    Their mean is about 0. None where all are 0.
+    picture: uint8 RGB [1, 3, H, W]. Coarser where much goes on, finer in the dark; the mean is 0.
     """
     parts = [
         activity_and_brightness(picture[..., top : top + BAND_ROWS, :].float().mean(1, keepdim=True))
@@ -77,5 +77,15 @@ def values_for_the_eye(picture: Tensor) -> Tensor | None:
     activity, brightness = (torch.cat(planes, 2) for planes in zip(*parts, strict=True))
     change = ACTIVITY_SLOPE * (activity.mean() - activity)
     change += BRIGHTNESS_SLOPE * (brightness.mean() - brightness)
-    values = (change / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16).cpu()
+    return change.cpu()
+
+
+def as_values(change: Tensor) -> Tensor | None:
+    """Values of a map, int16, of what `change_for_the_eye` returns; None where all are 0."""
+    values = (change / MAP_UNIT).round().clamp(-VALUE_LIMIT, VALUE_LIMIT).to(torch.int16)
     return values if values.any() else None
+
+
+def values_for_the_eye(picture: Tensor) -> Tensor | None:
+    """The map of qualities that is made from the original alone: values as `QualityMap` has them."""
+    return as_values(change_for_the_eye(picture))
