@@ -18,20 +18,21 @@ from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.square_errors import square_errors
 from vbc.codec.model import Model
 
-ERROR_SLOPE = 2.5
-"""Units of quality that a square gains for each octave of error per latent in use, in one pass."""
+ERROR_SLOPE = 3.0
+"""Units of quality that a square gains for each octave of error per latent in use. An octave of error is 8 to
+16 units; but maps cost bits, and no bits mend all of an error."""
 UNSEEN = 0.05
 """Added to all errors; 1 is hardly visible. What nobody sees is no reason to move a square."""
 IDLE_LATENTS = 8.0
 """Added to the latents in use of each square, of 768: one that is all flat costs hardly anything."""
 MAX_MOVE = 12.0
-"""Units of quality that a square is moved by in one pass at most."""
+"""Units of quality that a square is moved by at most."""
 STEP_UNIT = 256
 """Quantiser steps are in so many parts of a latent unit."""
 
 
 def adjusted(model: Model, picture: Tensor, quality: QualityMap, change: Tensor) -> Tensor:
-    """The change after one pass: the picture coded, and squares moved by what is seen of their errors.
+    """The change after a look at the coded picture: squares are moved by what is seen of their errors.
 
     picture: uint8 RGB [1, 3, H, W]. quality: what it is coded with. change: float32 [1, 1, h, w], what the
     values of that map are before rounding, as `change_for_the_eye`. Likewise returned, of the same mean.

@@ -24,9 +24,8 @@ CROP, CROPS = 128, 3
 """A sample is up to 3x3 squares of 128 pixels, spread over the picture."""
 MAX_MOVE = 18
 """The base is moved by so much at most, and never beyond 0 or 100."""
-ADJUSTING_EFFORT, ADJUSTING_PASSES = 2, 2
-"""From which effort on the map is adjusted to what is seen of errors, and how often the picture is coded for
-that."""
+ADJUSTING_EFFORT = 2
+"""From this effort on the picture is coded once more, to adjust the map to what is seen of its errors."""
 
 
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
@@ -38,11 +37,8 @@ def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> Q
     quality = calibrated(model, picture, QualityMap(base, values_for_the_eye(picture)))
     if settings.effort < ADJUSTING_EFFORT or quality.values is None:  # flat: there is nothing to adjust
         return quality
-    change = change_for_the_eye(picture)
-    for _ in range(ADJUSTING_PASSES):
-        change = adjusted(model, picture, quality, change)
-        quality = calibrated(model, picture, QualityMap(base, as_values(change)))
-    return quality
+    change = adjusted(model, picture, quality, change_for_the_eye(picture))
+    return calibrated(model, picture, QualityMap(base, as_values(change)))
 
 
 def calibrated(model: Model, picture: Tensor, quality: QualityMap) -> QualityMap:

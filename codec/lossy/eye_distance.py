@@ -155,19 +155,15 @@ def weights() -> tuple[Tensor, Tensor]:
     return fitted, hand
 
 
-def mixed_weights() -> Tensor:
-    """The weights of the distance, float32 [scale, kind, norm, plane]."""
-    fitted, hand = weights()
-    return (1 - HAND_SHARE) * fitted + HAND_SHARE * HAND_SCALE * hand
-
-
 def eye_distance(a: Tensor, b: Tensor) -> Tensor:
     """How different b looks from the original a, float32 [N]; arguments and errors as `eye_terms`.
 
     On photographs about SSIMULACRA 2's sum: 1 is hardly visible, 10 is bad.
     """
     terms = eye_terms(a, b)
-    distance: Tensor = (terms * mixed_weights().to(terms.device)).sum((1, 2, 3, 4))
+    fitted, hand = (w.to(terms.device) for w in weights())
+    weight = (1 - HAND_SHARE) * fitted + HAND_SHARE * HAND_SCALE * hand
+    distance: Tensor = (terms * weight).sum((1, 2, 3, 4))
     return distance
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vbc.codec.lossy.eye_distance import (
+    HAND_SCALE,
     KINDS,
     NORMS,
     PEAK_FLOOR,
@@ -15,7 +16,7 @@ from vbc.codec.lossy.eye_distance import (
     SCALES,
     WINDOW_REACH,
     error_planes,
-    mixed_weights,
+    weights,
     xyb,
 )
 from vbc.codec.lossy.map_coding import SQUARE
@@ -30,7 +31,10 @@ assert HALO >= WINDOW_REACH << SCALES - 1
 
 
 def square_errors(original: Tensor, decoded: Tensor) -> Tensor:
-    """What each square adds to `eye_distance` of two pictures: float32 [1, 1, h, w] on the host, 0 or more.
+    """What each square adds to the distance of two pictures: float32 [1, 1, h, w] on the host, 0 or more.
+
+    The distance is that by hand of `eye_distance`: the fitted one gains more by SSIMULACRA 2, which it stands
+    for, and less by Butteraugli (docs/decisions/0008-for-the-eye.md).
 
     original, decoded: uint8 RGB [1, 3, H, W] of any size; beyond its borders the last row and column are
     repeated. Worked through in tiles. A square's part of a mean is its own mean, its part of a 4-norm the
@@ -38,7 +42,7 @@ def square_errors(original: Tensor, decoded: Tensor) -> Tensor:
     """
     height, width = original.shape[-2:]
     n_h, n_w = -(-height // SQUARE), -(-width // SQUARE)
-    weight = mixed_weights()
+    weight = HAND_SCALE * weights()[1]
     means, peaks = (weight[:, :, NORMS.index(norm), :, None, None] for norm in NORMS)
     errors = torch.zeros(1, 1, n_h, n_w)
     fourth = torch.zeros(SCALES, len(KINDS), len(PLANES), n_h, n_w)
