@@ -23,9 +23,9 @@ VARIANCE_FLOOR = 2.0
 """Variances below it, of pixel values squared, are no activity."""
 BLACK = 4.0
 """Brightness below it, in pixel values, counts as black."""
-ACTIVITY_SLOPE = 2.6
+ACTIVITY_SLOPE = 2.1
 """Units of quality that a square loses for each octave of activity: texture hides errors."""
-BRIGHTNESS_SLOPE = 3.8
+BRIGHTNESS_SLOPE = 3.0
 """Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
 dark."""
 BAND_ROWS = 1024
