@@ -24,10 +24,12 @@ class EncodeSettings:
     levels: lossy levels to store, 1 to 3, or with lossless 3 (layered) or 0 (archival). quality: of the lossy
     levels, 0 to 100; None: 60, in a layered file 50. 60 stands for a score of SSIMULACRA 2 of about 70: with
     tune "eye" in every picture, with "psnr", one quantiser step for each quality, in the mean of pictures.
-    lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
-    image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
-    packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
-    error, at one quality everywhere). max_bytes: what the file may have, in place of a quality: a lossy one
+    lossless: store the exact levels too. effort: the encoder's work; decoding is the same. Of the exact
+    levels, 0: none, 1: output layers tuned to the image from samples of it, 2: tuned from all pixels (of a
+    phase of a grid at most about 400,000), graphics packed in every way. Of the lossy levels, 2 with tune
+    "eye": they are coded once more, to see where errors show and to move bits there; 0 and 1 are the same.
+    tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality everywhere).
+    max_bytes: what the file may have, in place of a quality: a lossy one
     gets the best that fits, a lossless one that is larger is cut (`files.cutting`), and is lossy then. roi:
     regions of interest, whose packets stand before others in every level. roi_quality: of the lossy levels
     there, on the same scale and not below `quality`; None: 20 above it, at most 100; with max_bytes regions

@@ -6,16 +6,26 @@ picture, looks what score that would have, and moves the base by what it is off.
 bit means.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from vbc.codec.entropy.coder import Discard
+from vbc.codec.flow.adjust_map import adjusted
 from vbc.codec.flow.lossy_trial import code_lossy
 from vbc.codec.lossy.eye_distance import SMALLEST_SIDE, eye_terms, predicted_score
 from vbc.codec.lossy.map_coding import SQUARE
-from vbc.codec.lossy.quality_map import QualityMap, finer_inside, squares_touched, values_for_the_eye
+from vbc.codec.lossy.quality_map import (
+    QualityMap,
+    as_values,
+    change_for_the_eye,
+    finer_inside,
+    squares_touched,
+    values_for_the_eye,
+)
 from vbc.codec.model import Model
-from vbc.codec.settings import MAX_QUALITY, EncodeSettings, Tune
+from vbc.codec.settings import MAX_QUALITY, EncodeSettings
 
 GOOD_QUALITY, GOOD_SCORE = 60, 70.0
 """Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""
@@ -23,6 +33,8 @@ CROP, CROPS = 128, 3
 """A sample is up to 3x3 squares of 128 pixels, spread over the picture."""
 MAX_MOVE = 18
 """The base is moved by so much at most, and never beyond 0 or 100."""
+ADJUSTING_EFFORT = 2
+"""From this effort on the picture is coded once more, to adjust the map to what is seen of its errors."""
 
 
 def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> QualityMap:
@@ -30,31 +42,46 @@ def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> Q
 
     Regions of interest get what the whole picture would get at their quality.
     """
-    values = None if settings.tune == "psnr" else values_for_the_eye(picture)
-    asked = settings.asked_quality, settings.asked_roi_quality
-    base = choose_base(model, picture, values, settings.tune, asked[0])
-    if settings.roi is None or asked[0] == asked[1]:
-        return QualityMap(base, values)
-    gain = choose_base(model, picture, values, settings.tune, asked[1]) - base
-    height, width = picture.shape[-2:]
-    return finer_inside(QualityMap(base, values), gain, squares_touched(settings.roi.boxes, height, width))
+    quality = QualityMap(base_of_quality(model, settings.asked_quality))
+    if settings.tune != "psnr":
+        quality = map_for_the_eye(model, picture, quality.base, settings.effort)
+    if settings.roi is None or settings.asked_quality == settings.asked_roi_quality:
+        return quality
+    inside = replace(quality, base=base_of_quality(model, settings.asked_roi_quality))
+    if settings.tune != "psnr":
+        inside = calibrated(model, picture, inside)
+    squares = squares_touched(settings.roi.boxes, *picture.shape[-2:])
+    return finer_inside(quality, inside.base - quality.base, squares)
 
 
-def choose_base(model: Model, picture: Tensor, values: Tensor | None, tune: Tune, asked: int) -> int:
-    """The quality of the header for an asked one. values: of the map for the eye.
-
-    With weights that have no scores it is the asked one.
-    """
+def base_of_quality(model: Model, asked: int) -> int:
+    """The base that an asked quality has on typical pictures; with weights that have no scores the same."""
     scores = model.lossy.scores
-    if scores is None:
-        return asked
-    base = round(typical_base(scores, asked))
-    if tune == "psnr" or min(picture.shape[-2:]) < SMALLEST_SIDE:
-        return base
-    sample, sampled_values = sample_of(picture, values)
+    return asked if scores is None else round(typical_base(scores, asked))
+
+
+def map_for_the_eye(model: Model, picture: Tensor, base: int, effort: int) -> QualityMap:
+    """The map of a picture that shall look as typical ones do at a base."""
+    quality = calibrated(model, picture, QualityMap(base, values_for_the_eye(picture)))
+    if effort < ADJUSTING_EFFORT or quality.values is None:  # flat: there is nothing to adjust
+        return quality
+    change = adjusted(model, picture, quality, change_for_the_eye(picture))
+    return calibrated(model, picture, QualityMap(base, as_values(change)))
+
+
+def calibrated(model: Model, picture: Tensor, quality: QualityMap) -> QualityMap:
+    """The map with its base moved, so that the picture looks as typical ones do at that base.
+
+    As it is for small pictures, and with weights that have no scores.
+    """
+    scores, base = model.lossy.scores, quality.base
+    if scores is None or min(picture.shape[-2:]) < SMALLEST_SIDE:
+        return quality
+    sample, values = sample_of(picture, quality.values)
     room = min(MAX_MOVE, base, MAX_QUALITY - base)
-    looks_like = base_of_score(scores, score_of(model, sample, QualityMap(base, sampled_values)))
-    return base + max(-room, min(room, round(base - looks_like)))
+    looks_like = base_of_score(scores, score_of(model, sample, QualityMap(base, values)))
+    move = max(-room, min(room, round(base - looks_like)))
+    return replace(quality, base=base + move)
 
 
 def typical_base(scores: Tensor, quality: int) -> float:

@@ -13,7 +13,7 @@ from vbc.codec.flow.encode_levels import TYPICAL_GROWTH, Packets, encode_lossy, 
 from vbc.codec.lossy.map_coding import SQUARE
 from vbc.codec.lossy.quality_map import (
     QualityMap,
-    changes_for_the_eye,
+    change_for_the_eye,
     map_of_quality,
 )
 from vbc.codec.model import Model
@@ -51,7 +51,7 @@ def encode_lossy_within(
     levels: how many there are to be. Fewer are returned where quality 0 is too large with all of them, and
     where it is with level 1 alone, that, though it does not fit. file_bytes: of a file with these packets.
     """
-    changes = changes_for_the_eye(picture)
+    changes = change_for_the_eye(picture)
     if tune == "psnr":
         changes = torch.zeros_like(changes)
     others = file_bytes([])

@@ -96,10 +96,10 @@ def blur(planes: Tensor) -> Tensor:
     return F.conv2d(rows, window.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
 
 
-def scale_terms(a: Tensor, b: Tensor) -> Tensor:
-    """How the picture b differs from the original a on one scale; XYB [N, 3, H, W].
+def error_planes(a: Tensor, b: Tensor) -> Tensor:
+    """How the picture b differs from the original a on one scale, place by place; XYB [N, 3, H, W].
 
-    Returns [N, kind, norm, plane]: `KINDS`; mean and 4-norm; X, Y, B.
+    Returns [N, kind, plane, H-10, W-10], 0 or more: `KINDS`; X, Y, B; of the windows that lie inside.
     """
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
@@ -109,7 +109,15 @@ def scale_terms(a: Tensor, b: Tensor) -> Tensor:
     inside = (..., slice(WINDOW_REACH, -WINDOW_REACH), slice(WINDOW_REACH, -WINDOW_REACH))
     detail_a, detail_b = (a[inside] - mean_a).abs(), (b[inside] - mean_b).abs()
     change = (1 + detail_b) / (1 + detail_a) - 1
-    kinds = torch.stack((error, change.clamp_min(0), (-change).clamp_min(0)), 1)
+    return torch.stack((error, change.clamp_min(0), (-change).clamp_min(0)), 1)
+
+
+def scale_terms(a: Tensor, b: Tensor) -> Tensor:
+    """How the picture b differs from the original a on one scale; XYB [N, 3, H, W].
+
+    Returns [N, kind, norm, plane]: `KINDS`; mean and 4-norm; X, Y, B.
+    """
+    kinds = error_planes(a, b)
     peak = ((kinds**4).mean((-1, -2)) + PEAK_FLOOR) ** 0.25 - PEAK_FLOOR**0.25
     return torch.stack((kinds.mean((-1, -2)), peak), 2)
 

@@ -26,9 +26,9 @@ VARIANCE_FLOOR = 2.0
 """Variances below it, of pixel values squared, are no activity."""
 BLACK = 4.0
 """Brightness below it, in pixel values, counts as black."""
-ACTIVITY_SLOPE = 2.6
+ACTIVITY_SLOPE = 2.1
 """Units of quality that a square loses for each octave of activity: texture hides errors."""
-BRIGHTNESS_SLOPE = 3.8
+BRIGHTNESS_SLOPE = 3.0
 """Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
 dark."""
 BAND_ROWS = 1024
@@ -68,16 +68,11 @@ class QualityMap:
         return on_blocks(qualities(self.values.to(device).int(), self.base), height, width)
 
 
-def values_for_the_eye(picture: Tensor) -> Tensor | None:
-    """Values of a map for uint8 RGB [1, 3, H, W], on the host: coarser where much goes on, finer in the dark.
+def change_for_the_eye(picture: Tensor) -> Tensor:
+    """By how much the quality of squares should differ from the base: float32 [1, 1, h, w] on the host.
 
-    Their mean is about 0. None where all are 0.
+    picture: uint8 RGB [1, 3, H, W]. Coarser where much goes on, finer in the dark; the mean is 0.
     """
-    return limited((changes_for_the_eye(picture) / MAP_UNIT).round())
-
-
-def changes_for_the_eye(picture: Tensor) -> Tensor:
-    """What those values are before they are rounded: float [1, 1, h, w], units of quality, their mean 0."""
     parts = [
         activity_and_brightness(picture[..., top : top + BAND_ROWS, :].float().mean(1, keepdim=True))
         for top in range(0, picture.shape[-2], BAND_ROWS)
@@ -102,6 +97,16 @@ def map_of_quality(quality: float, changes: Tensor) -> QualityMap:
     order = torch.argsort((exact - values).flatten(), descending=missing > 0, stable=True)
     values.view(-1)[order[:n_moved]] += 1 if missing > 0 else -1
     return QualityMap(base, limited(values))
+
+
+def as_values(change: Tensor) -> Tensor | None:
+    """Values of a map, int16, of what `change_for_the_eye` returns; None where all are 0."""
+    return limited((change / MAP_UNIT).round())
+
+
+def values_for_the_eye(picture: Tensor) -> Tensor | None:
+    """The map of qualities that is made from the original alone: values as `QualityMap` has them."""
+    return as_values(change_for_the_eye(picture))
 
 
 def limited(values: Tensor) -> Tensor | None:

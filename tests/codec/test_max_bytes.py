@@ -16,7 +16,7 @@ from vbc.codec.files.image_io import Metadata
 from vbc.codec.flow import encode_within as module
 from vbc.codec.lossy.quality_map import (
     MAP_UNIT,
-    changes_for_the_eye,
+    change_for_the_eye,
     map_of_quality,
     values_for_the_eye,
 )
@@ -158,7 +158,7 @@ def test_lossless_files_are_cut(tiny: Model, levels: int) -> None:
 def test_between_whole_qualities_there_are_others(kind: str) -> None:
     """The mean quality rises evenly, and no square is moved by more than one value."""
     x = (noise if kind == "noise" else photo)(160, 192)[None]
-    changes = changes_for_the_eye(x) * (kind != "flat")
+    changes = change_for_the_eye(x) * (kind != "flat")
     means, maps = [], []
     for place in range(40 * 16, 43 * 16 + 1):
         quality = map_of_quality(place / 16, changes)
