@@ -43,7 +43,8 @@ class FileInfo:
     """What the header of a file says. Sizes and offsets are in bytes.
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
-    complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes from
+    complete at hand. channels: 1 or 3, alpha not among them. quality: of levels 1 to 3; final_quality: with
+    all refinements. level_ends: level number -> number of bytes from
     which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts.
     ranges: the bytes that a region needs, (start, end) each, ascending; of all the file where no region is
     asked for.
@@ -55,6 +56,8 @@ class FileInfo:
     bit_depth: int
     alpha: bool
     quality: int
+    final_quality: int
+    refinements: int
     lossless: bool
     n_bytes: int
     n_bytes_complete: int
@@ -85,6 +88,7 @@ def encode(
     lossless: bool = False,
     effort: int = 1,
     tune: Tune = "eye",
+    refinements: int = 0,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -95,7 +99,7 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, refinements: as `EncodeSettings`.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
@@ -104,7 +108,7 @@ def encode(
     SelfCheckFailed where it differs.
     Raises ValueError for options that do not go together, UnsupportedImage for images that cannot be coded.
     """
-    settings = EncodeSettings(levels, quality, lossless, effort, tune)
+    settings = EncodeSettings(levels, quality, lossless, effort, tune, refinements)
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
 
@@ -343,6 +347,8 @@ def read_info(
         bit_depth=header.bit_depth,
         alpha=header.has(container.ALPHA),
         quality=header.quality,
+        final_quality=header.final_quality,
+        refinements=header.geometry.refinements,
         lossless=header.lossless,
         n_bytes=n_bytes,
         n_bytes_complete=header.file_bytes,

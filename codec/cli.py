@@ -21,7 +21,7 @@ import typer
 
 import vbc.codec
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS, is_lossy, stage_of
 from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.flow.decode_plan import Region
@@ -158,6 +158,17 @@ TuneOption = Annotated[
 ]
 
 
+Refinements = Annotated[
+    int,
+    typer.Option(
+        "--refinements",
+        min=0,
+        max=MAX_REFINEMENTS,
+        help="Stages in which the lossy levels reach their quality after a first, coarser one.",
+    ),
+]
+
+
 @app.command()
 def encode(
     inputs: In,
@@ -167,6 +178,7 @@ def encode(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
+    refinements: Refinements = 0,
     metadata: Annotated[
         KeepMetadata,
         typer.Option("--metadata", help="Keep ICC, EXIF and XMP, or drop them (orientation too)."),
@@ -182,7 +194,7 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    settings = checked_settings(levels, quality, lossless, effort, tune)
+    settings = checked_settings(levels, quality, lossless, effort, tune, refinements)
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
     todo = plan_jobs(inputs, output, INPUT_SUFFIXES, batch.ENDING)
@@ -319,6 +331,7 @@ def evaluate(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
+    refinements: Refinements = 0,
     device: DeviceOption = "cpu",
     model: Model = None,
     threads: Threads = None,
@@ -328,7 +341,7 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities: Sequence[int | None] = quality or [None]
-    settings = checked_settings(levels, qualities[0], lossless, effort, tune)
+    settings = checked_settings(levels, qualities[0], lossless, effort, tune, refinements)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:
@@ -467,11 +480,12 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
 
 
 def checked_settings(
-    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune
+    levels: int | None, quality: int | None, lossless: bool, effort: int, tune: Tune, refinements: int
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     try:
-        return EncodeSettings(LOSSY_LEVELS if levels is None else levels, quality, lossless, effort, tune)
+        n_levels = LOSSY_LEVELS if levels is None else levels
+        return EncodeSettings(n_levels, quality, lossless, effort, tune, refinements)
     except ValueError as e:
         fail_usage(str(e))
 
@@ -569,14 +583,20 @@ def show_info(report: Report) -> str:
     """What `codec info` prints for a file."""
     planes = ("gray" if report["channels"] == 1 else "RGB") + (" with alpha" if report["alpha"] else "")
     kind = "lossless" if report["lossless"] else "lossy"
+    quality = f"quality {report['quality']}"
+    if report["refinements"]:
+        quality += f", {report['final_quality']} with {report['refinements']} refinements"
     lines = [
         f"{report['input']}: {report['width']}x{report['height']} {planes}, "
-        f"{report['bit_depth']} bits a sample, {kind}, quality {report['quality']}",
+        f"{report['bit_depth']} bits a sample, {kind}, {quality}",
         f"  {report['n_bytes']} of {report['n_bytes_complete']} bytes, "
         f"{report['n_packets']} packets, model {report['model_hash']}, tables {report['tables_hash']}",
     ]
     for level, end in report["level_ends"].items():
-        kind = "lossy" if level <= LOSSY_LEVELS else "exact"
+        kind = "lossy" if is_lossy(level) else "exact"
+        refinement, refined = stage_of(level)
+        if is_lossy(level) and refinement:
+            kind = f"lossy, refinement {refinement} of level {refined}"
         state = "" if level in report["levels"] else "  (missing)"
         lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
     if tuple(report["ranges"]) != ((0, report["n_bytes_complete"]),):

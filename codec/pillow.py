@@ -32,7 +32,7 @@ MODES = {
     (1, False, 16): "I;16",
 }
 """Pillow's mode for (channels, alpha, bit depth); it has none for the other pictures of 16 bits."""
-SAVE_OPTIONS = ("levels", "quality", "lossless", "effort", "tune", "model")
+SAVE_OPTIONS = ("levels", "quality", "lossless", "effort", "tune", "refinements", "model")
 """Of `Image.save`, with the meaning they have for `vbc.codec.encode`; icc_profile, exif and xmp besides."""
 
 

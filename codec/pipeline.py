@@ -11,7 +11,7 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy
 from vbc.bitstream.source import Buffer, Source, as_source
 from vbc.codec.extra.carried import (
     encode_alpha,
@@ -119,7 +119,7 @@ def encode_image(
 
     quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
     if settings.levels:
-        quality = choose_quality(model, picture, settings)
+        quality = choose_quality(model, picture, settings).refined(settings.refinements)
     levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.lossless and settings.levels:
@@ -172,7 +172,7 @@ def encode_levels(
         del latents  # six bytes a pixel
     exact: Packets = []
     if settings.lossless:
-        exact = encode_exact(picture, model, guide, quality.base, settings.effort, report)
+        exact = encode_exact(picture, model, guide, quality.final, settings.effort, report)
     return EncodedLevels(quality.base, packets, exact)
 
 
@@ -227,7 +227,7 @@ def decode_image(
     packets = read_packets(source, header, plan, allow_partial)
     state = DecodeState(model, header)
     for level in plan.levels:
-        report("lossy" if level <= LOSSY_LEVELS else "exact", done_before(header, level))
+        report("lossy" if is_lossy(level) else "exact", done_before(header, level))
         state = state.advance_parts(level, packets[level])
     decoded = finish(state, plan, source, region, native, levels, allow_partial)
     report("done", 1.0)
@@ -246,7 +246,7 @@ def finish(
     """The picture of what is decoded, with alpha and low bytes. Raises Truncated, Corrupt."""
     header, model = state.header, state.model
     complete = tuple(level for level in plan.levels if state.has(level, plan.wanted[level]))
-    last = max(level for level in plan.levels if state.done.get(level))
+    last = [level for level in plan.levels if state.done.get(level)][-1]
     window = None if region is None else window_of(region)
     alpha = read_alpha(source, header, model, window)
     rgb = state.picture(last, plan.wanted, native)[0]
@@ -264,7 +264,7 @@ def finish(
 
 def done_before(header: Header, level: int) -> float:
     """About how much of a decode is done before a level, 0..1."""
-    return 0.0 if level <= LOSSY_LEVELS else 0.25 / 4 ** header.geometry.grid_index(level)
+    return 0.0 if is_lossy(level) else 0.25 / 4 ** header.geometry.grid_index(level)
 
 
 def window_of(region: Region) -> tuple[slice, slice]:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.container import MAX_QUALITY
+from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
 
 Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 MAX_EFFORT = 2
-MAX_QUALITY = 100
 DEFAULT_QUALITY, LAYERED_QUALITY = 60, 40
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
@@ -24,7 +24,9 @@ class EncodeSettings:
     lossless: store the exact levels too. effort: for the exact levels; 0: none, 1: output layers tuned to the
     image from samples of it, 2: tuned from all pixels (of a phase of a grid at most about 400,000), graphics
     packed in every way. Decoding is the same. tune: what the lossy levels please, "eye" or "psnr" (squared
-    error, at one quality everywhere).
+    error, at one quality everywhere). refinements: in how many stages, 0 to 3, the lossy levels reach their
+    quality after a first one, each of which adds 25 units; fewer where the quality is not as high. The file
+    is a little larger, and its first part shows more.
     """
 
     levels: int = LOSSY_LEVELS
@@ -32,6 +34,7 @@ class EncodeSettings:
     lossless: bool = False
     effort: int = 1
     tune: Tune = "eye"
+    refinements: int = 0
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -44,6 +47,10 @@ class EncodeSettings:
             raise ValueError(f"quality is 0 to {MAX_QUALITY}, not {self.quality}")
         if not 0 <= self.effort <= MAX_EFFORT:
             raise ValueError(f"effort is 0 to {MAX_EFFORT}, not {self.effort}")
+        if not 0 <= self.refinements <= MAX_REFINEMENTS:
+            raise ValueError(f"refinements is 0 to {MAX_REFINEMENTS}, not {self.refinements}")
+        if self.refinements and self.levels != LOSSY_LEVELS:
+            raise ValueError(f"refinements go with levels {LOSSY_LEVELS}, not {self.levels}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
 

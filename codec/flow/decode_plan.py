@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, level_of, rank, stage_of
 from vbc.bitstream.source import Source
 
 Region = tuple[int, int, int, int]
@@ -21,7 +21,7 @@ class RegionError(ValueError):
 class DecodePlan:
     """What a decode works out.
 
-    levels: those to decode, ascending: all that the file has of the first so many. wanted: by level, also
+    levels: those to decode, in their order: all that the file has of the first so many. wanted: by level, also
     those that are not there or not decoded, the groups to work out.
     """
 
@@ -39,12 +39,16 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
     if not present:
         raise Corrupt("the file has no levels")
     geometry = header.geometry
-    last = geometry.last_level if present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    last = geometry.last_level
+    if is_lossy(present[-1]):
+        last = level_of(stage_of(present[-1])[0], LOSSY_LEVELS)
     if region is not None:
         check_region(region, header)
         return DecodePlan(present, geometry.region_groups(region, last, header.archival))
-    first = LOSSY_LEVELS + 1 if header.archival else 1
-    wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
+    every = [level for level in geometry.levels if rank(level) <= rank(last)]
+    if header.archival:
+        every = [level for level in every if not is_lossy(level)]
+    wanted = {level: list(range(geometry.n_groups(level))) for level in every}
     return DecodePlan(present, wanted)
 
 

@@ -123,8 +123,34 @@ def rdo_round(
     return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
 
 
+def wanted_thirds(
+    model: LossyModel,
+    level: int,
+    quality: Tensor,
+    exact: Tensor,
+    table: Tensor,
+    coded: Tensor,
+    optimise: bool,
+) -> Tensor:
+    """The symbols of a refinement, -1..1: of the three values of a coarse cell the one nearest to the target.
+
+    All tensors are [N, n, C] for the level's C latents. exact: float, fine steps from the coarse value to the
+    target, those towards the mean counted positive. quality: int32 [N, n], without refinement. table: int32,
+    number of the table. coded: bool. optimise: the value for which squared error and bits together are least.
+    Returns int16.
+    """
+    if not optimise:
+        return (exact.round().clamp_(-1, 1) * coded).to(torch.int16)
+    worth = step_worth(model, level)[quality]
+    cost = model.refine_cost[table - model.refine_table]
+    least = torch.stack([(exact - t).square_().mul_(worth) + cost[..., 1 + t] for t in (-1, 0, 1)])
+    return ((least.argmin(0) - 1) * coded).to(torch.int16)
+
+
 def step_worth(model: LossyModel, level: int) -> Tensor:
     """Bits that an error of a squared step is worth, by quality and latent of a level: float32 [101, C].
+
+    It is the same at all refinements, whose steps are finer as the error that they leave is worth more.
 
     For squared error it is known what a step is in RGB. Weights for the eye have steps that are as coarse as
     each latent can bear, so a step is worth the same everywhere.
