@@ -42,8 +42,8 @@ class Sides:
     """Sides of the groups.
 
     lossy: blocks, of levels 1 to 3. refined: blocks, of the refinements of levels 1 to 3; multiples of the
-    last one, which divides that of level 3. exact: positions of x_0, x_1, ...; the last one serves all coarser
-    grids too; even, so that a group has whole squares of four positions.
+    last one, which divides that of level 3. exact: positions of x_0, x_1, ...; the last one serves all
+    coarser grids too; even, so that a group has whole squares of four positions.
     """
 
     lossy: tuple[int, int, int] = (256, 128, 64)

@@ -9,13 +9,14 @@ bit means.
 import torch
 from torch import Tensor
 
+from vbc.bitstream.container import MAX_QUALITY
 from vbc.codec.entropy.coder import Discard
 from vbc.codec.flow.lossy_trial import code_lossy
 from vbc.codec.lossy.eye_distance import SMALLEST_SIDE, eye_terms, predicted_score
 from vbc.codec.lossy.map_coding import SQUARE
 from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.model import Model
-from vbc.codec.settings import MAX_QUALITY, EncodeSettings
+from vbc.codec.settings import EncodeSettings
 
 GOOD_QUALITY, GOOD_SCORE = 60, 70.0
 """Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""

@@ -21,8 +21,8 @@ class RegionError(ValueError):
 class DecodePlan:
     """What a decode works out.
 
-    levels: those to decode, in their order: all that the file has of the first so many. wanted: by level, also
-    those that are not there or not decoded, the groups to work out.
+    levels: those to decode, in their order: all that the file has of the first so many. wanted: by level,
+    also those that are not there or not decoded, the groups to work out.
     """
 
     levels: tuple[int, ...]

@@ -127,8 +127,9 @@ def encode_lossy_below(
 ) -> tuple[QualityMap, Packets, Tensor]:
     """The best lossy levels of at most so many bytes, of a quality below the given one: as `encode_lossy`.
 
-    They have as many refinements as their final quality allows, and the given one has. The highest quality that fits is returned first; where none does, levels of zeros, from the last one on.
-    All of them zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
+    They have as many refinements as the given one has and their quality allows. The highest quality that fits
+    is returned first; where none does, levels of zeros, from the last one on. All of them zeros are returned
+    in any case: 0.002 bits a pixel and less than 64 bytes.
     """
     low, high = -1, quality.final
     best: tuple[QualityMap, Packets, Tensor] | None = None

@@ -21,10 +21,11 @@ def code_lossy(model: Model, coder: Coder, picture: Tensor, quality: QualityMap)
     if quality.values is not None:
         coded = torch.ones(1, dtype=torch.bool, device=picture.device)
         code_maps(model.lossy, coder, [window], quality.base, coded, quality.values.to(picture.device))
-    latents = None
+    latents: Tensor | None = None
     for refinement in range(quality.refinements + 1):
         target = analyse(model.lossy, picture, refined_quality(qualities, refinement))
-        coarse, latents = latents, None
+        coarse: Tensor | None = latents
+        latents = None
         for level in (1, 2, 3):
             channels = level_latents(level)
             known = None if coarse is None else coarse[:, channels]
@@ -45,9 +46,10 @@ def add_level(
     refinement: int = 0,
     coarse: Tensor | None = None,
 ) -> Tensor:
-    """Code a lossy level, or a refinement of one, as one group; returns all latents up to it, int16 [1, C, h, w].
+    """Code a lossy level, or a refinement of one, as one group.
 
-    qualities: int32 [1, 1, h, w]. wanted, refinement, coarse: as `code_groups`.
+    qualities: int32 [1, 1, h, w]. wanted, refinement, coarse: as `code_groups`. Returns all latents up to the
+    level, int16 [1, C, h, w].
     """
     window = slice(0, qualities.shape[2]), slice(0, qualities.shape[3])
     part = code_groups(

@@ -191,8 +191,8 @@ def prior_parameters(
 ) -> Tensor:
     """Means and log-scales of groups of level 2 or 3 from the latents below and the map alone.
 
-    quality: what the network is told. Returns int32 [N, h, w, 2C], contiguous: halves of the means, in quarters of a latent unit; then log2
-    scales, in sixteenths of an octave.
+    quality: what the network is told. Returns int32 [N, h, w, 2C], contiguous: halves of the means, in
+    quarters of a latent unit; then log2 scales, in sixteenths of an octave.
     """
     net = model.priors[level]
     parts = [

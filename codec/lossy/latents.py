@@ -49,8 +49,8 @@ bits and more, and even a sure 0 costs its share of decoding."""
 THIRD_OCTAVES = (0, 25, 51, 76)
 """Sixteenths of an octave by which the step of each refinement is finer: 16 log2(3) is 25.36."""
 N_REFINED_SCALES, N_OFFSETS = 26, 10
-"""A refinement's tables: by quarter octaves of the scale over the fine step, from 2^-3.75, and by the distance
-of the mean from the coarse value."""
+"""A refinement's tables: by quarter octaves of the scale over the fine step, from 2^-3.75, and by the
+distance of the mean from the coarse value."""
 N_REFINED_TABLES = N_REFINED_SCALES * N_OFFSETS
 REFINED_SCALE_MIN = -60
 """Log-scale over the step of a refinement's first tables, in sixteenths of an octave."""

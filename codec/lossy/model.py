@@ -32,12 +32,12 @@ class LossyModel:
 
     context: level 1's networks by phase. priors, neighbours: those of levels 2 and 3. enhance: what corrects
     the picture after the inverse DCT. steps: by refinement (0: none) int32 [101, 192], quantiser steps by
-    quality and latent, in 1/256 of a latent unit. log2_steps: int32 of that shape, in sixteenths of an octave.
-    first_scale: int32 [6], log-scales of level 1's coarsest grid, sixteenths of an octave. first_table: the
-    table of level 1's smallest scale. map_table: the first one of maps of qualities. refine_table: the first
-    one of refinements. basis: integer DCTs of 2, 4 and 8 samples a side, float64 [n*n frequencies, n*n
-    samples], times 4096. The encoder's alone: analysis, its network in float32 and "basis", the float DCT;
-    cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256]; refine_cost, those of -1, 0
+    quality and latent, in 1/256 of a latent unit. log2_steps: likewise, their logarithms, in sixteenths of an
+    octave. first_scale: int32 [6], log-scales of level 1's coarsest grid, sixteenths of an octave.
+    first_table: the table of level 1's smallest scale. map_table: the first one of maps of qualities.
+    refine_table: the first one of refinements. basis: integer DCTs of 2, 4 and 8 samples a side, float64
+    [n*n frequencies, n*n samples], times 4096. The encoder's alone: analysis, its network in float32 and
+    "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256]; refine_cost, those of -1, 0
     and 1 under each table of refinements, float32 [260, 3].
     """
 

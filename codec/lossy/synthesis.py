@@ -43,8 +43,8 @@ def synthesise(
     latents: int16 [B, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
     levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. quality:
     int32 [B, 1, h, w], the maps. squares: the (row, column) of those to work out, by default all. out: a
-    picture to write them into; a new one is black elsewhere. refined: how many refinements are there, for each
-    square of 32 x 32 blocks, [rows, cols]; None: none.
+    picture to write them into; a new one is black elsewhere. refined: how many refinements are there, for
+    each square of 32 x 32 blocks, [rows, cols]; None: none.
     """
     if out is None:
         shape = (len(latents), 3, *size)

@@ -78,7 +78,7 @@ def refinement_tables() -> NDArray[np.float64]:
     octaves = (4 * np.arange(N_REFINED_SCALES) + REFINED_SCALE_MIN) / 16
     offset, scale = np.meshgrid(np.array(quarters) / 4, 2.0**octaves)
     edges = (np.arange(-1.5, 2)[:, None, None] - offset) / scale
-    # a bin's mass is F(upper) - F(lower) = F(upper) (1 - F(lower)) (1 - exp(lower - upper)); bins are alike wide
+    # F(upper) - F(lower) = F(upper) (1 - F(lower)) (1 - exp(lower - upper)), and all bins are equally wide
     log_mass = -np.logaddexp(0, -edges[1:]) - np.logaddexp(0, edges[:-1])
     mass = np.exp(log_mass - log_mass.max(0))
     tables = np.zeros((N_REFINED_SCALES * N_OFFSETS, 256))
