@@ -44,9 +44,9 @@ ICC, ALPHA, EXIF, XMP, LOW, PIXEL_HASH = range(65, 71)
 ANCILLARY = 0x80
 """Set in a unit that a reader may skip."""
 
-MAX_PARTS = 1 << 20
+MAX_PARTS = 1 << 22
 """Parts of all levels of a picture, for each of which a reader keeps a number: 65,535 x 65,535 pixels have
-88,000."""
+340,000. So the last exact level is below the first refinement."""
 
 MAX_ICC = 1 << 20
 """A profile precedes the first level and so delays the first picture; those of displays have a few kB."""

@@ -102,6 +102,7 @@ def _encode_level(
             wanted,
             refinement=refinement,
             coarse=known,
+            later=quality.refinements - refinement,
         )
         for window, part in zip(parts, decoded, strict=True):
             latents[0, channels, *window] = part

@@ -29,8 +29,9 @@ def code_lossy(model: Model, coder: Coder, picture: Tensor, quality: QualityMap)
         for level in (1, 2, 3):
             channels = level_latents(level)
             known = None if coarse is None else coarse[:, channels]
+            later = quality.refinements - refinement
             latents = add_level(
-                model, coder, level, latents, qualities, target[:, channels], refinement, known
+                model, coder, level, latents, qualities, target[:, channels], refinement, known, later
             )
     assert latents is not None
     return lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
@@ -45,11 +46,12 @@ def add_level(
     wanted: Tensor | None = None,
     refinement: int = 0,
     coarse: Tensor | None = None,
+    later: int = 0,
 ) -> Tensor:
     """Code a lossy level, or a refinement of one, as one group.
 
-    qualities: int32 [1, 1, h, w]. wanted, refinement, coarse: as `code_groups`. Returns all latents up to the
-    level, int16 [1, C, h, w].
+    qualities: int32 [1, 1, h, w]. wanted, refinement, coarse, later: as `code_groups`. Returns all latents up
+    to the level, int16 [1, C, h, w].
     """
     window = slice(0, qualities.shape[2]), slice(0, qualities.shape[3])
     part = code_groups(
@@ -62,5 +64,6 @@ def add_level(
         wanted,
         refinement=refinement,
         coarse=coarse,
+        later=later,
     )
     return part if below is None else torch.cat((below, part), 1)

@@ -57,6 +57,7 @@ def code_groups(
     optimise: bool = True,
     refinement: int = 0,
     coarse: Tensor | None = None,
+    later: int = 0,
 ) -> Tensor:
     """Code the groups `windows`, all of one shape, of level 1, 2 or 3 of B pictures of one size.
 
@@ -65,12 +66,12 @@ def code_groups(
     int32 [B, 1, H8, W8], the pictures' maps. target: what an encoder wants the latents to be, int16 [N, C, h,
     w], sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. refinement:
     its number, 0 for none; `below` is then of that refinement. coarse: int16 [N, C, h, w], the latents of the
-    groups that it refines. Returns int16 [N, C, h, w], channels last. Raises ValueError for windows of
-    several shapes.
+    groups that it refines. later: how many refinements an encoder lets follow. Returns int16 [N, C, h, w],
+    channels last. Raises ValueError for windows of several shapes.
     """
     window_size(windows)
     here = torch.cat([quality[..., rows, cols] for rows, cols in windows])
-    latents = LatentCoder(model, coder, level, refinement, optimise)
+    latents = LatentCoder(model, coder, level, refinement, optimise, later)
     known = None if coarse is None else coarse.permute(0, 2, 3, 1)
     wanted = None if target is None else target.permute(0, 2, 3, 1)
     if level == 1:
@@ -238,7 +239,7 @@ class LatentCoder:
     """Codes the steps of a level: whole latents, or a refinement of them.
 
     coder: of the groups. refinement: its number, 0 for none. optimise: let the encoder round for rate and
-    distortion.
+    distortion. later: how many refinements it lets follow.
     """
 
     model: LossyModel
@@ -246,6 +247,7 @@ class LatentCoder:
     level: int
     refinement: int
     optimise: bool
+    later: int = 0
 
     def code(
         self, mean: Tensor, log_scale: Tensor, quality: Tensor, coarse: Tensor | None, target: Tensor | None
@@ -257,8 +259,9 @@ class LatentCoder:
         stage = self.model, self.coder, self.level
         parameters = mean, log_scale, quality
         if coarse is None:
-            return code_latents(*stage, *parameters, target, self.optimise)
-        z = refine_latents(*stage, self.refinement, *parameters, coarse, target, self.optimise)
+            return code_latents(*stage, *parameters, target, self.optimise, self.later)
+        rounding = target, self.optimise, self.later
+        z = refine_latents(*stage, self.refinement, *parameters, coarse, *rounding)
         step = by_quality(self.model.steps[self.refinement], self.level, quality)
         return in_steps(mean, z, step), z
 
@@ -272,6 +275,7 @@ def code_latents(
     quality: Tensor,
     target: Tensor | None,
     optimise: bool,
+    later: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Code one step of latents of a level; all tensors are [N, n, C] for the level's C latents.
 
@@ -289,7 +293,7 @@ def code_latents(
     index = table.masked_fill(skipped, NO_TABLE).to(torch.int16)
     wanted = None
     if target is not None:
-        wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise)
+        wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise, later)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
     n, _, c = index.shape
@@ -308,6 +312,7 @@ def refine_latents(
     coarse: Tensor,
     target: Tensor | None,
     optimise: bool,
+    later: int = 0,
 ) -> Tensor:
     """Code one step of a refinement, 1 to 3: latents become one of three values, a fine step apart.
 
@@ -327,7 +332,7 @@ def refine_latents(
     if target is not None:
         exact = (target / TARGET_UNIT - coarse / LATENT_UNIT).mul_(256).div_(step)
         exact = torch.where(below, -exact, exact)
-        wanted = wanted_thirds(model, level, quality, exact, table, ~skipped, optimise)
+        wanted = wanted_thirds(model, level, quality, exact, table, ~skipped, optimise, later)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
     n, _, c = index.shape

@@ -37,8 +37,8 @@ class LossyModel:
     first_table: the table of level 1's smallest scale. map_table: the first one of maps of qualities.
     refine_table: the first one of refinements. basis: integer DCTs of 2, 4 and 8 samples a side, float64
     [n*n frequencies, n*n samples], times 4096. The encoder's alone: analysis, its network in float32 and
-    "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256]; refine_cost, those of -1, 0
-    and 1 under each table of refinements, float32 [260, 3].
+    "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256];
+    refine_cost, those of -1, 0 and 1 under each table of refinements, float32 [260, 3].
     """
 
     context: dict[str, IntChain]

@@ -23,7 +23,7 @@ def test_no_file_is_missing() -> None:
 
 
 def test_they_have_every_mode_and_kind() -> None:
-    """Modes of packets; several groups at every kind of level; every unit that is no metadata; refinements."""
+    """Modes of packets; several groups at every kind of level; all units but metadata."""
     modes, lossy_modes, units, flags, divided = set(), set(), set(), set(), set()
     for name in ANSWERS:
         data = (FOLDER / name).read_bytes()

@@ -226,7 +226,8 @@ class LossyDecoder:
     def code_grid(self, coder: Coder, grid: Array, coarse: Array, quality: Array, use: int) -> None:
         """Level 1 of a grid of blocks, into the array [6, h, w].
 
-        coarse: what is refined, likewise. quality: of the blocks, [h, w]. use: 0 for all blocks of a group, 1 for coarser grids.
+        coarse: what is refined, likewise. quality: of the blocks, [h, w]. use: 0 for all blocks of a group, 1
+        for coarser grids.
         """
         _, rows, columns = grid.shape
         if rows <= 4 and columns <= 4:
