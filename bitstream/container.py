@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from .errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
-from .geometry import LOSSY_LEVELS, Geometry
+from .geometry import FIRST_REFINED, LOSSY_LEVELS, Geometry, is_lossy, rank, refinements_of
 from .source import Buffer, Source, as_source
 from .varint import pack_varints, unpack_varint
 
@@ -33,15 +33,20 @@ ARCHIVAL = 2
 MAX_LEVEL = 63
 """Units 1 to 63 are levels."""
 
+MAX_QUALITY = 100
+
+REFINEMENT_QUALITY = 25
+"""Units of quality that a refinement, a third of the step, adds: a unit is a sixteenth of an octave."""
+
 ICC, ALPHA, EXIF, XMP, LOW, PIXEL_HASH = range(65, 71)
 """Units that are no level and have one packet. LOW: the low bytes of 16-bit samples."""
 
 ANCILLARY = 0x80
 """Set in a unit that a reader may skip."""
 
-MAX_PARTS = 1 << 20
+MAX_PARTS = 1 << 22
 """Parts of all levels of a picture, for each of which a reader keeps a number: 65,535 x 65,535 pixels have
-88,000."""
+340,000. So the last exact level is below the first refinement."""
 
 MAX_ICC = 1 << 20
 """A profile precedes the first level and so delays the first picture; those of displays have a few kB."""
@@ -143,7 +148,7 @@ class Header:
 
     def __post_init__(self) -> None:
         _check_size(self.width, self.height)
-        if not 0 <= self.quality <= 100:
+        if not 0 <= self.quality <= MAX_QUALITY:
             raise Corrupt(f"quality is {self.quality}")
         if not 0 <= self.minor <= 255:
             raise Corrupt(f"minor version is {self.minor}")
@@ -171,8 +176,13 @@ class Header:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Grids and groups of the picture."""
-        return Geometry(self.width, self.height)
+        """Grids and groups of the picture, with the refinements of the file."""
+        return Geometry(self.width, self.height, refinements=refinements_of(levels_present(self)))
+
+    @property
+    def final_quality(self) -> int:
+        """The quality of all refinements together, which exact levels are told."""
+        return min(self.quality + REFINEMENT_QUALITY * self.geometry.refinements, MAX_QUALITY)
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
@@ -406,8 +416,8 @@ def read_packet(data: Buffer | Source, header: Header, i: int) -> memoryview:
 
 
 def levels_present(header: Header) -> tuple[int, ...]:
-    """The levels with packets in the index, ascending."""
-    return tuple(sorted({packet.level for packet in header.packets if packet.level}))
+    """The levels with packets in the index, in their order (`geometry.rank`)."""
+    return tuple(sorted({packet.level for packet in header.packets if packet.level}, key=rank))
 
 
 def usable(header: Header, there: int | Callable[[int], bool]) -> tuple[bool, ...]:
@@ -423,7 +433,7 @@ def usable(header: Header, there: int | Callable[[int], bool]) -> tuple[bool, ..
         good = [there(i) for i in range(len(header.packets))]
     geometry, groups = header.geometry, _level_places(header.packets, header.geometry, header.minor)
     sound: dict[int, list[bool]] = {}
-    for level in sorted(groups):
+    for level in sorted(groups, key=rank):
         shared = header.find(level)
         own = [i is not None and good[i] and (shared is None or good[shared]) for i in groups[level]]
         for other in geometry.needed_levels(level, header.archival):
@@ -437,7 +447,7 @@ def usable(header: Header, there: int | Callable[[int], bool]) -> tuple[bool, ..
 
 
 def complete_levels(header: Header, good: Sequence[bool]) -> tuple[int, ...]:
-    """The levels of which all groups are in the index, and all packets usable; ascending.
+    """The levels of which all groups are in the index, and all packets usable; in their order.
 
     good: for each packet whether it is usable, as `usable` tells.
     """
@@ -446,7 +456,7 @@ def complete_levels(header: Header, good: Sequence[bool]) -> tuple[int, ...]:
 
 
 def level_ends(header: Header) -> dict[int, int]:
-    """Level -> how many bytes of the file are needed to decode all of it, levels ascending.
+    """Level -> how many bytes of the file are needed to decode all of it, levels in their order.
 
     Levels of which groups are missing in the index are left out. What a packet needs stands before it, so
     these are the ends of the levels' last packets.
@@ -457,7 +467,7 @@ def level_ends(header: Header) -> dict[int, int]:
         if packet.level:
             ends[packet.level] = end
             n_groups[packet.level] = n_groups.get(packet.level, 0) + (packet.part > 0)
-    whole = (level for level in sorted(ends) if n_groups[level] == header.geometry.n_groups(level))
+    whole = (level for level in sorted(ends, key=rank) if n_groups[level] == header.geometry.n_groups(level))
     return {level: ends[level] for level in whole}
 
 
@@ -552,11 +562,11 @@ def _check_packets(header: Header) -> None:
         raise Corrupt("a packet is there twice")
     _check_order(packets)
     places = _level_places(packets, geometry, header.minor)
-    if header.archival and any(level <= LOSSY_LEVELS for level in places):
+    if header.archival and any(is_lossy(level) for level in places):
         raise Corrupt("an archival file has lossy levels")
     _check_needs(header, places)
     # level 4 alone may hold the whole picture, packed; whoever decodes it sees
-    if header.lossless and max(places, default=0) != LOSSY_LEVELS + 1:
+    if header.lossless and max(places, key=rank, default=0) != LOSSY_LEVELS + 1:
         for level in range(LOSSY_LEVELS + 1, geometry.last_level + 1):
             if None in places.get(level, [None]):
                 raise Corrupt(f"the file says lossless but level {level} is not whole")
@@ -596,19 +606,20 @@ def _level_places(packets: Sequence[Packet], geometry: Geometry, minor: int) -> 
     level whose groups share nothing.
     """
     places: dict[int, list[int | None]] = {}
+    known = set(geometry.levels)
     for i, packet in enumerate(packets):
         level, part = packet.level, packet.part
         if not level:
             continue
         if level not in places:
-            if level > geometry.last_level:
-                raise Corrupt(f"level {level} of {geometry.last_level}")
+            if level not in known:
+                raise Corrupt(f"level {level}, which a picture of this size does not have")
             places[level] = [None] * geometry.n_groups(level)
         if part > len(places[level]):
             raise Corrupt(f"part {part} of level {level}, which has {len(places[level])} groups")
         if part:
             places[level][part - 1] = i
-        elif level <= LOSSY_LEVELS + 1:
+        elif is_lossy(level) or level == LOSSY_LEVELS + 1:
             raise UnsupportedVersion(VERSION[0], minor, f"part 0 of level {level}")
     return places
 
@@ -617,6 +628,8 @@ def _check_needs(header: Header, places: dict[int, list[int | None]]) -> None:
     """Raises Corrupt unless what a packet needs is in the index, before it."""
     never = len(header.packets)
     for level, groups in places.items():
+        if level >= FIRST_REFINED and (LOSSY_LEVELS if level == FIRST_REFINED else level - 1) not in places:
+            raise Corrupt(f"level {level} without the lossy level before it")
         shared = header.find(level)
         own = [never if i is None else i for i in groups]
         if shared is not None and min(own) < shared:

@@ -1,7 +1,8 @@
 """Grids and groups of the levels of a picture, and what a group needs (docs/format.md, sections 4 and 5).
 
-A level codes the positions of a grid: the lossy levels 1 to 3 that of the 8x8 blocks, exact level n the grid
-x_k of every 2^k-th pixel of every 2^k-th row. A group is a square of that grid that is coded on its own.
+A level codes the positions of a grid: the lossy levels that of the 8x8 blocks, exact level n the grid x_k of
+every 2^k-th pixel of every 2^k-th row. A group is a square of that grid that is coded on its own. Lossy are
+the levels 1 to 3 and their refinements: refinement r of level n is a level of its own, 32 + 3 (r - 1) + n.
 Rows and columns never mix here: what a group needs is found on each axis by itself.
 
 Light to import: neither torch nor numpy.
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 LOSSY_LEVELS = 3
-"""Levels 1 to 3 are lossy, 4 and above exact."""
+"""Levels 1 to 3 are lossy; those from 4 to 32 are exact."""
+
+FIRST_REFINED, MAX_REFINEMENTS = 33, 3
+"""Levels 33 to 41 are lossy again: refinements 1 to 3 of levels 1 to 3."""
 
 BLOCK = 8
 """Side of a block in pixels."""
@@ -37,11 +41,13 @@ Rectangle = tuple[range, range]
 class Sides:
     """Sides of the groups.
 
-    lossy: blocks, of levels 1 to 3. exact: positions of x_0, x_1, ...; the last one serves all coarser grids
-    too; even, so that a group has whole squares of four positions.
+    lossy: blocks, of levels 1 to 3. refined: blocks, of the refinements of levels 1 to 3; multiples of the
+    last one, which divides that of level 3. exact: positions of x_0, x_1, ...; the last one serves all
+    coarser grids too; even, so that a group has whole squares of four positions.
     """
 
     lossy: tuple[int, int, int] = (256, 128, 64)
+    refined: tuple[int, int, int] = (256, 64, 32)
     exact: tuple[int, ...] = (512, 256, 128)
 
 
@@ -49,9 +55,42 @@ SIDES = Sides()
 """Those of the format."""
 
 
+def is_lossy(level: int) -> bool:
+    """Whether a level is one of 1 to 3 or a refinement of one."""
+    return level <= LOSSY_LEVELS or level >= FIRST_REFINED
+
+
+def stage_of(level: int) -> tuple[int, int]:
+    """Of a lossy level: the number of the refinement, 0 for none, and the level 1 to 3 that it refines."""
+    if level <= LOSSY_LEVELS:
+        return 0, level
+    refinement, below = divmod(level - FIRST_REFINED, LOSSY_LEVELS)
+    return 1 + refinement, 1 + below
+
+
+def level_of(refinement: int, level: int) -> int:
+    """The number of a refinement (0: none) of level 1, 2 or 3. Inverse: stage_of."""
+    return level if not refinement else FIRST_REFINED + LOSSY_LEVELS * (refinement - 1) + level - 1
+
+
+def rank(level: int) -> int:
+    """The place of a level in the order of all levels, 1, 2, 3, 33, ..., 41, 4, 5, ..., from 1 on."""
+    if level <= LOSSY_LEVELS:
+        return level
+    n_refined = MAX_REFINEMENTS * LOSSY_LEVELS
+    return level - FIRST_REFINED + LOSSY_LEVELS + 1 if level >= FIRST_REFINED else level + n_refined
+
+
+def refinements_of(levels: Iterable[int]) -> int:
+    """How many refinements a file with these levels has."""
+    return max((stage_of(level)[0] for level in levels if is_lossy(level)), default=0)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Levels and groups of a picture of `width` x `height` pixels, both >= 1.
+
+    refinements: of the file; exact levels look at the picture of all of them.
 
     Groups of a level are numbered 0, 1, ... in raster order; in a file, group g is part g + 1 of its level.
     Sizes are (rows, columns).
@@ -60,6 +99,7 @@ class Geometry:
     width: int
     height: int
     sides: Sides = field(default_factory=lambda: SIDES)
+    refinements: int = 0
 
     @cached_property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -80,20 +120,32 @@ class Geometry:
         """The level that makes the picture exact; the first is 1."""
         return LOSSY_LEVELS + 1 + self.top
 
+    @property
+    def last_lossy(self) -> int:
+        """The level that completes the lossy picture."""
+        return level_of(self.refinements, LOSSY_LEVELS)
+
+    @property
+    def levels(self) -> list[int]:
+        """All levels that a file of this size can have, in their order."""
+        refined = range(FIRST_REFINED, level_of(MAX_REFINEMENTS, LOSSY_LEVELS) + 1)
+        return sorted([*range(1, self.last_level + 1), *refined], key=rank)
+
     def grid_index(self, level: int) -> int:
         """k of the grid x_k that an exact level makes."""
         return self.top - (level - LOSSY_LEVELS - 1)
 
     def level_size(self, level: int) -> tuple[int, int]:
         """Size of the level's grid: in blocks, or in positions of x_k for an exact level."""
-        if level <= LOSSY_LEVELS:
+        if is_lossy(level):
             return -(-self.height // BLOCK), -(-self.width // BLOCK)
         return self.grids[self.grid_index(level)]
 
     def side(self, level: int) -> int:
         """Side of the level's groups, in blocks or positions of its grid."""
-        if level <= LOSSY_LEVELS:
-            return self.sides.lossy[level - 1]
+        if is_lossy(level):
+            refinement, n = stage_of(level)
+            return (self.sides.refined if refinement else self.sides.lossy)[n - 1]
         if level == LOSSY_LEVELS + 1:
             return BASE_SIDE
         return self.sides.exact[min(self.grid_index(level), len(self.sides.exact) - 1)]
@@ -112,7 +164,7 @@ class Geometry:
     @cached_property
     def n_parts(self) -> int:
         """Number of parts of all levels: the groups, and one for what the groups of a level share."""
-        return sum(self.n_groups(level) + 1 for level in range(1, self.last_level + 1))
+        return sum(self.n_groups(level) + 1 for level in self.levels)
 
     def window(self, level: int, group: int) -> tuple[slice, slice]:
         """Rows and columns of the level's grid that a group codes."""
@@ -145,11 +197,13 @@ class Geometry:
 
     def needed_levels(self, level: int, archival: bool) -> tuple[int, ...]:
         """The levels of which a group of this level needs groups, not counting what those need."""
-        if level <= LOSSY_LEVELS:
-            return tuple(range(1, level))
+        if is_lossy(level):
+            refinement, n = stage_of(level)
+            coarser = (level_of(refinement - 1, n),) if refinement else ()
+            return coarser + tuple(level_of(refinement, below) for below in range(1, n))
         if level == LOSSY_LEVELS + 1:
             return ()
-        return (level - 1,) if archival else (level - 1, LOSSY_LEVELS)
+        return (level - 1,) if archival else (level - 1, self.last_lossy)
 
     def axis_needs(self, level: int, other: int, axis: int) -> tuple[range, ...]:
         """For each row (axis 0) or column (1) of groups of a level: those of the other level they need.
@@ -170,13 +224,14 @@ class Geometry:
         }
 
     def closure(self, groups: dict[int, Rectangle], archival: bool) -> dict[int, Rectangle]:
-        """Rectangles of groups with all that they need, and what that needs; levels ascending.
+        """Rectangles of groups with all that they need, and what that needs; levels in their order.
 
         One rectangle a level is enough: of two groups of one level that need the same third level by
-        different ways, the longer way needs all that the shorter one does.
+        different ways, the longer way needs all that the shorter one does. With refinements it may need some
+        groups less, which the rectangle then has beside.
         """
         out = {level: rectangle for level, rectangle in groups.items() if _area(rectangle)}
-        for level in range(self.last_level, 0, -1):
+        for level in reversed(self.levels):
             if level not in out:
                 continue
             for other in self.needed_levels(level, archival):
@@ -187,7 +242,7 @@ class Geometry:
                 if other in out:
                     rows, cols = _hull((rows, out[other][0])), _hull((cols, out[other][1]))
                 out[other] = rows, cols
-        return {level: out[level] for level in sorted(out)}
+        return {level: out[level] for level in sorted(out, key=rank)}
 
     def region_groups(
         self, region: tuple[int, int, int, int], last_level: int, archival: bool
@@ -195,10 +250,10 @@ class Geometry:
         """Level -> numbers of the groups that the pixels of a region depend on, both ascending.
 
         region: x, y, width, height in pixels, inside the picture. last_level: the last level that is used.
-        A decode of those groups alone gives the region the pixels of a decode of all groups of levels 1 to
-        `last_level`, also where what is missing above is predicted: that looks no further than a decode with
-        all levels, so it is those groups of these levels that a decode with all levels needs. archival: the
-        file has exact levels only.
+        A decode of those groups alone gives the region the pixels of a decode of all groups of the levels up
+        to `last_level`, also where what is missing above is predicted: that looks no further than a decode
+        with all levels, so it is those groups of these levels that a decode with all levels needs. archival:
+        the file has exact levels only.
         """
         return self.regions_groups((region,), last_level, archival)
 
@@ -210,9 +265,9 @@ class Geometry:
         # many regions of a mask meet the same groups
         for start in dict.fromkeys(self._first_groups(region, last_level, archival) for region in regions):
             for level, rectangle in self.closure(dict(start), archival).items():
-                if level <= last_level:
+                if rank(level) <= rank(last_level):
                     found.setdefault(level, set()).update(self.numbers(level, rectangle))
-        return {level: sorted(found[level]) for level in sorted(found)}
+        return {level: sorted(found[level]) for level in sorted(found, key=rank)}
 
     def _first_groups(
         self, region: tuple[int, int, int, int], last_level: int, archival: bool
@@ -220,7 +275,9 @@ class Geometry:
         """Level and groups from which on `closure` finds all that a region's pixels depend on."""
         x, y, width, height = region
         start: list[tuple[int, Rectangle]] = []
-        if last_level > LOSSY_LEVELS:
+        last_lossy = last_level
+        if not is_lossy(last_level):
+            last_lossy = self.last_lossy
             pixels = slice(y, y + height), slice(x, x + width)
             start.append((self.last_level, self.groups_meeting(self.last_level, *pixels)))
         if not archival:
@@ -228,7 +285,8 @@ class Geometry:
                 slice(low // BLOCK - PICTURE_REACH, -(-high // BLOCK) + PICTURE_REACH)
                 for low, high in ((y, y + height), (x, x + width))
             )
-            start.append((LOSSY_LEVELS, self.groups_meeting(LOSSY_LEVELS, *blocks)))
+            picture = level_of(stage_of(last_lossy)[0], LOSSY_LEVELS)
+            start.append((picture, self.groups_meeting(picture, *blocks)))
         return tuple(start)
 
 
@@ -244,11 +302,12 @@ def _axis_needs(geometry: Geometry, level: int, other: int, axis: int) -> tuple[
 
 def _reach(geometry: Geometry, level: int, other: int, axis: int, start: int, stop: int) -> tuple[int, int]:
     """Positions of the other level's grid that start..stop of a level need; may reach beyond the grid."""
-    if level <= LOSSY_LEVELS:
-        return start - PRIOR_REACH, stop + PRIOR_REACH
+    if is_lossy(level):
+        reach = PRIOR_REACH if stage_of(level)[0] == stage_of(other)[0] else 0
+        return start - reach, stop + reach
     k = geometry.grid_index(level) + 1
     start, stop = start // 2 - COARSE_REACH, -(-stop // 2) + COARSE_REACH
-    if other > LOSSY_LEVELS:
+    if not is_lossy(other):
         return start, stop
     start, stop = max(0, start) << k, min(geometry.grids[k][axis], stop) << k
     stop = min(geometry.grids[0][axis], stop)

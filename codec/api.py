@@ -46,7 +46,8 @@ class FileInfo:
     """What the header of a file says. Sizes and offsets are in bytes.
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
-    complete at hand. channels: 1 or 3, alpha not among them. level_ends: level number -> number of bytes from
+    complete at hand. channels: 1 or 3, alpha not among them. quality: of levels 1 to 3; final_quality: with
+    all refinements. level_ends: level number -> number of bytes from
     which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts.
     ranges: the bytes that a region needs, (start, end) each, ascending; of all the file where no region is
     asked for.
@@ -58,6 +59,8 @@ class FileInfo:
     bit_depth: int
     alpha: bool
     quality: int
+    final_quality: int
+    refinements: int
     lossless: bool
     n_bytes: int
     n_bytes_complete: int
@@ -92,6 +95,7 @@ def encode(
     roi: "Interest" = None,
     roi_quality: int | None = None,
     roi_first: bool = False,
+    refinements: int = 0,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -102,7 +106,8 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first: as `EncodeSettings`.
+    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements: as
+    `EncodeSettings`.
     roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
     size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
@@ -127,6 +132,7 @@ def encode(
         roi=as_roi(roi),
         roi_quality=roi_quality,
         roi_first=roi_first,
+        refinements=refinements,
     )
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
@@ -400,6 +406,8 @@ def read_info(
         bit_depth=header.bit_depth,
         alpha=header.has(container.ALPHA),
         quality=header.quality,
+        final_quality=header.final_quality,
+        refinements=header.geometry.refinements,
         lossless=header.lossless,
         n_bytes=n_bytes,
         n_bytes_complete=header.file_bytes,

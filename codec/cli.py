@@ -21,7 +21,7 @@ import typer
 
 import vbc.codec
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS, is_lossy, stage_of
 from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
@@ -193,6 +193,17 @@ TuneOption = Annotated[
 ]
 
 
+Refinements = Annotated[
+    int,
+    typer.Option(
+        "--refinements",
+        min=0,
+        max=MAX_REFINEMENTS,
+        help="Stages in which the lossy levels reach their quality after a first, coarser one.",
+    ),
+]
+
+
 @app.command()
 def encode(
     inputs: In,
@@ -213,6 +224,7 @@ def encode(
     roi: RoiOption = None,
     roi_quality: RoiQuality = None,
     roi_first: RoiFirst = False,
+    refinements: Refinements = 0,
     metadata: MetadataOption = KeepMetadata.all,
     device: DeviceOption = "cpu",
     model: Model = None,
@@ -227,7 +239,7 @@ def encode(
 
     interest = checked_roi(roi, "--roi") if roi else None
     settings = checked_settings(
-        levels, quality, lossless, effort, tune, max_bytes, interest, roi_quality, roi_first
+        levels, quality, lossless, effort, tune, max_bytes, interest, roi_quality, roi_first, refinements
     )
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
@@ -410,6 +422,7 @@ def evaluate(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
+    refinements: Refinements = 0,
     device: DeviceOption = "cpu",
     model: Model = None,
     threads: Threads = None,
@@ -419,7 +432,7 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities: Sequence[int | None] = quality or [None]
-    settings = checked_settings(levels, qualities[0], lossless, effort, tune)
+    settings = checked_settings(levels, qualities[0], lossless, effort, tune, refinements)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:
@@ -567,11 +580,14 @@ def checked_settings(
     roi: Roi | None = None,
     roi_quality: int | None = None,
     roi_first: bool = False,
+    refinements: int = 0,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
     levels = LOSSY_LEVELS if levels is None else levels
     try:
-        return EncodeSettings(levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first)
+        return EncodeSettings(
+            levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first, refinements
+        )
     except ValueError as e:
         fail_usage(str(e))
 
@@ -691,14 +707,20 @@ def show_info(report: Report) -> str:
     """What `codec info` prints for a file."""
     planes = ("gray" if report["channels"] == 1 else "RGB") + (" with alpha" if report["alpha"] else "")
     kind = "lossless" if report["lossless"] else "lossy"
+    quality = f"quality {report['quality']}"
+    if report["refinements"]:
+        quality += f", {report['final_quality']} with {report['refinements']} refinements"
     lines = [
         f"{report['input']}: {report['width']}x{report['height']} {planes}, "
-        f"{report['bit_depth']} bits a sample, {kind}, quality {report['quality']}",
+        f"{report['bit_depth']} bits a sample, {kind}, {quality}",
         f"  {report['n_bytes']} of {report['n_bytes_complete']} bytes, "
         f"{report['n_packets']} packets, model {report['model_hash']}, tables {report['tables_hash']}",
     ]
     for level, end in report["level_ends"].items():
-        kind = "lossy" if level <= LOSSY_LEVELS else "exact"
+        kind = "lossy" if is_lossy(level) else "exact"
+        refinement, refined = stage_of(level)
+        if is_lossy(level) and refinement:
+            kind = f"lossy, refinement {refinement} of level {refined}"
         state = "" if level in report["levels"] else "  (missing)"
         lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
     if tuple(report["ranges"]) != ((0, report["n_bytes_complete"]),):

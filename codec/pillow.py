@@ -34,7 +34,7 @@ MODES = {
 """Pillow's mode for (channels, alpha, bit depth); it has none for the other pictures of 16 bits."""
 SAVE_OPTIONS = (
     *("levels", "quality", "lossless", "effort", "tune", "max_bytes", "model"),
-    *("roi", "roi_quality", "roi_first"),
+    *("roi", "roi_quality", "roi_first", "refinements"),
 )
 """Of `Image.save`, with the meaning they have for `vbc.codec.encode`; icc_profile, exif and xmp besides."""
 

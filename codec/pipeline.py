@@ -12,7 +12,7 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, refinements_of
 from vbc.bitstream.source import Buffer, Source, as_source
 from vbc.codec.extra.carried import (
     encode_alpha,
@@ -117,8 +117,9 @@ def encode_image(
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
         lossy, exact = levels.lossy, levels.exact
         if settings.roi is not None:
+            refined = replace(geometry, refinements=refinements_of(level for level, _, _ in lossy))
             lossy, exact = (
-                order_for(settings.roi, part, geometry, not settings.levels, settings.roi_first)
+                order_for(settings.roi, part, refined, not settings.levels, settings.roi_first)
                 for part in (lossy, exact)
             )
         packets = [*single(before), *lossy, *single(described), *exact, *single(after)]
@@ -140,7 +141,7 @@ def encode_image(
         levels = lossy_levels_within(picture, model, settings, pack, meta, settings.max_bytes)
     else:
         if settings.levels:
-            quality = choose_quality(model, picture, settings)
+            quality = choose_quality(model, picture, settings).refined(settings.refinements)
         levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.lossless and settings.levels:
@@ -196,7 +197,7 @@ def lossy_levels_within(
         return len(pack(EncodedLevels(0, packets, []), kept))
 
     quality, packets = encode_lossy_within(
-        picture, model, settings.levels, settings.tune, file_bytes, max_bytes
+        picture, model, settings.levels, settings.refinements, settings.tune, file_bytes, max_bytes
     )
     return EncodedLevels(quality.base, packets, [])
 
@@ -224,7 +225,7 @@ def encode_levels(
         del latents  # six bytes a pixel
     exact: Packets = []
     if settings.lossless:
-        exact = encode_exact(picture, model, guide, quality.base, settings.effort, report)
+        exact = encode_exact(picture, model, guide, quality.final, settings.effort, report)
     return EncodedLevels(quality.base, packets, exact)
 
 
@@ -279,7 +280,7 @@ def decode_image(
     packets = read_packets(source, header, plan, allow_partial)
     state = DecodeState(model, header)
     for level in plan.levels:
-        report("lossy" if level <= LOSSY_LEVELS else "exact", done_before(header, level))
+        report("lossy" if is_lossy(level) else "exact", done_before(header, level))
         state = state.advance_parts(level, packets[level])
     decoded = finish(state, plan, source, region, native, levels, allow_partial)
     report("done", 1.0)
@@ -298,7 +299,7 @@ def finish(
     """The picture of what is decoded, with alpha and low bytes. Raises Truncated, Corrupt."""
     header, model = state.header, state.model
     complete = tuple(level for level in plan.levels if state.has(level, plan.wanted[level]))
-    last = max(level for level in plan.levels if state.done.get(level))
+    last = [level for level in plan.levels if state.done.get(level)][-1]
     window = None if region is None else window_of(region)
     alpha = read_alpha(source, header, model, window)
     rgb = state.picture(last, plan.wanted, native)[0]
@@ -316,7 +317,7 @@ def finish(
 
 def done_before(header: Header, level: int) -> float:
     """About how much of a decode is done before a level, 0..1."""
-    return 0.0 if level <= LOSSY_LEVELS else 0.25 / 4 ** header.geometry.grid_index(level)
+    return 0.0 if is_lossy(level) else 0.25 / 4 ** header.geometry.grid_index(level)
 
 
 def window_of(region: Region) -> tuple[slice, slice]:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.container import MAX_QUALITY
+from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
 from vbc.codec.regions import Roi
 
 Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 MAX_EFFORT = 2
-MAX_QUALITY = 100
 DEFAULT_QUALITY, LAYERED_QUALITY = 60, 50
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
@@ -29,12 +29,13 @@ class EncodeSettings:
     phase of a grid at most about 400,000), graphics packed in every way. Of the lossy levels, 2 with tune
     "eye": they are coded once more, to see where errors show and to move bits there; 0 and 1 are the same.
     tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality everywhere).
-    max_bytes: what the file may have, in place of a quality: a lossy one
-    gets the best that fits, a lossless one that is larger is cut (`files.cutting`), and is lossy then. roi:
-    regions of interest, whose packets stand before others in every level. roi_quality: of the lossy levels
-    there, on the same scale and not below `quality`; None: 20 above it, at most 100; with max_bytes regions
-    have no quality of their own. roi_first: what the regions need of all levels stands before everything
-    else.
+    max_bytes: what the file may have, in place of a quality: a lossy one gets the best that fits, a lossless
+    one that is larger is cut (`files.cutting`), and is lossy then. roi: regions of interest, whose packets
+    stand before others in every level. roi_quality: of the lossy levels there, on the same scale and not
+    below `quality`; None: 20 above it, at most 100; with max_bytes regions have no quality of their own.
+    roi_first: what the regions need of all levels stands before everything else. refinements: in how many
+    stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
+    where the quality is not as high. The file is a little larger, and its first part shows more.
     """
 
     levels: int = LOSSY_LEVELS
@@ -46,6 +47,7 @@ class EncodeSettings:
     roi: Roi | None = None
     roi_quality: int | None = None
     roi_first: bool = False
+    refinements: int = 0
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -64,6 +66,10 @@ class EncodeSettings:
             )
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"a file has 1 byte or more, not {self.max_bytes}")
+        if not 0 <= self.refinements <= MAX_REFINEMENTS:
+            raise ValueError(f"refinements is 0 to {MAX_REFINEMENTS}, not {self.refinements}")
+        if self.refinements and self.levels != LOSSY_LEVELS:
+            raise ValueError(f"refinements go with levels {LOSSY_LEVELS}, not {self.levels}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
         if self.roi is None and (self.roi_quality is not None or self.roi_first):

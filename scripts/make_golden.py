@@ -151,6 +151,18 @@ CASES = {
     "map-some-groups": Case(
         photo(16, FIRST_LONG + 20), LOSSY, values=wild(16, FIRST_LONG + 20, blank=4), some_maps=True
     ),
+    # refinements: one to three, of several groups, with maps, below exact levels
+    "refined": Case(photo(37, 53), EncodeSettings(quality=70, refinements=1)),
+    "refined-wild": Case(
+        photo(75, 61), EncodeSettings(quality=95, refinements=3), values=wild(75, 61, blank=1)
+    ),
+    "refined-one-pixel": Case(photo(1, 1), EncodeSettings(lossless=True, quality=80, refinements=2)),
+    "refined-layered": Case(
+        photo(81, 150), EncodeSettings(lossless=True, quality=70, refinements=2), values=wild(81, 150)
+    ),
+    "refined-groups": Case(
+        photo(19, LOSSY_LONG + 20), EncodeSettings(lossless=True, quality=30, refinements=1, tune="psnr")
+    ),
 }
 
 

@@ -41,8 +41,9 @@ def decoded_hash(decoded: Decoded) -> str:
     return digest.hexdigest()
 
 
-SMALL_SIDES = Sides(lossy=(8, 4, 4), exact=(32, 16, 16))
-"""Groups of level 1 of 64 x 64 pixels, of all other levels of 32 x 32 or so."""
+SMALL_SIDES = Sides(lossy=(8, 4, 4), refined=(8, 4, 2), exact=(32, 16, 16))
+"""Groups of level 1 of 64 x 64 pixels, of refinements of level 3 of 16 x 16, of all other levels of 32 x 32
+or so."""
 
 
 @contextmanager
@@ -51,6 +52,7 @@ def group_sides(sides: Sides = SMALL_SIDES) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vbc.bitstream.geometry.SIDES", sides)
         patch.setattr("vbc.codec.lossy.synthesis.SQUARE", sides.lossy[-1])
+        patch.setattr("vbc.codec.lossy.synthesis.REFINED_SQUARE", sides.refined[-1])
         yield
 
 

@@ -16,7 +16,7 @@ from reference import container
 from reference.container import File
 from reference.errors import Corrupt, ModelMissing, Truncated
 from reference.exact import Grids
-from reference.geometry import FIRST_EXACT, LOSSY_LEVELS
+from reference.geometry import FIRST_EXACT, LOSSY_LEVELS, order
 from reference.lanes import Say
 from reference.lossy import LossyDecoder
 from reference.planes import read_planes, shrink
@@ -84,20 +84,20 @@ def decode(
         raise Truncated(f"{file.end} bytes needed, {len(data)} there")
     payloads = file.usable(file.levels[:levels], partial)
     alpha = read_alpha(file, weights, say)
-    exact = {key: body for key, body in payloads.items() if key[0] >= FIRST_EXACT}
+    exact = {key: body for key, body in payloads.items() if key[0] not in LOSSY_LEVELS}
     check_packed(file, exact)
 
     lossy = None
     if not header.archival:
         decoder = LossyDecoder(weights, geometry, header.quality, payloads, say)
-        last = max((level for level, _ in payloads), default=0)
-        if native and last in LOSSY_LEVELS[:2]:
+        last = max((level for level, _ in payloads), key=order, default=0)
+        if native and last in (1, 2):
             small = None if alpha is None else shrink(alpha, 8 // (2 * last))
             return Picture(decoder.native_picture(last), small, None, gray)
         lossy = decoder.picture()
     rgb = lossy
     if exact or lossy is None:
-        rgb = Grids(weights, geometry, header.quality, lossy, say).decode(exact)
+        rgb = Grids(weights, geometry, file.final_quality, lossy, say).decode(exact)
     assert rgb is not None
     low = None
     if len(payloads) == len(file.level_packets):

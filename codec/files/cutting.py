@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, LOW, PIXEL_HASH, XMP, Header
+from vbc.bitstream.geometry import rank
 from vbc.bitstream.rewrite import reduced_bytes, rewrite
 from vbc.bitstream.source import Source
 from vbc.codec.files.orientation import orientation_alone
@@ -79,7 +80,7 @@ class Draft:
 
 
 def cut_file(source: Source, header: Header, max_bytes: int | None, stage: int | None) -> bytes:
-    """The file with fewer packets: of levels 1 to `stage` the first ones, as many as fit `max_bytes`.
+    """The file with fewer packets: of the levels up to `stage` the first ones, as many as fit `max_bytes`.
 
     None: no limit. Where nothing need be left out, the file as it is.
 
@@ -89,7 +90,7 @@ def cut_file(source: Source, header: Header, max_bytes: int | None, stage: int |
     that stays is missing or damaged.
     """
     every = [i for i, packet in enumerate(header.packets) if packet.level]
-    levels = [i for i in every if stage is None or header.packets[i].level <= stage]
+    levels = [i for i in every if stage is None or rank(header.packets[i].level) <= rank(stage)]
     if len(levels) == len(every) and (max_bytes is None or header.file_bytes <= max_bytes):
         return _whole(source, header)
     draft = Draft(header).add(_find(header, (ICC, ALPHA)))

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vbc.bitstream.container import MAX_QUALITY
 from vbc.codec.entropy.coder import Discard
 from vbc.codec.flow.adjust_map import adjusted
 from vbc.codec.flow.lossy_trial import code_lossy
@@ -25,7 +26,7 @@ from vbc.codec.lossy.quality_map import (
     values_for_the_eye,
 )
 from vbc.codec.model import Model
-from vbc.codec.settings import MAX_QUALITY, EncodeSettings
+from vbc.codec.settings import EncodeSettings
 
 GOOD_QUALITY, GOOD_SCORE = 60, 70.0
 """Quality 60, the default, is for a score of 70: good, and differences are not seen at arm's length."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, level_of, rank, stage_of
 from vbc.bitstream.source import Source
 from vbc.codec.regions import Region, Roi, check_region
 
@@ -15,8 +15,8 @@ from vbc.codec.regions import Region, Roi, check_region
 class DecodePlan:
     """What a decode works out.
 
-    levels: those to decode, ascending: all that the file has of the first so many. wanted: by level, also
-    those that are not there or not decoded, the groups to work out.
+    levels: those to decode, in their order: all that the file has of the first so many. wanted: by level,
+    also those that are not there or not decoded, the groups to work out.
     """
 
     levels: tuple[int, ...]
@@ -33,13 +33,22 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
     if not present:
         raise Corrupt("the file has no levels")
     geometry = header.geometry
-    last = geometry.last_level if present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    last = last_to_work_out(header, present)
     if region is not None:
         check_region(region, header.width, header.height)
         return DecodePlan(present, geometry.region_groups(region, last, header.archival))
-    first = LOSSY_LEVELS + 1 if header.archival else 1
-    wanted = {level: list(range(geometry.n_groups(level))) for level in range(first, last + 1)}
+    every = [level for level in geometry.levels if rank(level) <= rank(last)]
+    if header.archival:
+        every = [level for level in every if not is_lossy(level)]
+    wanted = {level: list(range(geometry.n_groups(level))) for level in every}
     return DecodePlan(present, wanted)
+
+
+def last_to_work_out(header: Header, levels: tuple[int, ...]) -> int:
+    """The level that completes the picture of these levels of a file: exact, or of the last refinement."""
+    if levels and is_lossy(levels[-1]):
+        return level_of(stage_of(levels[-1])[0], LOSSY_LEVELS)
+    return header.geometry.last_level
 
 
 def places_for(header: Header, roi: Roi) -> list[int]:
@@ -49,7 +58,7 @@ def places_for(header: Header, roi: Roi) -> list[int]:
     """
     roi.check(header.width, header.height)
     present = container.levels_present(header)
-    last = header.geometry.last_level if present and present[-1] > LOSSY_LEVELS else LOSSY_LEVELS
+    last = last_to_work_out(header, present)
     plan = DecodePlan(present, header.geometry.regions_groups(roi.boxes, last, header.archival))
     return sorted(i for level in plan.levels for i in packets_of(header, plan, level).values())
 

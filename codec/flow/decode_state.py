@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, level_of, stage_of
 from vbc.codec.entropy.coder import Decoder, finish_all
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import (
@@ -51,13 +52,14 @@ Square = tuple[int, int]
 class Planes:
     """The memory of a decode of B pictures; what is not decoded yet holds no meaning.
 
-    latents: int16 [B, 192, h, w] on the grid of blocks, eighths. quality: int32 [B, 1, h, w], their map; the
-    header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H, W]. final: its squares of 64
-    x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B, 3, h, w], but x_0 uint8 RGB.
-    errors: prior errors by k, int8 [B, 3, h, w].
+    latents: int16 [B, 192, h, w] on the grid of blocks, eighths, by refinement (0: none): of each block and
+    level the finest value up to that refinement. What nothing looks at any more is left out. quality: int32
+    [B, 1, h, w], their map; the header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H,
+    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B,
+    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h, w].
     """
 
-    latents: Tensor | None = None
+    latents: dict[int, Tensor] = field(default_factory=dict)
     quality: Tensor | None = None
     lossy: Tensor | None = None
     final: set[Square] = field(default_factory=set)
@@ -102,14 +104,17 @@ class DecodeState:
         """As `advance`, of several files: each packet and what is shared of every one, in their order."""
         packed = self.packed
         if packets:
-            if level <= LOSSY_LEVELS:
+            if is_lossy(level):
                 self._decode_lossy(level, packets)
             elif level == BASE_LEVEL:
                 packed = self._decode_base(packets[0])
             else:
                 self._decode_exact(level, packets, shared)
         done = {**self.done, level: self.done.get(level, frozenset()) | packets.keys()}
-        return replace(self, done=done, packed=packed)
+        after = replace(self, done=done, packed=packed)
+        if is_lossy(level):
+            after._drop_latents(level)
+        return after
 
     def advance_parts(self, level: int, parts: Mapping[int, memoryview]) -> "DecodeState":
         """As `advance`, of packets by part: 0 is what the groups share, n + 1 is group n."""
@@ -120,9 +125,9 @@ class DecodeState:
         return self.done.get(level, frozenset()).issuperset(groups)
 
     def _decode_lossy(self, level: int, packets: Mapping[int, Sequence[memoryview]]) -> None:
-        latents = self._latents()
         geometry = self.header.geometry
-        below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
+        refinement, n = stage_of(level)
+        below = None if n == 1 else self._latents(refinement)[:, : LEVEL_START[n - 1]]
         numbers = list(packets)
         windows = [geometry.window(level, n) for n in numbers]
         readers: list[Decoder] = []
@@ -137,11 +142,24 @@ class DecodeState:
             parts = [windows[i] for i in batch]
             rows, cols = parts[0]
             n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
-            most_a_block = LEVEL_LATENTS[level - 1] + any(with_map)
+            most_a_block = LEVEL_LATENTS[n - 1] + any(with_map)
             reader = self.model.reader(bodies, n_blocks * most_a_block)
             if any(with_map):
                 self._decode_maps(reader, parts, with_map)
-            decoded = code_lossy_groups(self.model.lossy, reader, level, below, parts, self._quality())
+            coarse = None
+            if refinement:
+                known = self._latents(refinement - 1)[:, level_latents(n)]
+                coarse = torch.cat([known[..., *window] for window in parts])
+            decoded = code_lossy_groups(
+                self.model.lossy,
+                reader,
+                n,
+                below,
+                parts,
+                self._quality(),
+                refinement=refinement,
+                coarse=coarse,
+            )
             if self.model.decodes_blindly:
                 readers.append(reader)
             else:
@@ -157,10 +175,25 @@ class DecodeState:
             self._quality()[..., *window] = part
 
     def _put_latents(self, level: int, windows: Sequence[Window], decoded: Tensor) -> None:
-        """Keep the latents of windows: int16 [W * B, C, h, w]."""
-        latents = self._latents()
+        """Keep the latents of windows of a lossy level: int16 [W * B, C, h, w]."""
+        refinement, n = stage_of(level)
+        self._latents(refinement)
+        # a refinement of these windows would have needed them, so none is there yet
+        finer = [plane for r, plane in self.planes.latents.items() if r >= refinement]
         for window, part in zip(windows, torch.split(decoded, self.n_pictures), strict=True):
-            latents[:, level_latents(level), *window] = part
+            for plane in finer:
+                plane[:, level_latents(n), *window] = part
+
+    def _drop_latents(self, level: int) -> None:
+        """Forget what only the refinement of a level needed, once all of it is there: 6 bytes a pixel."""
+        refinement = stage_of(level)[0]
+        levels = [level_of(refinement, n) for n in range(1, LOSSY_LEVELS + 1)]
+        if refinement and all(self._is_whole(n) for n in levels):
+            self.planes.latents.pop(refinement - 1, None)
+
+    def _is_whole(self, level: int) -> bool:
+        """Whether all groups of a level are decoded."""
+        return len(self.done.get(level, ())) == self.header.geometry.n_groups(level)
 
     def _decode_base(self, packets: Sequence[memoryview]) -> bool:
         """Level 4; returns whether it held the whole pictures."""
@@ -213,7 +246,7 @@ class DecodeState:
         guide = None if lossy is None else every(lossy, k)
         coarse, errors = self.planes.grids[k + 1], self.planes.errors[k + 1]
         return GridStep(
-            self.model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), self.header.quality
+            self.model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), self.header.final_quality
         )
 
     def _put(self, k: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
@@ -250,7 +283,7 @@ class DecodeState:
         """
         if self.packed:
             return self.planes.grids[0]
-        exact = last_level > LOSSY_LEVELS and BASE_LEVEL in self.done
+        exact = not is_lossy(last_level) and BASE_LEVEL in self.done
         if self.header.archival:
             self._predict_missing(wanted)
             return self.planes.grids[0]
@@ -260,7 +293,7 @@ class DecodeState:
         if not exact and native and last_level < LOSSY_LEVELS:
             self._complete_latents(2, wanted)
             size = self.header.geometry.grids[0]
-            return native_picture(self.model.lossy, self._latents(), size, last_level)
+            return native_picture(self.model.lossy, self._finest(), size, last_level)
         squares = self._squares(wanted[LOSSY_LEVELS])
         if not squares <= self.planes.final:
             self._complete_latents(LOSSY_LEVELS, wanted)
@@ -299,13 +332,13 @@ class DecodeState:
             network = network and bool(done)
 
     def _complete_latents(self, last: int, wanted: Mapping[int, Collection[int]]) -> None:
-        """Let the priors' means stand for the missing groups of levels 2 to `last`."""
-        latents, geometry = self._latents(), self.header.geometry
+        """Let the priors' means stand for the missing groups of levels 2 to `last`, 3 at most."""
+        geometry = self.header.geometry
         for level in range(2, last + 1):
             done = self.done.get(level, frozenset())
             windows = [geometry.window(level, n) for n in wanted[level] if n not in done]
-            below = latents[:, : LEVEL_START[level - 1]]
             for batch in in_batches(windows, self._most_blocks()):
+                below = self._latents(0)[:, : LEVEL_START[level - 1]]
                 parts = [windows[i] for i in batch]
                 means = prior_means(self.model.lossy, level, below, parts, self._quality())
                 self._put_latents(level, parts, means)
@@ -313,7 +346,6 @@ class DecodeState:
     def _synthesise(self, squares: Iterable[Square]) -> None:
         """Work out squares of the lossy picture, but for those that are final."""
         geometry, planes = self.header.geometry, self.planes
-        rows, cols = geometry.group_counts(LOSSY_LEVELS)
         if planes.lossy is None:
             size = (self.n_pictures, 3, *geometry.grids[0])
             planes.lossy = torch.empty(
@@ -324,24 +356,43 @@ class DecodeState:
             return
         synthesise(
             self.model.lossy,
-            self._latents(),
+            self._finest(),
             geometry.grids[0],
             self._levels_used(),
             self._quality(),
             changing,
             planes.lossy,
+            self._refined(),
         )
-        whole = np.array([n in self.done.get(LOSSY_LEVELS, ()) for n in range(rows * cols)]).reshape(
-            rows, cols
-        )
+        whole = self._whole_squares()
         for row, col in changing:
             if whole[max(0, row - 1) : row + 2, max(0, col - 1) : col + 2].all():
                 planes.final.add((row, col))
-        if len(planes.final) == rows * cols:
-            planes.latents = None  # six bytes a pixel that nothing looks at any more
+        if len(planes.final) == whole.size:
+            planes.latents.clear()  # six bytes a pixel that nothing looks at any more
 
-    def _levels_used(self) -> np.ndarray:
-        """The last level decoded, 0 to 3, for each square of 64 x 64 blocks: int64 [rows, cols]."""
+    def _whole_squares(self) -> NDArray[np.bool_]:
+        """Of which squares of 64 x 64 blocks all lossy levels of the file are decoded: [rows, cols]."""
+        geometry = self.header.geometry
+        level = geometry.last_lossy
+        lacking = np.zeros(geometry.group_counts(LOSSY_LEVELS), bool)
+        a_side = geometry.side(LOSSY_LEVELS) // geometry.side(level)
+        for n in set(range(geometry.n_groups(level))) - self.done.get(level, frozenset()):
+            row, col = divmod(n, geometry.group_counts(level)[1])
+            lacking[row // a_side, col // a_side] = True
+        return ~lacking
+
+    def _refined(self) -> NDArray[np.int64]:
+        """How many refinements are decoded of each square of 32 x 32 blocks: [rows, cols]."""
+        geometry = self.header.geometry
+        level = level_of(1, LOSSY_LEVELS)
+        refined = np.zeros(geometry.n_groups(level), np.int64)
+        for refinement in range(1, geometry.refinements + 1):  # a group needs that of the one before
+            refined[list(self.done.get(level_of(refinement, LOSSY_LEVELS), ()))] = refinement
+        return refined.reshape(geometry.group_counts(level))
+
+    def _levels_used(self) -> NDArray[np.int64]:
+        """The last of levels 1 to 3 decoded, or 0, for each square of 64 x 64 blocks: int64 [rows, cols]."""
         geometry = self.header.geometry
         rows, cols = geometry.group_counts(LOSSY_LEVELS)
         side = geometry.side(LOSSY_LEVELS)
@@ -359,15 +410,26 @@ class DecodeState:
 
     def _squares_needed(self, level: int, groups: Iterable[int]) -> set[Square]:
         """The squares of the lossy picture that groups of an exact level see."""
-        needed = (self.header.geometry.needs(level, n, archival=False)[LOSSY_LEVELS] for n in groups)
-        return {(row, col) for rows, cols in needed for row in rows for col in cols}
+        geometry = self.header.geometry
+        last = geometry.last_lossy
+        a_side = geometry.side(LOSSY_LEVELS) // geometry.side(last)
+        needed = (geometry.needs(level, n, archival=False)[last] for n in groups)
+        return {(row // a_side, col // a_side) for rows, cols in needed for row in rows for col in cols}
 
-    def _latents(self) -> Tensor:
-        """The plane of latents; those of missing groups of level 1 are 0."""
-        if self.planes.latents is None:
-            size = (self.n_pictures, N_LATENTS, *self.header.geometry.level_size(1))
-            self.planes.latents = torch.zeros(size, dtype=torch.int16, device=self.model.device)
-        return self.planes.latents
+    def _latents(self, refinement: int) -> Tensor:
+        """The plane of latents up to a refinement; those of missing groups of level 1 are 0."""
+        latents = self.planes.latents
+        if refinement not in latents:
+            if refinement:
+                latents[refinement] = self._latents(refinement - 1).clone()
+            else:
+                size = (self.n_pictures, N_LATENTS, *self.header.geometry.level_size(1))
+                latents[0] = torch.zeros(size, dtype=torch.int16, device=self.model.device)
+        return latents[refinement]
+
+    def _finest(self) -> Tensor:
+        """The plane of latents up to the last refinement of which anything is decoded."""
+        return self._latents(max(self.planes.latents, default=0))
 
     def _quality(self) -> Tensor:
         """The plane of qualities."""

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
+from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry, level_of
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
@@ -17,8 +18,8 @@ from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups, code_maps
-from vbc.codec.lossy.latents import LEVEL_START, level_latents
-from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
+from vbc.codec.lossy.latents import BLOCK, LEVEL_START, level_latents
+from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size, refined_quality
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
@@ -43,35 +44,74 @@ def encode_lossy(
 ) -> tuple[Packets, Tensor]:
     """Packets of the first lossy levels of uint8 RGB [1, 3, H, W], and the latents as they will be decoded.
 
-    nonzero_levels: levels above it have zeros for latents, which take a few bytes. Latents: int16 [1, C, h,
-    w], eighths.
+    Of all three levels the refinements follow that `quality` has. nonzero_levels: levels above it have zeros
+    for latents, which take a few bytes. Latents: int16 [1, C, h, w], eighths.
     """
-    geometry = geometry_of(picture)
-    qualities = quality.on_blocks(*geometry.level_size(1), picture.device)
-    target = analyse(model.lossy, picture, qualities)
-    target[:, LEVEL_START[nonzero_levels] :] = 0
-    latents = torch.empty_like(target[:, : LEVEL_START[levels]])
-    most = HOST_BLOCKS if picture.device.type == "cpu" else DEVICE_BLOCKS
+    qualities = quality.on_blocks(*geometry_of(picture).level_size(1), picture.device)
+    latents: Tensor | None = None
     packets: Packets = []
     worker = ThreadPoolExecutor(1)
-    for level in range(1, levels + 1):
-        windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
-        below = None if level == 1 else latents[:, : LEVEL_START[level - 1]]
-        bodies: dict[int, bytes] = {}
-        for batch in in_batches(windows, most):
-            parts = [windows[i] for i in batch]
-            wanted = torch.stack([target[0, level_latents(level), *window] for window in parts])
-            writer = model.writer(len(batch), worker)
-            if level == 1 and quality.values is not None:
-                encode_maps(model, writer, parts, quality)
-            decoded = code_groups(model.lossy, writer, level, below, parts, qualities, wanted)
-            for window, part in zip(parts, decoded, strict=True):
-                latents[0, level_latents(level), *window] = part
-            bodies.update(zip(batch, writer.finish(), strict=True))
-        mode = CODED if level > 1 or quality.values is None else CODED_WITH_MAP
-        packets += [(level, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))]
+    for refinement in range(quality.refinements + 1):
+        target = analyse(model.lossy, picture, refined_quality(qualities, refinement))
+        target[:, LEVEL_START[nonzero_levels] :] = 0
+        coarse, latents = latents, torch.empty_like(target[:, : LEVEL_START[levels]])
+        for level in range(1, levels + 1):
+            packets += _encode_level(
+                model, worker, level, target, latents, qualities, quality, refinement, coarse
+            )
     worker.shutdown()
+    assert latents is not None
     return packets, latents
+
+
+def _encode_level(
+    model: Model,
+    worker: ThreadPoolExecutor,
+    level: int,
+    target: Tensor,
+    latents: Tensor,
+    qualities: Tensor,
+    quality: QualityMap,
+    refinement: int,
+    coarse: Tensor | None,
+) -> Packets:
+    """Packets of a lossy level 1 to 3, or of a refinement of it, whose latents are filled in.
+
+    target: sixteenths. latents: int16 [1, C, h, w], eighths. coarse: those that are refined, likewise.
+    """
+    geometry = Geometry(BLOCK * qualities.shape[3], BLOCK * qualities.shape[2])
+    unit = level_of(refinement, level)
+    channels = level_latents(level)
+    windows = [geometry.window(unit, n) for n in range(geometry.n_groups(unit))]
+    below = None if level == 1 else latents[:, : channels.start]
+    with_map = unit == 1 and quality.values is not None
+    bodies: dict[int, bytes] = {}
+    for batch in in_batches(windows, HOST_BLOCKS if target.device.type == "cpu" else DEVICE_BLOCKS):
+        parts = [windows[i] for i in batch]
+        wanted = torch.stack([target[0, channels, *window] for window in parts])
+        known = None
+        if coarse is not None:
+            known = torch.stack([coarse[0, channels, *window] for window in parts])
+        writer = model.writer(len(batch), worker)
+        if with_map:
+            encode_maps(model, writer, parts, quality)
+        decoded = code_groups(
+            model.lossy,
+            writer,
+            level,
+            below,
+            parts,
+            qualities,
+            wanted,
+            refinement=refinement,
+            coarse=known,
+            later=quality.refinements - refinement,
+        )
+        for window, part in zip(parts, decoded, strict=True):
+            latents[0, channels, *window] = part
+        bodies.update(zip(batch, writer.finish(), strict=True))
+    mode = CODED_WITH_MAP if with_map else CODED
+    return [(unit, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))]
 
 
 def encode_maps(model: Model, writer: Coder, windows: list[Window], quality: QualityMap) -> None:
@@ -91,20 +131,21 @@ def encode_lossy_below(
 ) -> tuple[QualityMap, Packets, Tensor]:
     """The best lossy levels of at most so many bytes, of a quality below the given one: as `encode_lossy`.
 
-    The highest quality that fits is returned first; where none does, levels of zeros, from the last one on.
-    All of them zeros are returned in any case: 0.002 bits a pixel and less than 64 bytes.
+    They have as many refinements as the given one has and their quality allows. The highest quality that fits
+    is returned first; where none does, levels of zeros, from the last one on. All of them zeros are returned
+    in any case: 0.002 bits a pixel and less than 64 bytes.
     """
 
     def encode_at(base: int) -> tuple[QualityMap, Packets, Tensor]:
-        lower = replace(quality, base=base)
+        lower = replace(quality, base=base, refinements=0).refined(quality.refinements)
         return lower, *encode_lossy(picture, model, LOSSY_LEVELS, lower)
 
     best = best_that_fits(
         encode_at,
         lambda lossy: n_bytes(lossy[1]),
         max_bytes,
-        start=quality.base / 2,
-        top=quality.base - 1,
+        start=quality.final / 2,
+        top=quality.final - 1,
         growth=TYPICAL_GROWTH,
     )
     if best is not None:
@@ -149,11 +190,12 @@ def encode_exact(
 
 
 def lossy_picture(model: Model, latents: Tensor, size: tuple[int, int], quality: QualityMap) -> Tensor:
-    """The picture of all three lossy levels, uint8 RGB [1, 3, H, W]."""
+    """The picture of all three lossy levels and their refinements, uint8 RGB [1, 3, H, W]."""
     geometry = Geometry(size[1], size[0])
-    levels = torch.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS).numpy()
+    levels = np.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS)
+    refined = np.full(geometry.group_counts(level_of(1, LOSSY_LEVELS)), quality.refinements)
     qualities = quality.on_blocks(*geometry.level_size(1), latents.device)
-    return synthesise(model.lossy, latents, size, levels, qualities)
+    return synthesise(model.lossy, latents, size, levels, qualities, refined=refined)
 
 
 def n_bytes(packets: Packets) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vbc.bitstream.container import MAX_QUALITY
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.choose_quality import sample_of
 from vbc.codec.flow.encode_levels import TYPICAL_GROWTH, Packets, encode_lossy, n_bytes
@@ -17,7 +19,7 @@ from vbc.codec.lossy.quality_map import (
     map_of_quality,
 )
 from vbc.codec.model import Model
-from vbc.codec.settings import MAX_QUALITY, Tune
+from vbc.codec.settings import Tune
 
 PLACES = 16
 """Qualities to choose from for each whole one, which alone changes the bytes by 2 to 5 %."""
@@ -42,6 +44,7 @@ def encode_lossy_within(
     picture: Tensor,
     model: Model,
     levels: int,
+    refinements: int,
     tune: Tune,
     file_bytes: Callable[[Packets], int],
     max_bytes: int,
@@ -49,7 +52,8 @@ def encode_lossy_within(
     """Lossy levels of uint8 RGB [1, 3, H, W] whose file has at most so many bytes, and hardly fewer.
 
     levels: how many there are to be. Fewer are returned where quality 0 is too large with all of them, and
-    where it is with level 1 alone, that, though it does not fit. file_bytes: of a file with these packets.
+    where it is with level 1 alone, that, though it does not fit. refinements: of all three levels, as many as
+    the quality allows. file_bytes: of a file with these packets.
     """
     changes = change_for_the_eye(picture)
     if tune == "psnr":
@@ -62,7 +66,9 @@ def encode_lossy_within(
         share = sample.numel() / picture.numel()
         if share <= SAMPLE_SHARE and its_changes is not None:
             its_room = int(room * share)
-            like = _search(model, sample, its_changes, levels, n_bytes, its_room, start, SAMPLE_ENOUGH)
+            like = _search(
+                model, sample, its_changes, levels, refinements, n_bytes, its_room, start, SAMPLE_ENOUGH
+            )
             start = 0 if like is None else like.place
     for n_levels in range(levels, 0, -1):
         best = _search(
@@ -70,6 +76,7 @@ def encode_lossy_within(
             picture,
             changes,
             n_levels,
+            refinements,
             lambda packets: file_bytes(packets) - others,
             room,
             start,
@@ -92,6 +99,7 @@ def _search(
     picture: Tensor,
     changes: Tensor,
     levels: int,
+    refinements: int,
     size: Callable[[Packets], int],
     max_bytes: int,
     start: int,
@@ -100,7 +108,7 @@ def _search(
     """The first levels at the highest quality that fits; None where quality 0 does not."""
 
     def trial(place: int) -> Trial:
-        quality = map_of_quality(place / PLACES, changes)
+        quality = map_of_quality(place / PLACES, changes).refined(refinements * (levels == LOSSY_LEVELS))
         return Trial(place, quality, encode_lossy(picture, model, levels, quality)[0])
 
     return best_that_fits(

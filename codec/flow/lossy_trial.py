@@ -1,4 +1,4 @@
-"""The lossy levels without a file: a picture as it would be decoded, coded as one group."""
+"""The lossy levels without a file: a picture as it would be decoded, coded as one group a level."""
 
 import torch
 from torch import Tensor
@@ -8,22 +8,31 @@ from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
 from vbc.codec.lossy.analysis import analyse
 from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import level_latents
+from vbc.codec.lossy.map_coding import refined_quality
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
 
 
 def code_lossy(model: Model, coder: Coder, picture: Tensor, quality: QualityMap) -> Tensor:
-    """Run the lossy levels' encoder over uint8 [1, 3, H, W] in one group; returns their picture."""
+    """Run the lossy levels' encoder over uint8 [1, 3, H, W], each level one group; returns their picture."""
     blocks = geometry_of(picture).level_size(1)
     qualities = quality.on_blocks(*blocks, picture.device)
-    target = analyse(model.lossy, picture, qualities)
     window = slice(0, blocks[0]), slice(0, blocks[1])
     if quality.values is not None:
         coded = torch.ones(1, dtype=torch.bool, device=picture.device)
         code_maps(model.lossy, coder, [window], quality.base, coded, quality.values.to(picture.device))
-    latents = None
-    for level in (1, 2, 3):
-        latents = add_level(model, coder, level, latents, qualities, target[:, level_latents(level)])
+    latents: Tensor | None = None
+    for refinement in range(quality.refinements + 1):
+        target = analyse(model.lossy, picture, refined_quality(qualities, refinement))
+        coarse: Tensor | None = latents
+        latents = None
+        for level in (1, 2, 3):
+            channels = level_latents(level)
+            known = None if coarse is None else coarse[:, channels]
+            later = quality.refinements - refinement
+            latents = add_level(
+                model, coder, level, latents, qualities, target[:, channels], refinement, known, later
+            )
     assert latents is not None
     return lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
 
@@ -35,11 +44,26 @@ def add_level(
     below: Tensor | None,
     qualities: Tensor,
     wanted: Tensor | None = None,
+    refinement: int = 0,
+    coarse: Tensor | None = None,
+    later: int = 0,
 ) -> Tensor:
-    """Code a lossy level as one group; returns all latents up to it, int16 [1, C, h, w].
+    """Code a lossy level, or a refinement of one, as one group.
 
-    qualities: int32 [1, 1, h, w].
+    qualities: int32 [1, 1, h, w]. wanted, refinement, coarse, later: as `code_groups`. Returns all latents up
+    to the level, int16 [1, C, h, w].
     """
     window = slice(0, qualities.shape[2]), slice(0, qualities.shape[3])
-    part = code_groups(model.lossy, coder, level, below, [window], qualities, wanted)
+    part = code_groups(
+        model.lossy,
+        coder,
+        level,
+        below,
+        [window],
+        qualities,
+        wanted,
+        refinement=refinement,
+        coarse=coarse,
+        later=later,
+    )
     return part if below is None else torch.cat((below, part), 1)

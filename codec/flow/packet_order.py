@@ -1,6 +1,6 @@
 """In which order packets of levels stand, where regions are of interest (docs/format.md, section 3)."""
 
-from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry
+from vbc.bitstream.geometry import Geometry, is_lossy, rank
 from vbc.codec.flow.encode_levels import Packets
 from vbc.codec.regions import Roi
 
@@ -12,14 +12,14 @@ def order_for(roi: Roi, packets: Packets, geometry: Geometry, archival: bool, fi
     packets of all these levels stand before all others; otherwise those of each level before others of that
     level. What the regions need needs nothing else, so that either order is valid.
     """
-    exact = any(level > LOSSY_LEVELS for level, _, _ in packets)
-    last_level = geometry.last_level if exact else LOSSY_LEVELS
+    exact = not all(is_lossy(level) for level, _, _ in packets)
+    last_level = geometry.last_level if exact else geometry.last_lossy
     groups = geometry.regions_groups(roi.boxes, last_level, archival)
     needed = {(level, 1 + n) for level, numbers in groups.items() for n in numbers}
 
-    def rank(packet: tuple[int, int, bytes]) -> tuple[int, int]:
+    def place(packet: tuple[int, int, bytes]) -> tuple[int, int]:
         level, part, _ = packet
         behind = part > 0 and (level, part) not in needed
-        return (behind, level) if first else (level, behind)
+        return (behind, rank(level)) if first else (rank(level), behind)
 
-    return sorted(packets, key=rank)  # which keeps the order of those of one rank
+    return sorted(packets, key=place)  # which keeps the order of those of one place

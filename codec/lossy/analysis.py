@@ -88,54 +88,90 @@ def wanted_symbols(
     table: Tensor,
     coded: Tensor,
     optimise: bool,
+    later: int = 0,
 ) -> Tensor:
     """The symbols of latents of a level: whole steps from the mean to the target, 0 where nothing is coded.
 
     All tensors are [N, n, C] for the level's C latents. target: int16, sixteenths. mean: int32, eighths.
     quality: int32 [N, n]. table: int32, number of the table. coded: bool. optimise: round for rate and
-    distortion, not to nearest. Returns int16.
+    distortion, not to nearest. later: how many refinements follow. Returns int16.
     """
     step = model.step[:, level_latents(level)][quality]
     exact = (target / TARGET_UNIT - mean / LATENT_UNIT).mul_(256).div_(step)
     symbols = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(coded)
     if optimise:
-        symbols = rdo_round(model, level, quality, exact, symbols, table)
+        symbols = rdo_round(model, level, quality, exact, symbols, table, later)
     return symbols.to(torch.int16)
 
 
 def rdo_round(
-    model: LossyModel, level: int, quality: Tensor, exact: Tensor, symbols: Tensor, table: Tensor
+    model: LossyModel,
+    level: int,
+    quality: Tensor,
+    exact: Tensor,
+    symbols: Tensor,
+    table: Tensor,
+    later: int = 0,
 ) -> Tensor:
     """Symbols moved one towards zero where the bits saved are worth the squared error.
 
     exact, symbols: float [N, n, C], in quantiser steps, as they are and rounded. table: int32, likewise.
-    Returns float [N, n, C].
+    later: how many refinements follow. Returns float [N, n, C].
     """
     where = symbols.flatten().nonzero()[:, 0]
     s, v = symbols.flatten()[where], exact.flatten()[where]
     t = table.flatten()[where] - model.first_table
     nearer = s - torch.sign(s)
     n_latents = symbols.shape[-1]
-    worth = step_worth(model, level)[quality.flatten()[where // n_latents], where % n_latents]
+    worth = step_worth(model, level, later)[quality.flatten()[where // n_latents], where % n_latents]
     worse = ((v - nearer).square() - (v - s).square()) * worth
     saved = model.cost[t, letter(s)] - model.cost[t, letter(nearer)]
     better = torch.where(worse < saved, nearer, s)
     return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
 
 
-def step_worth(model: LossyModel, level: int) -> Tensor:
+def wanted_thirds(
+    model: LossyModel,
+    level: int,
+    quality: Tensor,
+    exact: Tensor,
+    table: Tensor,
+    coded: Tensor,
+    optimise: bool,
+    later: int = 0,
+) -> Tensor:
+    """The symbols of a refinement, -1..1: of the three values of a coarse cell the one nearest to the target.
+
+    All tensors are [N, n, C] for the level's C latents. exact: float, fine steps from the coarse value to the
+    target, those towards the mean counted positive. quality: int32 [N, n], without refinement. table: int32,
+    number of the table. coded: bool. optimise: the value for which squared error and bits together are least.
+    later: how many refinements follow. Returns int16.
+    """
+    if not optimise:
+        return (exact.round().clamp_(-1, 1) * coded).to(torch.int16)
+    worth = step_worth(model, level, later)[quality]
+    cost = model.refine_cost[table - model.refine_table]
+    least = torch.stack([(exact - t).square_().mul_(worth) + cost[..., 1 + t] for t in (-1, 0, 1)])
+    return ((least.argmin(0) - 1) * coded).to(torch.int16)
+
+
+def step_worth(model: LossyModel, level: int, later: int = 0) -> Tensor:
     """Bits that an error of a squared step is worth, by quality and latent of a level: float32 [101, C].
+
+    It is the same for all refinements, of the steps of each. Before those that follow (`later`) an error
+    counts as the last one of them counts it, in steps a third as long.
 
     For squared error it is known what a step is in RGB. Weights for the eye have steps that are as coarse as
     each latent can bear, so a step is worth the same everywhere.
     """
     steps = model.step[:, level_latents(level)] / 256.0
+    longer = 9.0**later
     if model.for_the_eye:
-        return torch.full_like(steps, EYE_WORTH[level - 1])
+        return torch.full_like(steps, EYE_WORTH[level - 1] * longer)
     gain = torch.tensor([PLANE_GAIN[c] for c, _, _ in latent_order()[level_latents(level)]])
     octaves = STEP_OCTAVES * torch.arange(len(steps), device=steps.device)
     bit = 3 * LAGRANGE * (INITIAL_STEP * torch.exp2(-octaves)) ** 2 * RATE_WEIGHT[level - 1]
-    return gain.to(steps.device) * steps**2 / bit[:, None]
+    return gain.to(steps.device) * steps**2 / bit[:, None] * longer
 
 
 def letter(symbols: Tensor) -> Tensor:

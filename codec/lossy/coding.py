@@ -8,12 +8,14 @@ Latents are int16 [N, C, h, w] in eighths of a latent unit on the grid of 8x8 bl
 Inside this file positions come before channels, [N, h * w, C]. Decoding never waits for the device.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
-from vbc.codec.lossy.analysis import wanted_symbols
+from vbc.codec.lossy.analysis import wanted_symbols, wanted_thirds
 from vbc.codec.lossy.features import (
     INTEGERS,
     interlaced_passes,
@@ -22,16 +24,24 @@ from vbc.codec.lossy.features import (
     prior_planes,
 )
 from vbc.codec.lossy.latents import (
+    FAR_QUARTERS,
+    FARTHEST,
     FIRST_CODED_SCALE,
     LATENT_MAX,
     LATENT_MIN,
+    LATENT_UNIT,
     LEVEL_LATENTS,
+    N_OFFSETS,
+    N_REFINED_SCALES,
     N_SCALES,
+    NEAR_QUARTERS,
+    REFINED_SCALE_MIN,
     SCALE_MIN,
     SYMBOL_LIMIT,
+    TARGET_UNIT,
     level_latents,
 )
-from vbc.codec.lossy.map_coding import code_map, map_size, on_blocks, qualities
+from vbc.codec.lossy.map_coding import code_map, map_size, on_blocks, qualities, refined_quality
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.pixels.borders import Window, extend, window_with_halo
 
@@ -45,22 +55,30 @@ def code_groups(
     quality: Tensor,
     target: Tensor | None = None,
     optimise: bool = True,
+    refinement: int = 0,
+    coarse: Tensor | None = None,
+    later: int = 0,
 ) -> Tensor:
     """Code the groups `windows`, all of one shape, of level 1, 2 or 3 of B pictures of one size.
 
     coder: of N groups: one for each window and picture, group n * B + b is window n of picture b. below:
     int16 [B, C', H8, W8], the latents of all levels below over the whole pictures; None for level 1. quality:
     int32 [B, 1, H8, W8], the pictures' maps. target: what an encoder wants the latents to be, int16 [N, C, h,
-    w], sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. Returns int16
-    [N, C, h, w], channels last. Raises ValueError for windows of several shapes.
+    w], sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. refinement:
+    its number, 0 for none; `below` is then of that refinement. coarse: int16 [N, C, h, w], the latents of the
+    groups that it refines. later: how many refinements an encoder lets follow. Returns int16 [N, C, h, w],
+    channels last. Raises ValueError for windows of several shapes.
     """
     window_size(windows)
     here = torch.cat([quality[..., rows, cols] for rows, cols in windows])
+    latents = LatentCoder(model, coder, level, refinement, optimise, later)
+    known = None if coarse is None else coarse.permute(0, 2, 3, 1)
+    wanted = None if target is None else target.permute(0, 2, 3, 1)
     if level == 1:
-        return _code_level1(model, coder, here, target, optimise)
+        return _code_level1(latents, here, known, wanted)
     assert below is not None, "levels 2 and 3 are coded given the levels below"
-    parameters = prior_parameters(model, level, below, windows, quality)
-    return _code_upper_level(model, coder, level, parameters, here, target, optimise)
+    parameters = prior_parameters(model, level, below, windows, refined_quality(quality, refinement))
+    return _code_upper_level(latents, parameters, here, known, wanted)
 
 
 def code_maps(
@@ -101,20 +119,21 @@ def window_size(windows: list[Window]) -> tuple[int, int]:
 
 
 def _code_level1(
-    model: LossyModel,
-    coder: Coder,
-    quality: Tensor,
-    target: Tensor | None,
-    optimise: bool,
+    coder: "LatentCoder", quality: Tensor, coarse: Tensor | None, target: Tensor | None
 ) -> Tensor:
-    """Level 1 of groups of qualities [N, 1, h, w]: grids of their blocks, coarse to fine, in passes."""
-    c = LEVEL_LATENTS[0]
+    """Level 1 of groups of qualities [N, 1, h, w]: grids of their blocks, coarse to fine, in passes.
+
+    coarse, target: [N, h, w, C].
+    """
+    c, model = LEVEL_LATENTS[0], coder.model
     n, _, h, w = quality.shape
     out = torch.empty((n, h, w, c), dtype=torch.int32, device=quality.device)
     latents = out.permute(0, 3, 1, 2)
-    for step in interlaced_passes(INTEGERS, latents, quality):
+    for step in interlaced_passes(INTEGERS, latents, refined_quality(quality, coder.refinement)):
         part = out[:, step.rows, step.cols]
-        want = None if target is None else target.permute(0, 2, 3, 1)[:, step.rows, step.cols].flatten(1, 2)
+        known, want = (
+            None if x is None else x[:, step.rows, step.cols].flatten(1, 2) for x in (coarse, target)
+        )
         if step.phase is None or step.base is None or step.planes is None:
             log_scale = model.first_scale.expand(part.flatten(1, 2).shape)
             mean = torch.zeros_like(log_scale)
@@ -123,28 +142,27 @@ def _code_level1(
             mean = (2 * parameters[..., :c] + step.base.permute(0, 2, 3, 1)).flatten(1, 2)
             log_scale = parameters[..., c:].flatten(1, 2)
         here = quality[:, 0, step.rows, step.cols].flatten(1)
-        _, z = code_latents(model, coder, 1, mean, log_scale, here, want, optimise)
+        _, z = coder.code(mean, log_scale, here, known, want)
         part.copy_(z.view(part.shape))
     return latents.to(torch.int16)
 
 
 def _code_upper_level(
-    model: LossyModel,
-    coder: Coder,
-    level: int,
+    coder: "LatentCoder",
     parameters: Tensor,
     quality: Tensor,
+    coarse: Tensor | None,
     target: Tensor | None,
-    optimise: bool,
 ) -> Tensor:
     """Level 2 or 3 of groups: the blocks of even row + column at once, then the others, given those.
 
-    parameters: as `prior_parameters`. quality: of the groups, [N, 1, h, w].
+    parameters: as `prior_parameters`. quality: of the groups, [N, 1, h, w]. coarse, target: [N, h, w, C].
     """
+    model, level, refinement = coder.model, coder.level, coder.refinement
     c = LEVEL_LATENTS[level - 1]
     n, h, w, _ = parameters.shape
     out = torch.empty((n, h * w, c), dtype=torch.int16, device=parameters.device)
-    symbols = torch.zeros_like(out)
+    multiples = torch.zeros_like(out)
     for even in (True, False):
         places = parity_places(h, w, even, parameters.device)
         if not len(places):  # a single block
@@ -153,18 +171,19 @@ def _code_upper_level(
         here = parameters.flatten(1, 2).index_select(1, places)
         mean, log_scale = here[..., :c].mul_(2), here[..., c:]
         if not even:
-            change = neighbour_parameters(model, level, parameters, symbols.view(n, h, w, c), quality)
+            seen = multiples.view(n, h, w, c)
+            change = neighbour_parameters(model, level, parameters, seen, quality, refinement)
             change = change.flatten(1, 2).index_select(1, places)
-            moved = (change[..., :c] * by_quality(model.step, level, local)).add_(256)
+            moved = (change[..., :c] * by_quality(model.steps[refinement], level, local)).add_(256)
             mean.add_(moved.bitwise_right_shift_(9))
             log_scale.add_(change[..., c:])
-        want = None
-        if target is not None:
-            want = target.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, places)
-        got, z = code_latents(model, coder, level, mean, log_scale, local, want, optimise)
+        known, want = (
+            None if x is None else x.flatten(1, 2).index_select(1, places) for x in (coarse, target)
+        )
+        multiple, z = coder.code(mean, log_scale, local, known, want)
         out.index_copy_(1, places, z)
         if even:
-            symbols.index_copy_(1, places, got)
+            multiples.index_copy_(1, places, multiple)
     return out.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -173,8 +192,8 @@ def prior_parameters(
 ) -> Tensor:
     """Means and log-scales of groups of level 2 or 3 from the latents below and the map alone.
 
-    Returns int32 [N, h, w, 2C], contiguous: halves of the means, in quarters of a latent unit; then log2
-    scales, in sixteenths of an octave.
+    quality: what the network is told. Returns int32 [N, h, w, 2C], contiguous: halves of the means, in
+    quarters of a latent unit; then log2 scales, in sixteenths of an octave.
     """
     net = model.priors[level]
     parts = [
@@ -189,21 +208,62 @@ def prior_parameters(
 
 
 def neighbour_parameters(
-    model: LossyModel, level: int, parameters: Tensor, symbols: Tensor, quality: Tensor
+    model: LossyModel,
+    level: int,
+    parameters: Tensor,
+    multiples: Tensor,
+    quality: Tensor,
+    refinement: int = 0,
 ) -> Tensor:
-    """What the symbols of even parity change about means and log-scales of level 2 or 3.
+    """What the blocks of even parity change about means and log-scales of level 2 or 3.
 
-    parameters: as `prior_parameters` returns them. symbols: int16 [N, h, w, C], 0 where the parity is odd.
-    quality: of the groups, [N, 1, h, w]. Beyond the group both are repeated. Returns int32 [N, h, w, 2C],
-    contiguous: sixteenths of a quantiser step, then sixteenths of an octave.
+    parameters: as `prior_parameters` returns them. multiples: by how many steps their latents are off the
+    means, int16 [N, h, w, C], 0 where the parity is odd. quality: of the groups, [N, 1, h, w], without
+    refinement. Beyond the group both are repeated. Returns int32 [N, h, w, 2C], contiguous: sixteenths of a
+    quantiser step, then sixteenths of an octave.
     """
     net = model.neighbours[level]
-    _, h, w, c = symbols.shape
-    log_relative = parameters[..., c:] - by_quality(model.log2_step, level, quality[:, 0])
+    _, h, w, c = multiples.shape
+    log_relative = parameters[..., c:] - by_quality(model.log2_steps[refinement], level, quality[:, 0])
     planes = neighbour_planes(
-        INTEGERS, symbols.permute(0, 3, 1, 2), log_relative.permute(0, 3, 1, 2), quality
+        INTEGERS,
+        multiples.permute(0, 3, 1, 2),
+        log_relative.permute(0, 3, 1, 2),
+        refined_quality(quality, refinement),
     )
     return net(extend(planes, h, w, net.radius)).permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class LatentCoder:
+    """Codes the steps of a level: whole latents, or a refinement of them.
+
+    coder: of the groups. refinement: its number, 0 for none. optimise: let the encoder round for rate and
+    distortion. later: how many refinements it lets follow.
+    """
+
+    model: LossyModel
+    coder: Coder
+    level: int
+    refinement: int
+    optimise: bool
+    later: int = 0
+
+    def code(
+        self, mean: Tensor, log_scale: Tensor, quality: Tensor, coarse: Tensor | None, target: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """By how many steps the latents are off their means, and the latents: as `code_latents`.
+
+        coarse: int16 [N, n, C], the latents that are refined; None without refinement.
+        """
+        stage = self.model, self.coder, self.level
+        parameters = mean, log_scale, quality
+        if coarse is None:
+            return code_latents(*stage, *parameters, target, self.optimise, self.later)
+        rounding = target, self.optimise, self.later
+        z = refine_latents(*stage, self.refinement, *parameters, coarse, *rounding)
+        step = by_quality(self.model.steps[self.refinement], self.level, quality)
+        return in_steps(mean, z, step), z
 
 
 def code_latents(
@@ -215,6 +275,7 @@ def code_latents(
     quality: Tensor,
     target: Tensor | None,
     optimise: bool,
+    later: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Code one step of latents of a level; all tensors are [N, n, C] for the level's C latents.
 
@@ -232,12 +293,72 @@ def code_latents(
     index = table.masked_fill(skipped, NO_TABLE).to(torch.int16)
     wanted = None
     if target is not None:
-        wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise)
+        wanted = wanted_symbols(model, level, quality, target, mean, table, ~skipped, optimise, later)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
     n, _, c = index.shape
     symbols = decoded.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).view(n, c, -1).transpose(1, 2).contiguous()
     return symbols, dequantise(mean, symbols, step)
+
+
+def refine_latents(
+    model: LossyModel,
+    coder: Coder,
+    level: int,
+    refinement: int,
+    mean: Tensor,
+    log_scale: Tensor,
+    quality: Tensor,
+    coarse: Tensor,
+    target: Tensor | None,
+    optimise: bool,
+    later: int = 0,
+) -> Tensor:
+    """Code one step of a refinement, 1 to 3: latents become one of three values, a fine step apart.
+
+    Arguments as in `code_latents`, mean and scale those that the networks give at the refinement. coarse:
+    int16 [N, n, C], the value in the middle. Returns latents (eighths), int16.
+    """
+    step = by_quality(model.steps[refinement], level, quality)
+    away = (mean - coarse).clamp_(-FARTHEST, FARTHEST)
+    below = away < 0
+    offset = offset_classes(away, step)
+    lowest = by_quality(model.log2_steps[refinement], level, quality) + (REFINED_SCALE_MIN - 2)
+    scale = (log_scale - lowest).bitwise_right_shift_(2)
+    skipped = (scale < 0) & (offset < 2)
+    table = scale.clamp_(0, N_REFINED_SCALES - 1).mul_(N_OFFSETS).add_(offset).add_(model.refine_table)
+    index = table.masked_fill(skipped, NO_TABLE).to(torch.int16)
+    wanted = None
+    if target is not None:
+        exact = (target / TARGET_UNIT - coarse / LATENT_UNIT).mul_(256).div_(step)
+        exact = torch.where(below, -exact, exact)
+        wanted = wanted_thirds(model, level, quality, exact, table, ~skipped, optimise, later)
+        wanted = wanted.transpose(1, 2).flatten(1)
+    decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
+    n, _, c = index.shape
+    thirds = decoded.clamp(-1, 1).view(n, c, -1).transpose(1, 2)
+    return dequantise(coarse.int(), torch.where(below, -thirds, thirds), step)
+
+
+def offset_classes(away: Tensor, step: Tensor) -> Tensor:
+    """Classes 0 to 9 of the distances `away` (int32, eighths) of means from coarse values. step: the fine
+    one."""
+    quarter = in_units(away.abs(), step, 256)
+    offset = quarter.clamp(max=NEAR_QUARTERS)
+    for first in FAR_QUARTERS:
+        offset += quarter >= first
+    return offset
+
+
+def in_steps(mean: Tensor, latents: Tensor, step: Tensor) -> Tensor:
+    """By how many steps latents are off their means, to nearest: int16, limited to what a symbol can be."""
+    away = (latents - mean).clamp_(-FARTHEST, FARTHEST)
+    return in_units(away, step, 64).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).to(torch.int16)
+
+
+def in_units(away: Tensor, step: Tensor, gain: int) -> Tensor:
+    """away * gain / (2 * step) to nearest, halves up: int32. gain 64: eighths become steps; 256: quarters."""
+    return (away * gain).add_(step).floor_divide_(2 * step)
 
 
 def by_quality(table: Tensor, level: int, quality: Tensor) -> Tensor:

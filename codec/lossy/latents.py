@@ -46,6 +46,20 @@ FIRST_CODED_SCALE = 1
 """Latents are skipped if their scale is below 2^-3.9 of the step: there a symbol other than 0 would cost 12
 bits and more, and even a sure 0 costs its share of decoding."""
 
+THIRD_OCTAVES = (0, 25, 51, 76)
+"""Sixteenths of an octave by which the step of each refinement is finer: 16 log2(3) is 25.36."""
+N_REFINED_SCALES, N_OFFSETS = 26, 10
+"""A refinement's tables: by quarter octaves of the scale over the fine step, from 2^-3.75, and by the
+distance of the mean from the coarse value."""
+N_REFINED_TABLES = N_REFINED_SCALES * N_OFFSETS
+REFINED_SCALE_MIN = -60
+"""Log-scale over the step of a refinement's first tables, in sixteenths of an octave."""
+NEAR_QUARTERS, FAR_QUARTERS = 7, (10, 15)
+"""Distances in quarters of the fine step: up to 7 each is a class of its own, 6 being the border of the cell;
+two more classes begin at 10 and 15."""
+FARTHEST = 1 << 20
+"""Distances between a mean and a latent, in eighths, are limited to this: sums of them then fit 32 bits."""
+
 PLANE_GAIN = (3, 2, 6)
 """What a squared error in each opponent plane is in RGB, summed over R, G and B."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.lossy.latents import BLOCK
@@ -19,7 +20,6 @@ SQUARE_BLOCKS = 2
 """Blocks along a square of the map."""
 SQUARE = SQUARE_BLOCKS * BLOCK
 """Side of a square in pixels."""
-MAX_QUALITY = 100
 MAP_UNIT = 3
 """Qualities between neighbouring values: the step changes by an eighth, which nobody sees."""
 VALUE_LIMIT = MAX_QUALITY // MAP_UNIT
@@ -45,6 +45,11 @@ def on_blocks(squares: Tensor, height: int, width: int) -> Tensor:
 def qualities(values: Tensor, base: int) -> Tensor:
     """Qualities of values of squares, of the same shape and dtype. base: the header's quality."""
     return (values * MAP_UNIT + base).clamp_(0, MAX_QUALITY)
+
+
+def refined_quality(quality: Tensor, refinement: int) -> Tensor:
+    """What networks are told of qualities at a refinement (0: none), of the same shape and dtype."""
+    return (quality + REFINEMENT_QUALITY * refinement).clamp_(max=MAX_QUALITY) if refinement else quality
 
 
 def code_map(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
 from vbc.codec.lossy.latents import BLOCK, latent_grid
 from vbc.codec.lossy.map_coding import (
     MAP_UNIT,
@@ -55,14 +56,26 @@ class QualityMap:
     """What qualities a picture is coded with.
 
     base: the header's, 0..100. values: int16 [1, 1, h, w] on squares of 16x16 pixels, in units of `MAP_UNIT`
-    over the base; None: the base everywhere.
+    over the base; None: the base everywhere. refinements: how many follow, each of which adds
+    `REFINEMENT_QUALITY` to all qualities.
     """
 
     base: int
     values: Tensor | None = None
+    refinements: int = 0
+
+    @property
+    def final(self) -> int:
+        """The base with all refinements."""
+        return min(self.base + REFINEMENT_QUALITY * self.refinements, MAX_QUALITY)
+
+    def refined(self, refinements: int) -> "QualityMap":
+        """The same final quality in so many refinements, or in as many as a base of 0 or more allows."""
+        count = min(refinements, self.final // REFINEMENT_QUALITY)
+        return replace(self, base=self.final - REFINEMENT_QUALITY * count, refinements=count)
 
     def on_blocks(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Qualities of so many blocks, int32 [1, 1, height, width]."""
+        """Qualities of so many blocks without refinements, int32 [1, 1, height, width]."""
         if self.values is None:
             return torch.full((1, 1, height, width), self.base, dtype=torch.int32, device=device)
         return on_blocks(qualities(self.values.to(device).int(), self.base), height, width)

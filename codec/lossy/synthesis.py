@@ -4,7 +4,7 @@ Samples are int32 in sixteenths of a pixel value. 2x2 of them are a cell, seen a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vbc.codec.lossy.features import INTEGERS, enhance_planes, quality_planes
 from vbc.codec.lossy.latents import BLOCK, CELLS, plane_order, positions
+from vbc.codec.lossy.map_coding import refined_quality
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.nets.int_nets import exact_product
 from vbc.codec.pixels.borders import Window, window_with_halo
@@ -21,6 +22,8 @@ from vbc.codec.pixels.colour import opponent_to_rgb
 
 SQUARE = 64
 """Side in blocks of the squares in which a picture is worked out; each may use other levels."""
+REFINED_SQUARE = 32
+"""Side in blocks of the squares each of which may have other refinements; divides `SQUARE`."""
 SQUARES_AT_ONCE = 4
 """Squares of one shape of one picture that are worked out together: some 25 MB of activations each."""
 
@@ -33,30 +36,30 @@ def synthesise(
     quality: Tensor,
     squares: Iterable[tuple[int, int]] | None = None,
     out: Tensor | None = None,
+    refined: NDArray[np.integer] | None = None,
 ) -> Tensor:
     """Pictures of one size, uint8 RGB [B, 3, H, W], channels last.
 
     latents: int16 [B, 192, h, w], eighths; those of missing levels are the priors' means. size: (H, W).
     levels: the last level that is there, 0..3, for each square of 64 x 64 blocks, [rows, cols]. quality:
     int32 [B, 1, h, w], the maps. squares: the (row, column) of those to work out, by default all. out: a
-    picture to write them into; a new one is black elsewhere.
+    picture to write them into; a new one is black elsewhere. refined: how many refinements are there, for
+    each square of 32 x 32 blocks, [rows, cols]; None: none.
     """
     if out is None:
         shape = (len(latents), 3, *size)
         out = torch.zeros(1, dtype=torch.uint8, device=latents.device).expand(shape)
         out = out.contiguous(memory_format=torch.channels_last)
-    alike: defaultdict[tuple[int, int, int], list[Window]] = defaultdict(list)
+    alike: defaultdict[tuple[int, int, int, int], list[Window]] = defaultdict(list)
     for row, col in np.ndindex(*levels.shape) if squares is None else squares:
-        rows, cols = (
-            slice(SQUARE * k, min(SQUARE * (k + 1), n))
-            for k, n in zip((row, col), latents.shape[-2:], strict=True)
-        )
         use = max(int(levels[row, col]) - 1, 0)
-        alike[use, rows.stop - rows.start, cols.stop - cols.start].append((rows, cols))
-    for (use, *_), windows in alike.items():
+        for (rows, cols), refinement in _even_parts((row, col), latents.shape[-2:], refined):
+            alike[use, refinement, rows.stop - rows.start, cols.stop - cols.start].append((rows, cols))
+    seen = {refinement: refined_quality(quality, refinement) for _, refinement, *_ in alike}
+    for (use, refinement, *_), windows in alike.items():
         for first in range(0, len(windows), SQUARES_AT_ONCE):
             batch = windows[first : first + SQUARES_AT_ONCE]
-            pictures = synthesise_windows(model, latents, batch, use, quality)
+            pictures = synthesise_windows(model, latents, batch, use, seen[refinement])
             for (rows, cols), rgb in zip(batch, torch.split(pictures, len(latents)), strict=True):
                 place = out[
                     ..., BLOCK * rows.start : BLOCK * rows.stop, BLOCK * cols.start : BLOCK * cols.stop
@@ -65,13 +68,34 @@ def synthesise(
     return out
 
 
+def _even_parts(
+    square: tuple[int, int], size: Sequence[int], refined: NDArray[np.integer] | None
+) -> Iterator[tuple[Window, int]]:
+    """A square of `SQUARE` blocks in parts that have the same number of refinements each, with that number.
+
+    size: of the picture in blocks.
+    """
+    n = SQUARE // REFINED_SQUARE
+    counts = np.zeros((1, 1), int)
+    if refined is not None:
+        counts = refined[tuple(slice(n * k, n * (k + 1)) for k in square)]
+    side = REFINED_SQUARE
+    if (counts == counts[0, 0]).all():
+        counts, side = counts[:1, :1], SQUARE
+    for place in np.ndindex(*counts.shape):
+        starts = [SQUARE * k + side * i for k, i in zip(square, place, strict=True)]
+        rows, cols = (slice(s, min(s + side, end)) for s, end in zip(starts, size, strict=True))
+        yield (rows, cols), int(counts[place])
+
+
 def synthesise_windows(
     model: LossyModel, latents: Tensor, windows: list[Window], use: int, quality: Tensor
 ) -> Tensor:
     """uint8 RGB [W * B, 3, 8h, 8w] of W rectangles of h x w blocks of B pictures; of the first one, of all
     pictures, first.
 
-    use: number of the last level that is there, less one (0 if there is none).
+    use: number of the last level that is there, less one (0 if there is none). quality: what the network is
+    told.
     """
     halo = model.enhance.radius + 1
     cells = [window_cells(model, latents, window, halo) for window in windows]

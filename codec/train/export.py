@@ -1,6 +1,7 @@
 """From trained networks to the weights file: integers, refit tables, known answers (docs/training.md)."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
+from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
 from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
 from vbc.codec.exact.groups import GridStep, GroupBatch
 from vbc.codec.exact.level import code_groups as code_exact_groups
@@ -22,7 +25,7 @@ from vbc.codec.flow.choose_quality import CROPS, sample_of, score_of
 from vbc.codec.flow.encode_levels import geometry_of
 from vbc.codec.flow.lossy_trial import add_level, code_lossy
 from vbc.codec.lossy.coding import code_maps, prior_means
-from vbc.codec.lossy.latents import latent_grid
+from vbc.codec.lossy.latents import latent_grid, level_latents
 from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
@@ -71,8 +74,11 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
         for i, tile in enumerate(tiles):
             x = torch.from_numpy(tile)[None].contiguous(memory_format=torch.channels_last)
             quality = random_quality(x, rng)
+            allowed = (MAX_QUALITY - quality.base) // REFINEMENT_QUALITY
+            count = min(int(rng.integers(MAX_REFINEMENTS + 1)), allowed)
+            quality = replace(quality, refinements=count)
             lossy = code_lossy(model, counter, x, quality)
-            code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality.base)
+            code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality.final)
     return counter
 
 
@@ -163,12 +169,30 @@ def known_answers(model: Model) -> dict[str, str]:
                 used = np.full((1, 1), level)
                 lossy = synthesise(model.lossy, full, size, used, qualities)
                 out[f"{size} level {level}"] = digest(lossy)
+            for refinement in range(1, MAX_REFINEMENTS + 1):
+                latents = known_refinement(model, coder, refinement, latents, qualities)
+                count = np.full((1, 1), refinement)
+                refined = synthesise(model.lossy, latents, size, used, qualities, refined=count)
+                out[f"{size} refinement {refinement}"] = digest(refined)
             for kind, guide, tuned in (
                 ("archival", None, False),
                 ("tuned", None, True),
                 ("layered", lossy, False),
             ):
                 out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned))
+    return out
+
+
+def known_refinement(
+    model: Model, coder: Coder, refinement: int, coarse: Tensor | None, qualities: Tensor
+) -> Tensor:
+    """What symbols make of latents int16 [1, 192, h, w]: all of them refined."""
+    assert coarse is not None
+    out: Tensor | None = None
+    for level in range(1, LOSSY_LEVELS + 1):
+        known = coarse[:, level_latents(level)]
+        out = add_level(model, coder, level, out, qualities, None, refinement, known)
+    assert out is not None
     return out
 
 

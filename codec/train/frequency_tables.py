@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
 from vbc.codec.entropy.coder import Counter
-from vbc.codec.lossy.latents import N_SCALES, SCALE_MIN
+from vbc.codec.lossy.latents import (
+    FAR_QUARTERS,
+    N_OFFSETS,
+    N_REFINED_SCALES,
+    N_SCALES,
+    NEAR_QUARTERS,
+    REFINED_SCALE_MIN,
+    SCALE_MIN,
+)
 from vbc.codec.lossy.map_coding import N_MAP_TABLES
 from vbc.codec.nets.int_nets import Tensors
 from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
@@ -59,6 +67,25 @@ def logistic_table(mean: float, log2_scale: float) -> NDArray[np.float64]:
     return p
 
 
+def refinement_tables() -> NDArray[np.float64]:
+    """Probabilities of the symbols of refinements by scale, then offset: float64 [260, 256].
+
+    The logistic restricted to the coarse cell, three fine steps wide; a symbol is positive towards its mean.
+    """
+    # the middle of what each of the two open classes holds
+    quarters = [*range(NEAR_QUARTERS + 1), *(first + 2 for first in FAR_QUARTERS)]
+    quarters[NEAR_QUARTERS] += 1
+    octaves = (4 * np.arange(N_REFINED_SCALES) + REFINED_SCALE_MIN) / 16
+    offset, scale = np.meshgrid(np.array(quarters) / 4, 2.0**octaves)
+    edges = (np.arange(-1.5, 2)[:, None, None] - offset) / scale
+    # F(upper) - F(lower) = F(upper) (1 - F(lower)) (1 - exp(lower - upper)), and all bins are equally wide
+    log_mass = -np.logaddexp(0, -edges[1:]) - np.logaddexp(0, edges[:-1])
+    mass = np.exp(log_mass - log_mass.max(0))
+    tables = np.zeros((N_REFINED_SCALES * N_OFFSETS, 256))
+    tables[:, SYMBOL_MAX - 1 : SYMBOL_MAX + 2] = (mass / mass.sum(0)).reshape(3, -1).T
+    return tables
+
+
 def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     """The table tensors of a new model, and the tables' prior probabilities [T, 256]."""
     index, parameters = exact_table_index()
@@ -68,11 +95,13 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     parameters.append((0.0, TUNING_LOG2_SCALE))
     maps = len(parameters)
     parameters += [(0.0, math.log2(0.25 + 0.25 * spread)) for spread in range(N_MAP_TABLES)]
-    prior = np.stack([logistic_table(*p) for p in parameters])
+    refinements = len(parameters)
+    prior = np.concatenate(([logistic_table(*p) for p in parameters], refinement_tables()))
     tensors = {
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
         "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
+        "lossy.refine_table": torch.tensor([refinements], dtype=torch.int32),
         "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
         "tables": torch.from_numpy(normalise_counts(prior).astype(np.uint16)),
     }

@@ -69,6 +69,7 @@ def test_golden_files(placed: Model, name: str) -> None:
     [
         EncodeSettings(levels=1, quality=95),
         EncodeSettings(quality=30),
+        EncodeSettings(quality=90, refinements=2),
         ARCHIVAL,
         EncodeSettings(lossless=True, effort=0),
     ],
@@ -98,7 +99,17 @@ def test_encoding_noise_and_tuned_layers(tiny: Model, placed: Model, monkeypatch
 
 @pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize(
-    "name", ["lossy", "lossy-some-maps", "layered-tuned", "archival", "half-noise", "deep-gray-alpha"]
+    "name",
+    [
+        "lossy",
+        "lossy-some-maps",
+        "refined-twice",
+        "refined-layered",
+        "layered-tuned",
+        "archival",
+        "half-noise",
+        "deep-gray-alpha",
+    ],
 )
 def test_many_groups(tiny: Model, placed: Model, name: str) -> None:
     """On a device all groups of one shape are one batch, on the host they are a few."""
@@ -263,7 +274,9 @@ def on_meta(without_values: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         yield
 
 
-@pytest.mark.parametrize("name", ["lossy-3", "groups-tuned", "layered", "one-row", "noise-raw"])
+@pytest.mark.parametrize(
+    "name", ["lossy-3", "refined-layered", "groups-tuned", "layered", "one-row", "noise-raw"]
+)
 def test_decoding_never_waits_for_the_device(tiny: Model, on_meta: None, name: str) -> None:
     """No value of a tensor reaches the host, no index has to be brought to the device."""
     data = (GOLDEN / f"{name}.vbc").read_bytes()
@@ -275,7 +288,7 @@ def test_decoding_never_waits_for_the_device(tiny: Model, on_meta: None, name: s
 
 
 @pytest.mark.usefixtures("small_groups", "on_meta")
-@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "layered-tuned", "half-noise"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "refined-twice", "layered-tuned", "half-noise"])
 def test_many_groups_and_regions_never_wait_for_the_device(tiny: Model, name: str) -> None:
     data = grouped_file(name)
     for levels, region in ((None, (33, 5, 40, 20)), (2, (0, 0, 5, 5)), (5, None)):

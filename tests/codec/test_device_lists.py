@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, Truncated
+from vbc.bitstream.geometry import is_lossy, rank
 from vbc.codec import IncrementalReader, api
 from vbc.codec.entropy.tensor_coder import TensorReader
 from vbc.codec.exact import level as exact_level
@@ -30,6 +31,7 @@ from vbc.kernels import predict
 
 HEIGHT, WIDTH = 39, 201
 CPU, META = torch.device("cpu"), torch.device("meta")
+REFINED = EncodeSettings(quality=70, refinements=1)
 TUNED = EncodeSettings(levels=0, lossless=True)
 TUNED_LAYERED = EncodeSettings(lossless=True)
 pytestmark = pytest.mark.usefixtures("small_groups")
@@ -81,12 +83,13 @@ def check_as_alone(data: Sequence[bytes], tiny: Model, placed: Model) -> None:
     [
         (EncodeSettings(), False),
         (EncodeSettings(levels=1, quality=80), False),
+        (REFINED, False),
         (ARCHIVAL, False),
         (LAYERED, False),
         (TUNED, True),
         (TUNED_LAYERED, True),
     ],
-    ids=["lossy", "lossy-1", "archival", "layered", "archival-tuned", "layered-tuned"],
+    ids=["lossy", "lossy-1", "refined", "archival", "layered", "archival-tuned", "layered-tuned"],
 )
 def test_one_batch(tiny: Model, placed: Model, settings: EncodeSettings, tuned: bool) -> None:
     """Files of one kind, of dozens of groups, are one batch."""
@@ -256,9 +259,9 @@ def groups_with_lanes(data: Sequence[bytes]) -> list[int]:
         header = container.unpack_header(one)
         for i, packet in enumerate(header.packets):
             mode = container.read_packet(one, header, i)[0]
-            if packet.level and (packet.level < decode_state.BASE_LEVEL or mode not in plain):
+            if packet.level and (is_lossy(packet.level) or mode not in plain):
                 found[packet.level] = found.get(packet.level, 0) + 1
-    return [found[level] for level in sorted(found)]
+    return [found[level] for level in sorted(found, key=rank)]
 
 
 @pytest.mark.parametrize("batch_positions", [1, 1 << 18])
@@ -281,7 +284,9 @@ def test_the_host_finishes_group_by_group(tiny: Model, waits: list[int]) -> None
 
 
 @pytest.mark.usefixtures("without_values")
-@pytest.mark.parametrize(("settings", "tuned"), [(EncodeSettings(), False), (LAYERED, False), (TUNED, True)])
+@pytest.mark.parametrize(
+    ("settings", "tuned"), [(EncodeSettings(), False), (REFINED, False), (LAYERED, False), (TUNED, True)]
+)
 def test_nothing_else_waits(tiny: Model, waits: list[int], settings: EncodeSettings, tuned: bool) -> None:
     """Between the waits no value of a tensor reaches the host."""
     data = files(settings, tuned)

@@ -24,6 +24,8 @@ from vbc.kernels.conv import IntConv
         "lossy",
         "lossy-some-maps",
         "lossy-2",
+        "refined-twice",
+        "refined-layered",
         "archival",
         "layered-tuned",
         "half-noise",
@@ -85,7 +87,7 @@ def test_pieces_make_no_difference(tiny: Model, size: int) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["layered-tuned", "archival", "half-noise-layered"])
+@pytest.mark.parametrize("name", ["layered-tuned", "archival", "half-noise-layered", "refined-layered"])
 def test_every_packet_is_decoded_once(tiny: Model, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[int, int]] = []
     real = DecodeState.advance
@@ -123,12 +125,13 @@ def counted_work() -> Iterator[list[int]]:
 
 @pytest.mark.usefixtures("small_groups")
 @pytest.mark.parametrize(
-    ("name", "most"), [("lossy", 2.4), ("layered", 1.5), ("layered-tuned", 1.5), ("archival", 2.1)]
+    ("name", "most"),
+    [("lossy", 2.4), ("refined-twice", 3.2), ("layered", 1.5), ("layered-tuned", 1.5), ("archival", 2.1)],
 )
 def test_what_a_picture_of_each_level_costs(tiny: Model, name: str, most: float) -> None:
     """The networks' work, over that of one decode; entropy decoding, which is done once, comes beside it.
 
-    Lossy pictures are worked out three times; an archival level's networks run once to predict and once to
+    Lossy pictures are worked out once a level; an archival level's networks run once to predict and once to
     decode.
     """
     data, header = grouped_file(name), header_of(name)

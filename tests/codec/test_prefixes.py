@@ -13,6 +13,7 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
+from vbc.bitstream.geometry import is_lossy, rank
 from vbc.codec.flow.decode_plan import all_packets, make_plan
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model
@@ -25,6 +26,9 @@ PARTS = (
     "lossy",
     "lossy-2",
     "lossy-some-maps",
+    "refined",
+    "refined-twice",
+    "refined-layered",
     "layered-some-maps",
     "archival",
     "layered-tuned",
@@ -74,14 +78,14 @@ def test_every_packet_boundary(tiny: Model, name: str) -> None:
         if len(header.packets) > 35 and seen % 4:  # a picture of every fourth
             continue
         part = decode_image(data[:end], model=tiny, allow_partial=True)
-        assert torch.equal(part.rgb, state.picture(max(started), wanted)[0])
+        assert torch.equal(part.rgb, state.picture(max(started, key=rank), wanted)[0])
         assert part.levels == levels
         assert part.exact == (header.lossless and levels == container.levels_present(header))
     assert seen == sum(header.packets[i].part > 0 for i in level_places(header))
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "refined-twice", "archival-tuned", "layered"])
 def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     for i in level_places(header)[1::17]:
@@ -94,17 +98,17 @@ def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "archival-tuned", "layered"])
+@pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "refined-twice", "archival-tuned", "layered"])
 def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
     """Of the last level each packet changes its own group's pixels alone, or for lossy ones those near."""
     data, header = grouped_file(name), header_of(name)
-    level = max(container.levels_present(header))
+    level = container.levels_present(header)[-1]
     places = [i for i in level_places(header) if header.packets[i].level == level and header.packets[i].part]
     before = decode_image(data[: header.span(places[0])[0]], model=tiny, allow_partial=True).rgb
     for i in places:
         after = decode_image(data[: header.ends[i]], model=tiny, allow_partial=True).rgb
         rows, cols = header.geometry.window(level, header.packets[i].part - 1)
-        if level <= 3:
+        if is_lossy(level):
             rows, cols = (slice(max(0, 8 * s.start - 16), 8 * s.stop + 16) for s in (rows, cols))
         changed = (before != after).any(0)
         assert changed[rows, cols].any()
@@ -218,16 +222,18 @@ def bad_pixels(header: Header, damaged: int) -> Tensor:
     """Bool [H, W]: the pixels that may differ once a packet is damaged, by what needs it."""
     good = container.usable(header, lambda i: i != damaged)
     geometry = header.geometry
-    last = max(container.levels_present(header))
+    last = container.levels_present(header)[-1]
     out = torch.zeros(geometry.grids[0], dtype=torch.bool)
     for packet, is_good in zip(header.packets, good, strict=True):
-        if is_good or not packet.part or (last > 3 and packet.level != last):
+        if is_good or not packet.part or (not is_lossy(last) and packet.level != last):
             continue
         rows, cols = geometry.window(packet.level, packet.part - 1)
         if last == 4:  # packed: the whole picture
             rows, cols = slice(None), slice(None)
-        elif last <= 3:  # a picture is made from blocks around, and what stands for level 3 from more of them
-            margin = 8 * (2 if last == 3 else 10)
+        elif is_lossy(
+            last
+        ):  # a picture is made from blocks around, and what stands for level 3 from more of them
+            margin = 8 * (10 if last < 3 else 2)
             rows, cols = (slice(max(0, 8 * s.start - margin), 8 * s.stop + margin) for s in (rows, cols))
         out[rows, cols] = True
     return out
@@ -277,7 +283,7 @@ def test_some_damage_leaves_most_of_the_picture() -> None:
 @pytest.mark.usefixtures("small_groups")
 def test_many_damaged_packets(tiny: Model) -> None:
     """The same picture as of a state that never saw the packets which cannot be used."""
-    for name in ("archival-tuned", "layered", "lossy"):
+    for name in ("archival-tuned", "layered", "lossy", "refined-twice", "refined-layered"):
         data, header = grouped_file(name), header_of(name)
         wanted = make_plan(header, None, None).wanted
         rng = np.random.default_rng(9)
@@ -295,7 +301,7 @@ def test_many_damaged_packets(tiny: Model) -> None:
                     if packet.level == level and good[i]
                 }
                 state = state.advance_parts(level, parts)
-            last = max(level for level, groups in state.done.items() if groups)
+            last = max((level for level, groups in state.done.items() if groups), key=rank)
             part = decode_image(bytes(broken), model=tiny, allow_partial=True)
             assert torch.equal(part.rgb, state.picture(last, wanted)[0])
 
@@ -423,7 +429,9 @@ def needed(header: Header, i: int) -> set[int]:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["layered-tuned", "archival-tuned", "lossy", "alpha", "deep"])
+@pytest.mark.parametrize(
+    "name", ["layered-tuned", "archival-tuned", "lossy", "refined", "refined-layered", "alpha", "deep"]
+)
 def test_a_region_first(tiny: Model, name: str) -> None:
     """The file decodes to the same pixels, and a short prefix of it shows the region."""
     data, header, region = grouped_file(name), header_of(name), (150, 4, 30, 20)
@@ -448,7 +456,10 @@ def test_a_region_first(tiny: Model, name: str) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-@pytest.mark.parametrize("name", ["layered-tuned", "archival-tuned", "half-noise-layered", "lossy"])
+@pytest.mark.parametrize(
+    "name",
+    ["layered-tuned", "archival-tuned", "half-noise-layered", "lossy", "refined-twice", "refined-layered"],
+)
 def test_random_orders(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     whole, payloads = decode_image(data, model=tiny), payloads_of(data)
@@ -464,8 +475,8 @@ def test_random_orders(tiny: Model, name: str) -> None:
             done = [level for level, groups in state.done.items() if groups]
             if k % 9 == 8 and done:  # levels side by side, none of them complete
                 part = decode_image(other[: moved.ends[i]], model=tiny, allow_partial=True)
-                assert torch.equal(part.rgb, state.picture(max(done), wanted)[0])
-        assert torch.equal(state.picture(max(done), wanted)[0], whole.rgb)
+                assert torch.equal(part.rgb, state.picture(max(done, key=rank), wanted)[0])
+        assert torch.equal(state.picture(max(done, key=rank), wanted)[0], whole.rgb)
 
 
 @pytest.mark.usefixtures("small_groups")

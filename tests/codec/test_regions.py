@@ -28,7 +28,12 @@ REGIONS: tuple[Region, ...] = (
     (70, 11, 61, 3),
     (150, 20, 51, 19),
 )
-LEVELS = {name: [1, 2, 3] if name.startswith("lossy") else [4, None] for name in CASES} | {"lossy-2": [1, 2]}
+LEVELS = {name: [1, 2, 3] if name.startswith("lossy") else [4, None] for name in CASES} | {
+    "lossy-2": [1, 2],
+    "refined": [4, 5, 6],
+    "refined-twice": [3, 4, 6, 7, 9],
+    "refined-layered": [5, 6, 7, None],
+}
 
 
 def cropped(part: Tensor | None, region: Region) -> Tensor | None:

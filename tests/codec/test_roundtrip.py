@@ -94,6 +94,12 @@ def test_settings_that_do_not_go_together() -> None:
     for effort in (-1, 3):
         with pytest.raises(ValueError, match="effort is 0 to 2"):
             EncodeSettings(effort=effort)
+    for refinements in (-1, 4):
+        with pytest.raises(ValueError, match="refinements is 0 to 3"):
+            EncodeSettings(refinements=refinements)
+    for levels, is_lossless in ((1, False), (2, False), (0, True)):
+        with pytest.raises(ValueError, match="refinements go with levels 3"):
+            EncodeSettings(levels, lossless=is_lossless, refinements=1)
 
 
 # groups

@@ -50,7 +50,7 @@ from vbc.bitstream.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from vbc.bitstream.geometry import Geometry, Sides
+from vbc.bitstream.geometry import Geometry, Sides, is_lossy, stage_of
 from vbc.bitstream.source import FileSource, MemorySource, as_source
 from vbc.bitstream.varint import pack_varints
 from vbc.codec.files.reading import read_vbc
@@ -85,7 +85,7 @@ FILE = write_file(PAYLOADS, **FIELDS)
 HEADER = unpack_header(FILE)
 HEADER_BYTES = FILE[: HEADER.header_bytes]
 
-TINY = Sides(lossy=(2, 1, 1), exact=(8, 4, 2))
+TINY = Sides(lossy=(2, 1, 1), refined=(2, 1, 1), exact=(8, 4, 2))
 """Sides that give a small picture many groups."""
 
 
@@ -130,12 +130,17 @@ def packed(**changes: Any) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body)) + index + struct.pack("<I", zlib.crc32(index))
 
 
-def many_groups(width: int, height: int, flags: int, *, shared: bool = True) -> list[tuple[int, int, bytes]]:
+def many_groups(
+    width: int, height: int, flags: int, *, shared: bool = True, refinements: int = 0
+) -> list[tuple[int, int, bytes]]:
     """Payloads of all groups of a size in the default order: level, part, a few bytes of their own."""
-    geometry = Geometry(width, height)
+    geometry = Geometry(width, height, refinements=refinements)
     out = []
-    for level in range(4 if flags & ARCHIVAL else 1, geometry.last_level + 1):
-        for part in range(0 if shared and level > 4 else 1, geometry.n_groups(level) + 1):
+    for level in geometry.levels:
+        if is_lossy(level) and (flags & ARCHIVAL or stage_of(level)[0] > refinements):
+            continue
+        shares = shared and level > 4 and not is_lossy(level)
+        for part in range(0 if shares else 1, geometry.n_groups(level) + 1):
             out.append((level, part, bytes([level, part % 256]) * (part % 3 + 1)))
     return out
 
@@ -186,8 +191,14 @@ def test_file_inverse() -> None:
 def test_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs, whatever the order: as long as they can be, and the packets come back in it."""
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
-    for flags, shared in ((0, True), (LOSSLESS, False), (LOSSLESS | ARCHIVAL, True)):
-        payloads = many_groups(61, 47, flags, shared=shared)
+    for flags, shared, refinements in (
+        (0, True, 0),
+        (0, True, 2),
+        (LOSSLESS, False, 0),
+        (LOSSLESS, True, 3),
+        (LOSSLESS | ARCHIVAL, True, 0),
+    ):
+        payloads = many_groups(61, 47, flags, shared=shared, refinements=refinements)
         data = write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": flags})
         header = unpack_header(data)
         assert check_inverse(pack_header, unpack_header, header) == data[: header.header_bytes]
@@ -358,6 +369,59 @@ def test_usable(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(usable(header, len(data)))
 
 
+REFINED = [*WHOLE[:3], *(entry(level) for level in range(33, 39)), *EXACT]
+
+
+def test_refinements() -> None:
+    """Levels in their order; exact levels are told the last quality."""
+    for refinements in range(4):
+        header = unpack_header(
+            packed(entries=[*WHOLE[:3], *REFINED[3 : 3 + 3 * min(refinements, 2)], *EXACT])
+        )
+        assert header.geometry.refinements == min(refinements, 2)
+        assert header.final_quality == (60, 85, 100, 100)[refinements]
+    assert levels_present(header) == (1, 2, 3, *range(33, 39), 4, 5, 6, 7)
+    assert tuple(level_ends(header)) == levels_present(header)
+    assert complete_levels(header, usable(header, header.ends[3])) == (1, 2, 3, 33)
+    # exact levels first: they need none of the refinements as long as there is none of their own
+    header = unpack_header(packed(entries=[*WHOLE[:3], entry(4), *REFINED[3:9], *EXACT[1:]]))
+    assert levels_present(header) == (1, 2, 3, *range(33, 39), 4, 5, 6, 7)
+    good = usable(header, lambda i: header.packets[i].unit != 34)
+    assert [p.unit for p, is_good in zip(header.packets, good, strict=True) if is_good] == [
+        1,
+        2,
+        3,
+        4,
+        33,
+        36,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "entries"),
+    [
+        ("before what it refines", [entry(33), *WHOLE]),
+        ("without the level before", [*WHOLE[:2], entry(33)]),
+        ("the second one alone", [*WHOLE[:3], entry(36)]),
+        ("the second one before all of the first", [*WHOLE[:3], entry(33), entry(34), entry(36)]),
+        ("of level 3 without that of level 2", [*WHOLE[:3], entry(33), entry(35)]),
+        ("exact levels without its level 3", [*WHOLE[:3], entry(33), entry(34), *EXACT]),
+        ("exact levels before it", [*WHOLE, entry(33), entry(34), entry(35)]),
+        ("a fourth one", [*REFINED[:9], *(entry(level) for level in range(39, 43))]),
+        ("a part that the size has not", [*WHOLE[:3], entry(33, 2)]),
+        ("twice", [*WHOLE[:3], entry(33), entry(33)]),
+    ],
+)
+def test_refinements_refused(what: str, entries: list[tuple[int, int, int, int]]) -> None:
+    check_format_error(lambda: unpack_header(packed(entries=entries)), Corrupt)
+
+
+def test_what_refinements_do_not_have() -> None:
+    check_format_error(lambda: unpack_header(packed(entries=[*WHOLE[:3], entry(33, 0)])), UnsupportedVersion)
+    archival = [*EXACT, entry(33)]
+    check_format_error(lambda: unpack_header(packed(flags=ARCHIVAL, entries=archival)), Corrupt)
+
+
 def test_parts_of_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have some groups of a level only: the level is present, but never complete."""
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
@@ -399,11 +463,13 @@ def test_region_first(monkeypatch: pytest.MonkeyPatch) -> None:
             write_file([*others, moved, *rest], **FIELDS | size)
 
 
-@pytest.mark.parametrize("flags", [0, ARCHIVAL])
-def test_every_need_is_checked(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flags", "refinements"), [(0, 0), (0, 1), (ARCHIVAL, 0)])
+def test_every_need_is_checked(flags: int, refinements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two neighbours in the file change places: refused exactly where one needs the other."""
-    monkeypatch.setattr("vbc.bitstream.geometry.SIDES", Sides(lossy=(2, 1, 1), exact=(8, 8, 4)))
-    payloads = many_groups(40, 30, flags)
+    monkeypatch.setattr(
+        "vbc.bitstream.geometry.SIDES", Sides(lossy=(2, 1, 1), refined=(1, 1, 1), exact=(8, 8, 4))
+    )
+    payloads = many_groups(40, 30, flags, refinements=refinements)
     fields = FIELDS | {"width": 40, "height": 30, "flags": flags}
     header = unpack_header(write_file(payloads, **fields))
     geometry = header.geometry
@@ -598,9 +664,9 @@ def test_empty_input() -> None:
         (LimitExceeded, {"entries": [entry(1, 1, 2**61), entry(2, 1, 2**61)]}),
         (Corrupt, {"entries": [entry(1, 1, 2**62)]}),
         # the index itself
-        (LimitExceeded, {"n_index": 1024 + 32 * 14 + 1}),
+        (LimitExceeded, {"n_index": 1024 + 32 * 32 + 1}),
         (LimitExceeded, {"n_index": 2**32 - 1}),
-        (LimitExceeded, {"entries": [entry(ANCILLARY)] * 300}),
+        (LimitExceeded, {"entries": [entry(ANCILLARY)] * 400}),
         (Corrupt, {"index": b"\1"}),
         (Corrupt, {"index": b"\1\1"}),
         (Corrupt, {"index": b"\1\1\0"}),  # no packets
@@ -640,7 +706,7 @@ def test_a_run_is_as_long_as_it_can_be() -> None:
 def test_index_is_judged_before_it_is_read() -> None:
     """By the header alone, so that a reader asks for no more than the size can need."""
     limit = 1024 + 32 * Geometry(33, 17).n_parts
-    assert Geometry(33, 17).n_parts == 14
+    assert Geometry(33, 17).n_parts == 14 + 18
     assert header_end(packed(n_index=limit)[:48]) == 48 + limit + 4
     error = check_format_error(lambda: header_end(packed(n_index=limit + 1)[:48]), LimitExceeded)
     assert (error.what, error.value, error.limit) == ("index bytes", limit + 1, limit)

@@ -8,10 +8,21 @@ from itertools import product
 
 import pytest
 
-from vbc.bitstream.geometry import Geometry, Rectangle, Sides
+from vbc.bitstream.geometry import (
+    Geometry,
+    Rectangle,
+    Sides,
+    is_lossy,
+    level_of,
+    rank,
+    refinements_of,
+    stage_of,
+)
 
-TINY = Sides(lossy=(4, 2, 2), exact=(6, 4, 2))
+TINY = Sides(lossy=(4, 2, 2), refined=(4, 2, 1), exact=(6, 4, 2))
 SIZES = [(1, 1), (1, 9), (9, 1), (8, 8), (17, 23), (100, 31), (1, 300), (257, 129), (150, 211)]
+KINDS = [(False, 0), (False, 1), (False, 3), (True, 0)]
+"""Archival, refinements."""
 Needs = dict[int, set[tuple[int, int]]]
 """Level -> (row, column) of the groups."""
 
@@ -30,6 +41,11 @@ def by_hand(geometry: Geometry, level: int, row: int, col: int, archival: bool) 
             for other in range(1, level):
                 size = geometry.level_size(other)[axis]
                 axes.setdefault(other, []).append(seen(mine[0] - 8, mine[-1] + 8, size))
+        elif level > 32:
+            size = geometry.level_size(1)[axis]
+            axes.setdefault(level - (33 if level < 36 else 3) + (level < 36), []).append(set(mine))
+            for other in range(level - (level - 33) % 3, level):
+                axes.setdefault(other, []).append(seen(mine[0] - 8, mine[-1] + 8, size))
         elif level > 4:
             finer = geometry.top - (level - 4)
             size = geometry.grids[finer + 1][axis]
@@ -44,7 +60,8 @@ def by_hand(geometry: Geometry, level: int, row: int, col: int, archival: bool) 
                 }
                 blocks = {x // 8 for x in pixels}
                 size = geometry.level_size(3)[axis]
-                axes.setdefault(3, []).append(seen(min(blocks) - 2, max(blocks) + 2, size))
+                last = 32 + 3 * geometry.refinements if geometry.refinements else 3
+                axes.setdefault(last, []).append(seen(min(blocks) - 2, max(blocks) + 2, size))
     for other, (rows, cols) in axes.items():
         side = geometry.side(other)
         out[other] = set(product({p // side for p in rows}, {p // side for p in cols}))
@@ -71,7 +88,7 @@ def pairs(rectangle: Rectangle) -> set[tuple[int, int]]:
 
 def test_grids_and_levels() -> None:
     one = Geometry(1, 1)
-    assert (one.grids, one.top, one.last_level, one.n_parts) == (((1, 1),), 0, 4, 8)
+    assert (one.grids, one.top, one.last_level, one.n_parts) == (((1, 1),), 0, 4, 8 + 18)
     eight = Geometry(8, 7)
     assert (eight.grids, eight.last_level) == (((7, 8),), 4)
     nine = Geometry(9, 3)
@@ -88,6 +105,8 @@ def test_grids_and_levels() -> None:
         (512, 768),
     ]
     assert [kodak.side(n) for n in range(1, 12)] == [256, 128, 64, 8, 128, 128, 128, 128, 128, 256, 512]
+    assert [kodak.side(n) for n in range(33, 42)] == 3 * [256, 64, 32]
+    assert kodak.levels == [1, 2, 3, *range(33, 42), *range(4, 12)]
     assert [kodak.group_counts(n) for n in (1, 2, 4, 9, 10, 11)] == [
         (1, 1),
         (1, 1),
@@ -98,14 +117,35 @@ def test_grids_and_levels() -> None:
     ]
     thin = Geometry(65_535, 1)
     assert (thin.last_level, thin.n_groups(1), thin.n_groups(thin.last_level)) == (4 + 13, 32, 128)
-    assert thin.n_parts == sum(thin.n_groups(n) + 1 for n in range(1, 18))
+    assert thin.n_parts == sum(thin.n_groups(n) + 1 for n in (*range(1, 18), *range(33, 42)))
+
+
+def test_numbers_of_refinements() -> None:
+    """docs/format.md section 4: refinement r of level n is level 32 + 3 (r - 1) + n."""
+    for r, n in product(range(4), range(1, 4)):
+        level = level_of(r, n)
+        assert level == (n if r == 0 else 32 + 3 * (r - 1) + n)
+        assert stage_of(level) == (r, n)
+        assert is_lossy(level)
+    assert not any(is_lossy(level) for level in range(4, 33))
+    assert sorted(range(1, 42), key=rank) == [1, 2, 3, *range(33, 42), *range(4, 33)]
+    assert [rank(level) for level in (1, 3, 33, 41, 4)] == [1, 3, 4, 12, 13]
+    assert [refinements_of(levels) for levels in ((), (1, 2), (3, 33), (35,), (36, 4), (41, 17))] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+    ]
+    assert [Geometry(9, 9, refinements=r).last_lossy for r in range(4)] == [3, 35, 38, 41]
 
 
 @pytest.mark.parametrize("sides", [TINY, Sides()])
 @pytest.mark.parametrize("size", [*SIZES, (65_535, 1), (2, 65_535), (1500, 1201)])
 def test_windows_tile_each_level(size: tuple[int, int], sides: Sides) -> None:
     geometry = Geometry(*size, sides=sides)
-    for level in range(1, geometry.last_level + 1):
+    for level in geometry.levels:
         rows, cols = geometry.level_size(level)
         side, counts = geometry.side(level), geometry.group_counts(level)
         assert level != 4 or counts == (1, 1)
@@ -127,11 +167,11 @@ def test_windows_tile_each_level(size: tuple[int, int], sides: Sides) -> None:
             assert geometry.numbers(level, geometry.groups_meeting(level, nothing, slice(0, cols))) == []
 
 
-@pytest.mark.parametrize("archival", [False, True])
+@pytest.mark.parametrize(("archival", "refinements"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_needs(size: tuple[int, int], archival: bool) -> None:
-    geometry = Geometry(*size, sides=TINY)
-    for level in range(1, geometry.last_level + 1):
+def test_needs(size: tuple[int, int], archival: bool, refinements: int) -> None:
+    geometry = Geometry(*size, sides=TINY, refinements=refinements)
+    for level in geometry.levels:
         groups = list(enumerate(product(*map(range, geometry.group_counts(level)))))
         for group, place in groups if len(groups) < 30 else random.Random(level).sample(groups, 30):
             found = geometry.needs(level, group, archival)
@@ -140,27 +180,37 @@ def test_needs(size: tuple[int, int], archival: bool) -> None:
             )
 
 
-@pytest.mark.parametrize("archival", [False, True])
+@pytest.mark.parametrize(("archival", "refinements"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_closure(size: tuple[int, int], archival: bool) -> None:
-    """A rectangle a level is no more than what is needed group by group."""
-    geometry = Geometry(*size, sides=TINY)
+def test_closure(size: tuple[int, int], archival: bool, refinements: int) -> None:
+    """A rectangle a level is no more than what is needed group by group; of refined levels about as much."""
+    geometry = Geometry(*size, sides=TINY, refinements=refinements)
     rng = random.Random(sum(size))
-    for level in range(1, geometry.last_level + 1):
+    for level in geometry.levels:
         first = [rng.randrange(n) for n in geometry.group_counts(level)]
         last = [rng.randrange(i, n) for i, n in zip(first, geometry.group_counts(level), strict=True)]
         rows, cols = (range(i, j + 1) for i, j in zip(first, last, strict=True))
         start = {level: (rows, cols)}
         found = geometry.closure(start, archival)
-        assert list(found) == sorted(found)
+        assert list(found) == sorted(found, key=rank)
         wanted = closure_by_hand(geometry, {level: pairs((rows, cols))}, archival)
-        assert {n: pairs(r) for n, r in found.items()} == wanted
+        groups = {n: pairs(r) for n, r in found.items()}
+        check_about(groups, wanted)
+        assert groups == wanted or refinements or level > 32
+        assert groups == closure_by_hand(geometry, groups, archival), "closed"
 
 
-@pytest.mark.parametrize("archival", [False, True])
+def check_about(found: Needs, wanted: Needs) -> None:
+    """No group that is wanted is missing, and few are there beside."""
+    assert found.keys() == wanted.keys()
+    assert all(found[n] >= wanted[n] for n in wanted)
+    assert sum(map(len, found.values())) <= 1.5 * sum(map(len, wanted.values()))
+
+
+@pytest.mark.parametrize(("archival", "refinements"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_regions(size: tuple[int, int], archival: bool) -> None:
-    geometry = Geometry(*size, sides=TINY)
+def test_regions(size: tuple[int, int], archival: bool, refinements: int) -> None:
+    geometry = Geometry(*size, sides=TINY, refinements=refinements)
     width, height = size
     rng = random.Random(width)
     for _ in range(4):
@@ -174,19 +224,28 @@ def test_regions(size: tuple[int, int], archival: bool) -> None:
             }
             for axis, first, n in ((0, y, region[3]), (1, x, region[2]))
         ]
-        squares = {(r // 2, c // 2) for r in blocks[0] for c in blocks[1]}
         last = geometry.last_level
         side = geometry.side(last)
         pixels = {(r // side, c // side) for r in range(y, y + region[3]) for c in range(x, x + region[2])}
-        for level in range(1, last + 1):
-            start: Needs = {} if archival else {3: squares}
-            if level > 3:
+        for level in geometry.levels:
+            if stage_of(level)[0] > refinements and is_lossy(level):
+                continue
+            picture = level_of(stage_of(level)[0] if is_lossy(level) else refinements, 3)
+            square = geometry.side(picture)
+            squares = {(r // square, c // square) for r in blocks[0] for c in blocks[1]}
+            start: Needs = {} if archival else {picture: squares}
+            if not is_lossy(level):
                 start[last] = pixels
             wanted = closure_by_hand(geometry, start, archival)
+            wanted = {n: wanted[n] for n in sorted(wanted, key=rank) if rank(n) <= rank(level)}
             found = geometry.region_groups(region, level, archival)
-            assert list(found) == sorted(n for n in wanted if n <= level)
-            for n, groups in found.items():
-                assert groups == sorted(r * geometry.group_counts(n)[1] + c for r, c in wanted[n])
+            assert list(found) == list(wanted)
+            groups = {}
+            for n, numbers in found.items():
+                assert numbers == sorted(numbers)
+                groups[n] = {divmod(number, geometry.group_counts(n)[1]) for number in numbers}
+            check_about(groups, wanted)
+            assert groups == wanted or refinements
 
 
 def test_whole_picture_is_a_region() -> None:
@@ -204,7 +263,7 @@ def test_large_pictures_are_quick() -> None:
     geometry = Geometry(8191, 8192)
     for level in range(1, geometry.last_level + 1):
         geometry.closure({level: (range(0, 1), range(0, 1))}, archival=False)
-    assert geometry.n_parts == 1207
+    assert geometry.n_parts == 1207 + 3 * (16 + 256 + 1024 + 3)
     assert time.process_time() - start < 0.1
 
 

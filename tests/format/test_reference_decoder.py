@@ -32,7 +32,7 @@ from reference.errors import (
     UnsupportedVersion,
 )
 from reference.exact import rgb_to_ycocg
-from reference.geometry import Geometry, Rectangle
+from reference.geometry import LOSSY_LEVELS, Geometry, Rectangle
 from reference.lanes import NOTHING, Lanes
 from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
@@ -328,7 +328,12 @@ def header_of(weights: Weights, size: tuple[int, int], flags: int, quality: int 
 
 
 def make_up(
-    monkeypatch: pytest.MonkeyPatch, weights: Weights, header: Header, plain: int = 0, tuned: int = 0
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Weights,
+    header: Header,
+    plain: int = 0,
+    tuned: int = 0,
+    refinements: int = 0,
 ) -> tuple[Packets, Array]:
     """Packets of all groups of all levels with made-up symbols, and the picture they give.
 
@@ -338,8 +343,9 @@ def make_up(
     geometry = Geometry(header.height, header.width)
     rng = np.random.default_rng(11)
     shells: Packets = []
-    for level in range(4 if header.archival else 1, geometry.last_level + 1):
-        has_part0 = bool(tuned) and level > 4 and level % tuned == 0
+    lossy = () if header.archival else LOSSY_LEVELS[: 3 + 3 * refinements]
+    for level in (*lossy, *range(4, geometry.last_level + 1)):
+        has_part0 = bool(tuned) and 4 < level < 33 and level % tuned == 0
         if has_part0:
             shells.append((level, 0, b"\2"))
         for part, group in geometry.groups(level):
@@ -347,7 +353,7 @@ def make_up(
             if level == 4:
                 body = rng.integers(0, 256, 3 * rows * columns, np.uint8).tobytes()
                 shells.append((level, part, b"\1" + body))
-            elif level > 4 and plain and part % plain == 0:
+            elif 4 < level < 33 and plain and part % plain == 0:
                 new = rows * columns - -(-rows // 2) * -(-columns // 2)
                 shells.append((level, part, b"\3" + rng.integers(0, 256, new, np.uint8).tobytes()))
             elif level == 1:
@@ -374,7 +380,7 @@ def make_up(
 
 def is_plain(level: int, payload: bytes) -> bool:
     """Whether it has plain pixels, of which a group may have none."""
-    return level > 3 and payload[:1] in (b"\1", b"\3")
+    return level not in LOSSY_LEVELS and payload[:1] in (b"\1", b"\3")
 
 
 def write_made(weights: Weights, made: MadeUp) -> bytes:
@@ -419,6 +425,30 @@ def test_the_codec_agrees(
         assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
 
 
+@pytest.mark.parametrize("size", [(3, 5), (270, 21), (21, 530)])
+@pytest.mark.parametrize(("quality", "refinements"), [(20, 1), (60, 2), (100, 3)])
+def test_the_codec_agrees_on_refinements(
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Weights,
+    tiny: Model,
+    size: tuple[int, int],
+    quality: int,
+    refinements: int,
+) -> None:
+    """Symbols of all sizes, several groups, all of them and missing ones, by number of levels."""
+    header = header_of(weights, size, LAYERED, quality)
+    packets, want = make_up(monkeypatch, weights, header, refinements=refinements)
+    data = write_file(header, packets)
+    assert (decode_image(data, model=tiny).rgb.numpy() == want).all()
+    header = replace(header, flags=0)
+    rng = np.random.default_rng(4)
+    for _ in range(2):
+        data = write_file(header, some_packets(File(write_file(header, packets)), packets, rng))
+        for count in (*range(3, 4 + 3 * refinements), len(File(data).levels)):
+            shown = decode(data, weights, levels=count).rgb
+            assert (decode_image(data, model=tiny, levels=count).rgb.numpy() == shown).all()
+
+
 @pytest.mark.parametrize("missing", [1, 2])
 def test_a_missing_group_of_level_1(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, missing: int
@@ -442,14 +472,18 @@ def test_a_missing_group_of_level_1(
 
 
 @pytest.mark.parametrize(
-    ("level", "mode"), [(1, 2), (1, 255), (2, 1), (2, 2), (3, 1), (3, 255)], ids=lambda n: str(n)
+    ("level", "mode"),
+    [(1, 2), (1, 255), (2, 1), (2, 2), (3, 1), (3, 255), (33, 1), (34, 1), (38, 7)],
+    ids=lambda n: str(n),
 )
 def test_a_mode_that_a_lossy_level_has_not(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, level: int, mode: int
 ) -> None:
     header = header_of(weights, (40, 30), 0)
-    packets, _ = make_up(monkeypatch, weights, header)
-    packets = [(n, part, bytes([mode]) + b[1:] if n == level else b) for n, part, b in packets if n <= 3]
+    packets, _ = make_up(monkeypatch, weights, header, refinements=2)
+    packets = [
+        (n, part, bytes([mode]) + b[1:] if n == level else b) for n, part, b in packets if n in LOSSY_LEVELS
+    ]
     check_refused(write_file(header, packets), weights, tiny, Corrupt)
 
 
@@ -476,6 +510,9 @@ def some_packets(file: File, packets: Packets, rng: np.random.Generator) -> Pack
         if not dropped and all(need in kept for need in file.needs(level, part)):
             kept[level, part] = payload
     with_groups = {level for level, part in kept if part}
+    lossy = [level for level in LOSSY_LEVELS if level in with_groups]
+    if lossy != list(LOSSY_LEVELS[: len(lossy)]):  # a level is not in a file without the one before it
+        return some_packets(file, packets, rng)
     return [(level, part, payload) for (level, part), payload in kept.items() if level in with_groups]
 
 

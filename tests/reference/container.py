@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass
 
 from reference.errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
-from reference.geometry import FIRST_EXACT, LOSSY_LEVELS, Geometry
+from reference.geometry import FIRST_EXACT, LOSSY_LEVELS, REFINED_LEVELS, Geometry, order, stage
 
 MAGIC = b"\x89VBC\r\n\x1a\n"
 MAJOR = 2
@@ -107,12 +107,16 @@ class File:
         if int.from_bytes(data[end : end + 4], "little") != zlib.crc32(data[HEADER_BYTES:end]):
             raise Corrupt("the index's checksum")
         self.packets = read_index(data[HEADER_BYTES:end], end + 4)
+        units = {p.unit for p in self.packets}
+        self.geometry.refinements = max(stage(n)[0] for n in (3, *units.intersection(REFINED_LEVELS)))
         check_index(self.packets, self.header, self.geometry)
         self.end = end + 4 + sum(p.length for p in self.packets)
         if len(data) > self.end:
             raise Corrupt("bytes after the last payload")
         self.level_packets = {(p.unit, p.part): p for p in self.packets if p.unit <= LAST_LEVEL_UNIT}
-        self.levels = sorted({level for level, _ in self.level_packets})
+        self.levels = sorted({level for level, _ in self.level_packets}, key=order)
+        self.final_quality = min(self.header.quality + 25 * self.geometry.refinements, 100)
+        """What exact levels are told."""
 
     def payload(self, packet: Packet) -> bytes:
         """The checked payload of a packet. Raises Truncated, Corrupt."""
@@ -218,14 +222,17 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     if places != sorted(places):
         raise Corrupt("units are out of order")
     for level, part in parts:
-        if level > geometry.last_level or part > geometry.n_groups(level):
+        known = level in LOSSY_LEVELS or level <= geometry.last_level
+        if not known or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
-        if not part and level <= FIRST_EXACT:
+        if not part and (level in LOSSY_LEVELS or level == FIRST_EXACT):
             raise UnsupportedVersion(f"part 0 of level {level}")
     levels = {level for level, _ in parts}
     for level in levels:  # also where there is nothing but its part 0
         if not levels.issuperset(geometry.needed_levels(level, header.archival)):
             raise Corrupt(f"level {level} needs levels that are not there")
+        if level in REFINED_LEVELS and LOSSY_LEVELS[order(level) - 1] not in levels:
+            raise Corrupt(f"level {level} without the lossy level before it")
     seen: set[tuple[int, int]] = set()
     for level, part in parts:
         needs = geometry.needs(level, part, header.archival)
@@ -236,9 +243,9 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
         seen.add((level, part))
     if header.archival and any(level in LOSSY_LEVELS for level, _ in seen):
         raise Corrupt("a lossy level in an archival file")
-    exact = {key for key in seen if key[0] >= FIRST_EXACT and key[1]}
+    exact = {key for key in seen if key[0] not in LOSSY_LEVELS and key[1]}
     every = sum(geometry.n_groups(n) for n in range(FIRST_EXACT, geometry.last_level + 1))
-    alone = max((level for level, _ in seen), default=0) == FIRST_EXACT
+    alone = max((level for level, _ in seen), key=order, default=0) == FIRST_EXACT
     if header.flags & LOSSLESS and not alone and len(exact) < every:
         raise Corrupt("a lossless file lacks exact packets")
     if (header.bit_depth == 16) != (LOW in units) or (LOW in units and not header.flags & LOSSLESS):

@@ -3,13 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LOSSY_LEVELS = (1, 2, 3)
+PLAIN_LEVELS = (1, 2, 3)
+REFINED_LEVELS = tuple(range(33, 42))
+LOSSY_LEVELS = PLAIN_LEVELS + REFINED_LEVELS
+"""In the order of the levels, in which the exact ones follow."""
 FIRST_EXACT = 4
 BLOCK = 8
 LOSSY_SIDES = (256, 128, 64)
 """Sides of the groups of levels 1, 2 and 3, in blocks."""
+REFINED_SIDES = (256, 64, 32)
+"""Of their refinements."""
 SQUARE = 64
 """Side of the squares of the lossy picture that use one level each, in blocks."""
+REFINED_SQUARE = 32
+"""Side of those that use one refinement each."""
 EXACT_SIDES = (512, 256, 128)
 """Sides of the groups on grids 0, 1, and 2 and above."""
 
@@ -17,6 +24,17 @@ EXACT_SIDES = (512, 256, 128)
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
+
+
+def order(level: int) -> int:
+    """By which levels are sorted."""
+    return LOSSY_LEVELS.index(level) if level in LOSSY_LEVELS else len(LOSSY_LEVELS) + level
+
+
+def stage(level: int) -> tuple[int, int]:
+    """A lossy level's refinement, 0 for none, and which of the levels 1 to 3 it refines."""
+    place = LOSSY_LEVELS.index(level)
+    return place // 3, place % 3 + 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,12 @@ class Rectangle:
 
 
 class Geometry:
-    """Levels, grids and groups of a picture of height x width pixels."""
+    """Levels, grids and groups of a picture of height x width pixels.
+
+    refinements: that the file has; set once its index is read.
+    """
+
+    refinements = 0
 
     def __init__(self, height: int, width: int):
         self.blocks = ceil_div(height, BLOCK), ceil_div(width, BLOCK)
@@ -93,7 +116,8 @@ class Geometry:
     def side_of(self, level: int) -> int:
         """The side of a level's groups; level 4 has one."""
         if level in LOSSY_LEVELS:
-            return LOSSY_SIDES[level - 1]
+            refinement, plain = stage(level)
+            return (REFINED_SIDES if refinement else LOSSY_SIDES)[plain - 1]
         return 8 if level == FIRST_EXACT else EXACT_SIDES[min(self.grid_of(level), 2)]
 
     def n_groups(self, level: int) -> int:
@@ -104,7 +128,8 @@ class Geometry:
 
     def n_parts(self) -> int:
         """The number of parts of the size: the groups of all levels, and one more for each level."""
-        return sum(self.n_groups(level) + 1 for level in range(1, self.last_level + 1))
+        levels = [*LOSSY_LEVELS, *range(FIRST_EXACT, self.last_level + 1)]
+        return sum(self.n_groups(level) + 1 for level in levels)
 
     def group(self, level: int, part: int) -> Rectangle:
         """The rectangle of a group, on its level's grid."""
@@ -123,9 +148,18 @@ class Geometry:
 
     def needed_levels(self, level: int, archival: bool) -> list[int]:
         """The levels of which the groups of a level need some at first hand."""
-        if level <= FIRST_EXACT:
-            return list(range(1, level)) if level in LOSSY_LEVELS else []
-        return [level - 1] if archival else [level - 1, 3]
+        if level in LOSSY_LEVELS:
+            refinement, plain = stage(level)
+            before = LOSSY_LEVELS[3 * (refinement - 1) + plain - 1 :][:1] if refinement else ()
+            return [*before, *LOSSY_LEVELS[3 * refinement : 3 * refinement + plain - 1]]
+        if level == FIRST_EXACT:
+            return []
+        return [level - 1] if archival else [level - 1, self.last_lossy]
+
+    @property
+    def last_lossy(self) -> int:
+        """The last lossy level of the file."""
+        return LOSSY_LEVELS[3 * self.refinements + 2]
 
     def needs(self, level: int, part: int, archival: bool) -> list[tuple[int, int]]:
         """(level, part) of the packets that a packet needs at first hand, but part 0 of its own level."""
@@ -133,12 +167,15 @@ class Geometry:
             return []
         group = self.group(level, part)
         if level in LOSSY_LEVELS:
-            area = group.grown(8).cut(*self.blocks)
-            return [need for below in range(1, level) for need in self.meeting(below, area)]
+            needs = []
+            for other in self.needed_levels(level, archival):
+                same = stage(other)[0] == stage(level)[0]
+                needs += self.meeting(other, group.grown(8 if same else 0).cut(*self.blocks))
+            return needs
         k = self.grid_of(level)
         near = group.divided(2).grown(4).cut(*self.grids[k + 1])
         needs = self.meeting(level - 1, near)
         if not archival:
             seen = near.times(1 << (k + 1)).cut(*self.grids[0]).divided(BLOCK).grown(2).cut(*self.blocks)
-            needs += self.meeting(3, seen)
+            needs += self.meeting(self.last_lossy, seen)
         return needs

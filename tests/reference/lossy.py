@@ -3,7 +3,17 @@
 import numpy as np
 
 from reference.errors import Corrupt
-from reference.geometry import BLOCK, LOSSY_LEVELS, SQUARE, Geometry, Rectangle, ceil_div
+from reference.geometry import (
+    BLOCK,
+    LOSSY_LEVELS,
+    PLAIN_LEVELS,
+    REFINED_SQUARE,
+    SQUARE,
+    Geometry,
+    Rectangle,
+    ceil_div,
+    stage,
+)
 from reference.lanes import NOTHING, Coder, Lanes, Say, brief
 from reference.networks import around, chain, coarse, compand, edge, fine, quality_planes
 from reference.weights import Array, Weights
@@ -21,8 +31,10 @@ NEAREST = {
 }
 """n0 to n3 of a phase: plane, rows down, columns right."""
 PLAIN, WITH_MAP = b"\0", b"\1"
-MODES = {1: (PLAIN, WITH_MAP), 2: (PLAIN,), 3: (PLAIN,)}
-"""First bytes of a group's payload, by level."""
+"""First bytes of a group's payload; the second one only of level 1."""
+FINER = (0, 25, 51, 76)
+"""By how many sixteenths of an octave the step of each refinement is finer."""
+FAR = 1 << 20
 SQUARE_OF_MAP = 2
 """Side in blocks of a square that has one quality."""
 COARSEST_SPREAD = 8
@@ -54,10 +66,11 @@ def known_planes(grid: Array) -> dict[str, Array]:
 
 
 class LossyDecoder:
-    """The latents int32 [192, h, w] of a file, and the picture they make.
+    """The latents of a file, and the picture they make.
 
-    quality: int32 [h, w], of each block. used: the last level whose group is there, for each square of 64 x
-    64 blocks.
+    planes: by refinement (0: none) int32 [192, h, w]. latents: likewise, those that are shown. quality: int32
+    [h, w], of each block, without refinement. used: the last of levels 1 to 3 whose group is there, for each
+    square of 64 x 64 blocks; refined: the last refinement of level 3, for each square of 32 x 32.
     """
 
     def __init__(
@@ -72,28 +85,41 @@ class LossyDecoder:
         self.weights, self.geometry, self.base_quality, self.say = weights, geometry, quality, say
         rows, columns = geometry.blocks
         self.quality = np.full((rows, columns), quality, np.int32)
-        self.latents = np.zeros((192, rows, columns), np.int32)
+        self.planes = np.zeros((4, 192, rows, columns), np.int32)
+        self.latents = self.planes[0].copy()
         self.used = np.zeros((ceil_div(rows, SQUARE), ceil_div(columns, SQUARE)), np.int32)
-        for level in LOSSY_LEVELS:
-            for part, group in geometry.groups(level):
-                if (level, part) in payloads:
-                    self.say(f"level {level}, part {part}: blocks {group}")
-                    self.read_group(payloads[level, part], level, group)
-                    self.used[group.divided(SQUARE).slices] = level  # a group has whole squares
-                elif level > 1:
+        self.refined = np.zeros((ceil_div(rows, REFINED_SQUARE), ceil_div(columns, REFINED_SQUARE)), np.int32)
+        self.refinement = 0
+        for unit in LOSSY_LEVELS:
+            self.refinement, level = stage(unit)
+            for part, group in geometry.groups(unit):
+                place = (slice(FIRST[level], END[level]), *group.slices)
+                out = self.planes[self.refinement][place]
+                if (unit, part) in payloads:
+                    self.say(f"level {unit}, part {part}: blocks {group}")
+                    self.read_group(payloads[unit, part], level, group)
+                    if unit in PLAIN_LEVELS:
+                        self.used[group.divided(SQUARE).slices] = level  # a group has whole squares
+                    elif level == 3:
+                        self.refined[group.divided(REFINED_SQUARE).slices] = self.refinement
+                elif unit in (2, 3):
                     mean, _ = self.prior(level, group)
-                    self.latents_of(level, group)[:] = mean.clip(-32768, 32767)
+                    out[:] = mean.clip(-32768, 32767)
+                else:
+                    continue
+                self.latents[place] = out
 
-    def latents_of(self, level: int, group: Rectangle) -> Array:
+    def latents_of(self, refinement: int, level: int, group: Rectangle) -> Array:
         """A level's latents of a group, a view."""
-        return self.latents[FIRST[level] : END[level], *group.slices]
+        return self.planes[refinement, FIRST[level] : END[level], *group.slices]
 
     def read_group(self, payload: bytes, level: int, group: Rectangle) -> None:
-        """Decode a group. Raises Corrupt."""
+        """Decode a group, of the refinement at hand. Raises Corrupt."""
         mode = payload[:1]
-        if mode not in MODES[level]:
+        if mode != PLAIN and (mode != WITH_MAP or level > 1 or self.refinement):
             raise Corrupt(f"a group of level {level} has mode {mode.hex()}")
-        out = self.latents_of(level, group)
+        out = self.latents_of(self.refinement, level, group)
+        coarse = self.latents_of(max(self.refinement - 1, 0), level, group)
         rows, columns = group.size
         squares = ceil_div(rows, SQUARE_OF_MAP), ceil_div(columns, SQUARE_OF_MAP)
         n_symbols = out.size + (squares[0] * squares[1] if mode == WITH_MAP else 0)
@@ -105,9 +131,9 @@ class LossyDecoder:
             on_blocks = values.repeat(SQUARE_OF_MAP, 0).repeat(SQUARE_OF_MAP, 1)[:rows, :columns]
             self.quality[group.slices] = (self.base_quality + 3 * on_blocks).clip(0, 100)
         if level == 1:
-            self.code_grid(lanes, out, self.quality[group.slices], 0)
+            self.code_grid(lanes, out, coarse, self.quality[group.slices], 0)
         else:
-            self.code_group(lanes, level, group, out)
+            self.code_group(lanes, level, group, out, coarse)
         lanes.finish()
 
     def code_map(self, coder: Coder, grid: Array) -> None:
@@ -140,41 +166,84 @@ class LossyDecoder:
         table = self.weights.integers(name)[:, FIRST[level] : END[level]]
         return np.moveaxis(table[quality], -1, 0)
 
+    def step(self, level: int, quality: Array) -> Array:
+        """Quantiser steps of the refinement at hand, int32 [C, ...]."""
+        step = self.by_quality("lossy.step", level, quality)
+        for _ in range(self.refinement):
+            step = (2 * step + 3) // 6
+        return step
+
+    def log2_step(self, level: int, quality: Array) -> Array:
+        """Their logarithms."""
+        return self.by_quality("lossy.log2_step", level, quality) - FINER[self.refinement]
+
+    def planes_of(self, quality: Array) -> Array:
+        """The quality inputs of the refinement at hand."""
+        return quality_planes((quality + 25 * self.refinement).clip(max=100))
+
     def code(
-        self, coder: Coder, level: int, mean: Array, scale: Array, quality: Array
+        self, coder: Coder, level: int, mean: Array, scale: Array, quality: Array, coarse: Array
     ) -> tuple[Array, Array]:
-        """One step: latents and steps, int32 [C, n] from means and scales [C, n] and qualities [n]."""
-        log2_step = self.by_quality("lossy.log2_step", level, quality)
+        """One step: latents and multiples, int32 [C, n].
+
+        mean, scale: [C, n]. quality: [n]. coarse: [C, n], what is refined.
+        """
+        if self.refinement:
+            return self.refine(coder, level, mean, scale, quality, coarse)
+        log2_step = self.log2_step(level, quality)
         scale_class = ((scale - log2_step + 66) >> 2).clip(0, 47)
         first = self.weights.number("lossy.first_table") + 48 * (level - 1)
         tables = np.where(scale_class < 1, NOTHING, first + scale_class)
         if tables.size:
             self.say(f"    means {brief(mean)}; scales {brief(scale)}")
         steps = coder.step(tables).clip(-2047, 2047)
-        moved = (steps * self.by_quality("lossy.step", level, quality) + 16) >> 5
+        moved = (steps * self.step(level, quality) + 16) >> 5
         latents = (mean + moved).clip(-32768, 32767)
         if tables.size:
             self.say(f"      latents {brief(latents)}")
         return latents, steps
 
-    def code_grid(self, coder: Coder, grid: Array, quality: Array, use: int) -> None:
+    def refine(
+        self, coder: Coder, level: int, mean: Array, scale: Array, quality: Array, coarse: Array
+    ) -> tuple[Array, Array]:
+        """As `code`, of a refinement."""
+        step = self.step(level, quality)
+        away = (mean - coarse).clip(-FAR, FAR)
+        quarter = (256 * np.abs(away) + step) // (2 * step)
+        offset = quarter.clip(max=7) + (quarter >= 10) + (quarter >= 15)
+        octaves = (scale - self.log2_step(level, quality) + 62) >> 2
+        tables = self.weights.number("lossy.refine_table") + 10 * octaves.clip(0, 25) + offset
+        tables = np.where((octaves < 0) & (offset < 2), NOTHING, tables)
+        if tables.size:
+            self.say(f"    means {brief(mean)}; scales {brief(scale)}; coarse {brief(coarse)}")
+        thirds = coder.step(tables).clip(-1, 1)
+        thirds = np.where(away < 0, -thirds, thirds)
+        latents = (coarse + ((thirds * step + 16) >> 5)).clip(-32768, 32767)
+        if tables.size:
+            self.say(f"      latents {brief(latents)}")
+        return latents, (64 * (latents - mean).clip(-FAR, FAR) + step) // (2 * step)
+
+    def code_grid(self, coder: Coder, grid: Array, coarse: Array, quality: Array, use: int) -> None:
         """Level 1 of a grid of blocks, into the array [6, h, w].
 
-        quality: of the blocks, [h, w]. use: 0 for all blocks of a group, 1 for coarser grids.
+        coarse: what is refined, likewise. quality: of the blocks, [h, w]. use: 0 for all blocks of a group, 1
+        for coarser grids.
         """
         _, rows, columns = grid.shape
         if rows <= 4 and columns <= 4:
             scale = np.broadcast_to(self.weights.integers("lossy.first_scale")[:, None], (6, rows * columns))
-            latents, _ = self.code(coder, 1, np.zeros_like(scale), scale, quality.reshape(-1))
+            mean, known = np.zeros_like(scale), coarse.reshape(6, -1)
+            latents, _ = self.code(coder, 1, mean, scale, quality.reshape(-1), known)
             grid[:] = latents.reshape(grid.shape)
             return
-        self.code_grid(coder, phase_part(grid, "A"), phase_part(quality, "A"), 1)
+        self.code_grid(coder, *(phase_part(plane, "A") for plane in (grid, coarse, quality)), 1)
         for phase in PHASES:
             part = phase_part(grid, phase)
             if part.size:
                 here = phase_part(quality, phase)
-                mean, scale = self.context(grid, here, phase, use)
-                latents, _ = self.code(coder, 1, mean.reshape(6, -1), scale.reshape(6, -1), here.reshape(-1))
+                mean, scale = (x.reshape(6, -1) for x in self.context(grid, here, phase, use))
+                known = phase_part(coarse, phase).reshape(6, -1)
+                latents, _ = self.code(coder, 1, mean, scale, here.reshape(-1), known)
                 part[:] = latents.reshape(part.shape)
 
     def context(self, grid: Array, quality: Array, phase: str, use: int) -> tuple[Array, Array]:
@@ -190,40 +259,45 @@ class LossyDecoder:
         base[list(DC)] = ((four[0] + four[1] + four[2] + four[3] + 2) >> 2)[list(DC)]
         difference = np.concatenate([(n - base)[list(DC)] for n in four[:3]])
         others = np.concatenate([n[1:4] for n in four])
-        here = quality_planes(edge(quality, i, j))
+        here = self.planes_of(edge(quality, i, j))
         inputs = np.concatenate((fine(difference), coarse(difference), fine(others), here))
         out = chain(self.weights, f"lossy.context.{phase}", inputs, use)
         return base[:, 2:-2, 2:-2] + 2 * out[:6], out[6:]
 
     def prior(self, level: int, area: Rectangle) -> tuple[Array, Array]:
         """Mean and scale [C, h, w] of a rectangle of blocks, from the levels below and the qualities."""
-        below = self.latents[: FIRST[level]]
+        below = self.planes[self.refinement, : FIRST[level]]
         i, j = around(area.top, area.bottom, 4), around(area.left, area.right, 4)
         z = edge(below, i, j)
         d = z[:, 1:-1, 1:-1].copy()
         for latent in DC:
             d[latent] -= (455 * sum_3x3(z[latent]) + 2048) >> 12
-        inputs = np.concatenate((fine(d), coarse(d), quality_planes(edge(self.quality, i[1:-1], j[1:-1]))))
+        quality = self.planes_of(edge(self.quality, i[1:-1], j[1:-1]))
+        inputs = np.concatenate((fine(d), coarse(d), quality))
         out = chain(self.weights, f"lossy.prior{level}", inputs)
         count = END[level] - FIRST[level]
         return 2 * out[:count], out[count:]
 
-    def code_group(self, coder: Coder, level: int, group: Rectangle, out: Array) -> None:
-        """A group of level 2 or 3, into the array [C, h, w]."""
+    def code_group(self, coder: Coder, level: int, group: Rectangle, out: Array, coarse: Array) -> None:
+        """A group of level 2 or 3, into the array [C, h, w]. coarse: what is refined, likewise."""
         rows, columns = group.size
         even = (np.arange(rows)[:, None] + np.arange(columns)) % 2 == 0
         mean, scale = self.prior(level, group)
         steps = np.zeros_like(mean)
         quality = self.quality[group.slices]
-        out[:, even], steps[:, even] = self.code(coder, level, mean[:, even], scale[:, even], quality[even])
-        relative = ((scale - self.by_quality("lossy.log2_step", level, quality) + 2) >> 2).clip(-64, 63)
-        inputs = np.concatenate(((8 * steps).clip(-64, 63), relative, quality_planes(quality)))
+        out[:, even], steps[:, even] = self.code(
+            coder, level, mean[:, even], scale[:, even], quality[even], coarse[:, even]
+        )
+        relative = ((scale - self.log2_step(level, quality) + 2) >> 2).clip(-64, 63)
+        inputs = np.concatenate(((8 * steps).clip(-64, 63), relative, self.planes_of(quality)))
         inputs = edge(inputs, around(0, rows, 2), around(0, columns, 2))
         change = chain(self.weights, f"lossy.neighbours{level}", inputs)
         count = len(mean)
-        mean = mean + ((change[:count] * self.by_quality("lossy.step", level, quality) + 256) >> 9)
+        mean = mean + ((change[:count] * self.step(level, quality) + 256) >> 9)
         scale = scale + change[count:]
-        out[:, ~even], _ = self.code(coder, level, mean[:, ~even], scale[:, ~even], quality[~even])
+        out[:, ~even], _ = self.code(
+            coder, level, mean[:, ~even], scale[:, ~even], quality[~even], coarse[:, ~even]
+        )
 
     def samples(self, side: int, bits: int) -> Array:
         """Samples int32 [3, side * h, side * w], sixteenths, of the side x side lowest frequencies."""
@@ -246,17 +320,18 @@ class LossyDecoder:
         cells = sample.reshape(3, n_rows, 2, n_columns, 2).transpose(0, 2, 4, 1, 3)
         cells = cells.reshape(12, n_rows, n_columns)
         out = np.empty_like(cells)
-        for i, j in np.ndindex(*self.used.shape):
-            side = SQUARE * BLOCK // 2
+        ratio = SQUARE // REFINED_SQUARE
+        for i, j in np.ndindex(*self.refined.shape):
+            side = REFINED_SQUARE * BLOCK // 2
             square = Rectangle(i * side, j * side, (i + 1) * side, (j + 1) * side).cut(n_rows, n_columns)
-            use = max(int(self.used[i, j]) - 1, 0)
-            out[:, *square.slices] = self.enhanced(cells, square, use)
+            use = max(int(self.used[i // ratio, j // ratio]) - 1, 0)
+            out[:, *square.slices] = self.enhanced(cells, square, use, int(self.refined[i, j]))
         sample = out.reshape(3, 2, 2, n_rows, n_columns).transpose(0, 3, 1, 4, 2)
         self.say(f"first cell: {brief(cells[:, 0, 0])}; enhanced: {brief(out[:, 0, 0])}")
         height, width = self.geometry.grids[0]
         return opponent_to_rgb(sample.reshape(3, 2 * n_rows, 2 * n_columns))[:, :height, :width]
 
-    def enhanced(self, cells: Array, square: Rectangle, use: int) -> Array:
+    def enhanced(self, cells: Array, square: Rectangle, use: int, refinement: int) -> Array:
         """The cells of a square after the network [12, h, w]."""
         i, j = around(square.top, square.bottom, 6), around(square.left, square.right, 6)
         cell = edge(cells, i, j)
@@ -269,7 +344,8 @@ class LossyDecoder:
         places = np.broadcast_to(place_i[:, None], (rows, columns)), np.broadcast_to(place_j, (rows, columns))
         cells_a_block = BLOCK // 2
         quality = edge(self.quality, i[1:-1] // cells_a_block, j[1:-1] // cells_a_block)
-        inputs = np.concatenate((difference, np.stack(places), quality_planes(quality)))
+        told = quality_planes((quality + 25 * refinement).clip(max=100))
+        inputs = np.concatenate((difference, np.stack(places), told))
         correction = chain(self.weights, "lossy.enhance", inputs, use)
         return cells[:, *square.slices] + correction
 
