@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, rank
 from vbc.bitstream.source import as_source
 from vbc.codec import IncrementalReader, api
 from vbc.codec.files.region_mask import roi_of_mask
@@ -49,7 +49,7 @@ def packets_in(data: bytes) -> Packets:
 
 def needed_parts(header: Header, roi: Roi, last_level: int) -> set[tuple[int, int]]:
     """Level and part of what any of the rectangles needs, up to a level, found for each by itself."""
-    found = {(level, 0) for level in range(LOSSY_LEVELS + 1, last_level + 1)}
+    found = {(level, 0) for level in header.geometry.levels if not is_lossy(level)}
     for box in roi.boxes:
         for level, groups in header.geometry.region_groups(box, last_level, header.archival).items():
             found |= {(level, 1 + n) for n in groups}
@@ -58,15 +58,16 @@ def needed_parts(header: Header, roi: Roi, last_level: int) -> set[tuple[int, in
 
 def check_order(header: Header, roi: Roi, first: bool) -> None:
     """The regions' packets stand before others: of each level, or of the lossy and of the exact levels."""
-    lossy = needed_parts(header, roi, LOSSY_LEVELS)
+    lossy = needed_parts(header, roi, header.geometry.last_lossy)
     exact = needed_parts(header, roi, header.geometry.last_level)
     levels = [(p.level, p.part) for p in header.packets if p.level]
     for part, needed in (
-        ([p for p in levels if p[0] <= LOSSY_LEVELS], lossy),
-        ([p for p in levels if p[0] > LOSSY_LEVELS], exact),
+        ([p for p in levels if is_lossy(p[0])], lossy),
+        ([p for p in levels if not is_lossy(p[0])], exact),
     ):
-        ranks = [(p not in needed, p) if first else (p[0], p not in needed, p) for p in part]
-        assert ranks == sorted(ranks)
+        behind = [(p not in needed, rank(p[0]), p[1]) for p in part]
+        order = behind if first else [(level, last, n) for last, level, n in behind]
+        assert order == sorted(order)
 
 
 @pytest.mark.usefixtures("small_groups")
@@ -78,8 +79,9 @@ def test_any_file_in_another_order(tiny: Model, case: str) -> None:
     seen = {want}
     for (name, roi), first in product(ROIS.items(), (False, True)):
         moved: Packets = []
-        for part in ([1, LOSSY_LEVELS], [LOSSY_LEVELS + 1, container.MAX_LEVEL]):
-            own = [p for p in packets if part[0] <= p[0] <= part[1]]
+        levels = [p for p in packets if p[0] < container.ICC]
+        for lossy in (True, False):
+            own = [p for p in levels if is_lossy(p[0]) == lossy]
             moved += order_for(roi, own, header.geometry, header.archival, first)
         front = [p for p in packets if p[0] in (container.ICC, container.ALPHA)]
         data = rewritten(header, [*front, *moved, *(p for p in packets if p[0] > container.ALPHA)])
