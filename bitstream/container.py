@@ -69,6 +69,9 @@ what a file of a declared size can make a reader read and hold is bounded."""
 DECODE_BASE, DECODE_PER_PIXEL = 384 << 20, 40
 """Measured with room to spare: docs/reliability.md, row 6."""
 
+LATENT_BYTES_PER_PIXEL = 6
+"""A refinement keeps a plane of latents of its own, and in some orders of packets all of them are needed."""
+
 FIELDS = struct.Struct("<8sBBHIIBBBB8s8sI")
 """Magic, major, minor, flags, width, height, channels, bit depth, colour, quality, model hash, tables hash,
 bytes of the index."""
@@ -516,7 +519,8 @@ def decode_memory(header: Header) -> int:
 
     docs/reliability.md has the measurements.
     """
-    return DECODE_BASE + DECODE_PER_PIXEL * header.width * header.height + header.file_bytes
+    per_pixel = DECODE_PER_PIXEL + LATENT_BYTES_PER_PIXEL * header.geometry.refinements
+    return DECODE_BASE + per_pixel * header.width * header.height + header.file_bytes
 
 
 def _check_limit(what: str, value: int, limit: int | None) -> None:

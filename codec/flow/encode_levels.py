@@ -16,10 +16,10 @@ from vbc.codec.exact.planes import every, in_batches
 from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
-from vbc.codec.lossy.analysis import analyse
+from vbc.codec.lossy.analysis import analyse_stages
 from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import BLOCK, LEVEL_START, level_latents
-from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size, refined_quality
+from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
@@ -51,8 +51,8 @@ def encode_lossy(
     latents: Tensor | None = None
     packets: Packets = []
     worker = ThreadPoolExecutor(1)
-    for refinement in range(quality.refinements + 1):
-        target = analyse(model.lossy, picture, refined_quality(qualities, refinement))
+    targets = analyse_stages(model.lossy, picture, qualities, quality.refinements)
+    for refinement, target in enumerate(targets):
         target[:, LEVEL_START[nonzero_levels] :] = 0
         coarse, latents = latents, torch.empty_like(target[:, : LEVEL_START[levels]])
         for level in range(1, levels + 1):

@@ -5,10 +5,9 @@ from torch import Tensor
 
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
-from vbc.codec.lossy.analysis import analyse
+from vbc.codec.lossy.analysis import analyse_stages
 from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import level_latents
-from vbc.codec.lossy.map_coding import refined_quality
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
 
@@ -22,8 +21,8 @@ def code_lossy(model: Model, coder: Coder, picture: Tensor, quality: QualityMap)
         coded = torch.ones(1, dtype=torch.bool, device=picture.device)
         code_maps(model.lossy, coder, [window], quality.base, coded, quality.values.to(picture.device))
     latents: Tensor | None = None
-    for refinement in range(quality.refinements + 1):
-        target = analyse(model.lossy, picture, refined_quality(qualities, refinement))
+    targets = analyse_stages(model.lossy, picture, qualities, quality.refinements)
+    for refinement, target in enumerate(targets):
         coarse: Tensor | None = latents
         latents = None
         for level in (1, 2, 3):

@@ -3,6 +3,8 @@
 Nothing here decides what a bit means, so it may change without a new format.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +26,7 @@ from vbc.codec.lossy.latents import (
     latent_order,
     level_latents,
 )
+from vbc.codec.lossy.map_coding import refined_quality
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.pixels.borders import window_with_halo
 from vbc.codec.pixels.colour import rgb_to_opponent
@@ -66,6 +69,20 @@ def analyse(model: LossyModel, rgb: Tensor, quality: Tensor, band_blocks: int = 
         f = f.mul_(4).add_(z[..., 1:-1, 1:-1])
         out[..., start:stop, :] = f.mul_(TARGET_UNIT).round_().clamp_(LATENT_MIN, LATENT_MAX)
     return out
+
+
+def analyse_stages(model: LossyModel, rgb: Tensor, quality: Tensor, refinements: int) -> Iterator[Tensor]:
+    """What an encoder wants the latents to be before refinements and at each of them: as `analyse`.
+
+    quality: without refinement. What is wanted differs from quality to quality, and a refinement reaches no
+    further than the cells that the stages before it have chosen. So those go half way to what the last one
+    wants.
+    """
+    last = analyse(model, rgb, refined_quality(quality, refinements))
+    for refinement in range(refinements):
+        here = analyse(model, rgb, refined_quality(quality, refinement))
+        yield torch.add(here.int(), last).bitwise_right_shift_(1).to(torch.int16)
+    yield last
 
 
 def pixels_of_blocks(first: int, stop: int, size: int, device: torch.device) -> Tensor:
