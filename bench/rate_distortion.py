@@ -51,14 +51,25 @@ PUBLISHED = "published"
 
 
 def our_curve(model_path: Path | None, quick: bool) -> list[Codec]:
-    """All three lossy levels at each quality: as the encoder does of itself, and tuned for PSNR."""
+    """All three lossy levels at each quality: as the encoder does of itself, at effort 2, and tuned for PSNR."""
     from vbc.codec import api
 
     qualities = rivals.QUALITIES[::2] if quick else rivals.QUALITIES
-    names: dict[Tune, str] = {"eye": rivals.OURS, "psnr": f"{rivals.OURS} --tune psnr"}
+    ways: dict[str, tuple[Tune, int]] = {
+        "": ("eye", 1),
+        " --effort 2": ("eye", 2),
+        " --tune psnr": ("psnr", 1),
+    }
     return [
-        rivals.ours(api.load(model_path, tune=tune), f"q{q}", name=name, quality=q, tune=tune)
-        for tune, name in names.items()
+        rivals.ours(
+            api.load(model_path, tune=tune),
+            f"q{q}",
+            name=rivals.OURS + name,
+            quality=q,
+            tune=tune,
+            effort=effort,
+        )
+        for name, (tune, effort) in ways.items()
         for q in qualities
     ]
 

@@ -858,7 +858,7 @@ def test_our_codec_has_a_curve_for_each_tuning(monkeypatch: pytest.MonkeyPatch, 
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(rivals, "encode_ours", lambda rgb, **options: asked.append(options) or b"")
     curve = rate_distortion.our_curve(tiny_path, quick=True)
-    names = ["vbc", "vbc --tune psnr"]
+    names = ["vbc", "vbc --effort 2", "vbc --tune psnr"]
     assert list(dict.fromkeys(codec.name for codec in curve)) == names
     assert all(map(rivals.is_ours, names))
     for codec in (curve[0], curve[-1]):
