@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.lossy.analysis import analyse_stages
 from vbc.codec.lossy.coding import code_groups, code_maps
-from vbc.codec.lossy.latents import BLOCK, LEVEL_START, level_latents
+from vbc.codec.lossy.latents import LEVEL_START, level_latents
 from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
@@ -47,51 +47,61 @@ def encode_lossy(
     Of all three levels the refinements follow that `quality` has. nonzero_levels: levels above it have zeros
     for latents, which take a few bytes. Latents: int16 [1, C, h, w], eighths.
     """
-    qualities = quality.on_blocks(*geometry_of(picture).level_size(1), picture.device)
-    latents: Tensor | None = None
+    geometry = geometry_of(picture)
+    qualities = quality.on_blocks(*geometry.level_size(1), picture.device)
+    stage: Stage | None = None
     packets: Packets = []
     worker = ThreadPoolExecutor(1)
-    targets = analyse_stages(model.lossy, picture, qualities, quality.refinements)
-    for refinement, target in enumerate(targets):
+    for target in analyse_stages(model.lossy, picture, qualities, quality.refinements):
         target[:, LEVEL_START[nonzero_levels] :] = 0
-        coarse, latents = latents, torch.empty_like(target[:, : LEVEL_START[levels]])
+        latents = torch.empty_like(target[:, : LEVEL_START[levels]])
+        stage = Stage(0, target, latents) if stage is None else stage.refined(target, latents)
         for level in range(1, levels + 1):
-            packets += _encode_level(
-                model, worker, level, target, latents, qualities, quality, refinement, coarse
-            )
+            packets += _encode_level(model, worker, geometry, level, stage, quality, qualities)
     worker.shutdown()
-    assert latents is not None
-    return packets, latents
+    assert stage is not None
+    return packets, stage.latents
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an encoder has of a refinement of all lossy levels, or of the levels themselves (refinement 0).
+
+    target: what it wants, int16 [1, 192, h, w], sixteenths. latents: as they will be decoded, int16 [1, C, h,
+    w], eighths, filled in level by level. coarse: those of the stage before.
+    """
+
+    refinement: int
+    target: Tensor
+    latents: Tensor
+    coarse: Tensor | None = None
+
+    def refined(self, target: Tensor, latents: Tensor) -> "Stage":
+        """The next stage."""
+        return Stage(self.refinement + 1, target, latents, self.latents)
 
 
 def _encode_level(
     model: Model,
     worker: ThreadPoolExecutor,
+    geometry: Geometry,
     level: int,
-    target: Tensor,
-    latents: Tensor,
-    qualities: Tensor,
+    stage: Stage,
     quality: QualityMap,
-    refinement: int,
-    coarse: Tensor | None,
+    qualities: Tensor,
 ) -> Packets:
-    """Packets of a lossy level 1 to 3, or of a refinement of it, whose latents are filled in.
-
-    target: sixteenths. latents: int16 [1, C, h, w], eighths. coarse: those that are refined, likewise.
-    """
-    geometry = Geometry(BLOCK * qualities.shape[3], BLOCK * qualities.shape[2])
-    unit = level_of(refinement, level)
-    channels = level_latents(level)
+    """Packets of a level 1 to 3 at a stage, whose latents are filled in. qualities: `quality` on blocks."""
+    unit, channels = level_of(stage.refinement, level), level_latents(level)
     windows = [geometry.window(unit, n) for n in range(geometry.n_groups(unit))]
-    below = None if level == 1 else latents[:, : channels.start]
+    below = None if level == 1 else stage.latents[:, : channels.start]
     with_map = unit == 1 and quality.values is not None
     bodies: dict[int, bytes] = {}
-    for batch in in_batches(windows, HOST_BLOCKS if target.device.type == "cpu" else DEVICE_BLOCKS):
+    for batch in in_batches(windows, HOST_BLOCKS if qualities.device.type == "cpu" else DEVICE_BLOCKS):
         parts = [windows[i] for i in batch]
-        wanted = torch.stack([target[0, channels, *window] for window in parts])
-        known = None
-        if coarse is not None:
-            known = torch.stack([coarse[0, channels, *window] for window in parts])
+        wanted, coarse = (
+            None if plane is None else torch.stack([plane[0, channels, *window] for window in parts])
+            for plane in (stage.target, stage.coarse)
+        )
         writer = model.writer(len(batch), worker)
         if with_map:
             encode_maps(model, writer, parts, quality)
@@ -103,12 +113,12 @@ def _encode_level(
             parts,
             qualities,
             wanted,
-            refinement=refinement,
-            coarse=known,
-            later=quality.refinements - refinement,
+            refinement=stage.refinement,
+            coarse=coarse,
+            later=quality.refinements - stage.refinement,
         )
         for window, part in zip(parts, decoded, strict=True):
-            latents[0, channels, *window] = part
+            stage.latents[0, channels, *window] = part
         bodies.update(zip(batch, writer.finish(), strict=True))
     mode = CODED_WITH_MAP if with_map else CODED
     return [(unit, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))]
