@@ -77,6 +77,7 @@ KINDS = {
     "tuned": EncodeSettings(levels=0, lossless=True, effort=2),
     "layered": EncodeSettings(lossless=True),
     "lossy": EncodeSettings(quality=80),
+    "refined": EncodeSettings(quality=80, refinements=1),
 }
 TIMED = {
     f"{kind} effort {effort}": EncodeSettings(levels=levels, lossless=True, effort=effort)

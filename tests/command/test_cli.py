@@ -456,6 +456,27 @@ def test_workers_follow_a_killed_parent(tmp_path: Path) -> None:
 # info, eval, processes
 
 
+def test_refinements(image: Path, tmp_path: Path, tiny_path: Path) -> None:
+    """Levels are counted in their order; `info` says what they are."""
+    out, shown = tmp_path / "out.vbc", tmp_path / "shown.png"
+    options = ("--quality", 80, "--refinements", 2, "--model", tiny_path)
+    assert codec("encode", image, "-o", out, *options).exit_code == 0
+    text = codec("info", out).stdout
+    assert "lossy, quality 30, 80 with 2 refinements" in text
+    assert "level 36  lossy, refinement 2 of level 1  ends at byte" in text
+    assert [line.split()[1] for line in text.splitlines()[2:]][:9] == [
+        *("1", "2", "3"),
+        *map(str, range(33, 39)),
+    ]
+    errors = []
+    for levels in (3, 6, 9):
+        assert codec("decode", out, "-o", shown, "--levels", levels, "--model", tiny_path).exit_code == 0
+        errors.append(np.square(pixels(shown).astype(float) - RGB).mean())
+    assert errors == sorted(errors, reverse=True)
+    assert codec("encode", image, "-o", out, "--levels", 2, "--refinements", 1).exit_code == 2
+    assert codec("encode", image, "-o", out, "--refinements", 4).exit_code == 2
+
+
 def test_info(tmp_path: Path, lossless: bytes) -> None:
     path = tmp_path / "a.vbc"
     path.write_bytes(lossless)
