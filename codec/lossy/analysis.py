@@ -147,7 +147,7 @@ def rdo_round(
     return symbols.flatten().index_copy(0, where, better).view(symbols.shape)
 
 
-def wanted_thirds(
+def wanted_moves(
     model: LossyModel,
     level: int,
     quality: Tensor,
@@ -157,19 +157,26 @@ def wanted_thirds(
     optimise: bool,
     later: int = 0,
 ) -> Tensor:
-    """The symbols of a refinement, -1..1: of the three values of a coarse cell the one nearest to the target.
+    """The symbols of a refinement: fine steps from the coarse value to the target, -1..1 but for what lies far
+    outside the coarse cell.
 
     All tensors are [N, n, C] for the level's C latents. exact: float, fine steps from the coarse value to the
     target, those towards the mean counted positive. quality: int32 [N, n], without refinement. table: int32,
     number of the table. coded: bool. optimise: the value for which squared error and bits together are least.
     later: how many refinements follow. Returns int16.
     """
+    nearest = exact.round().clamp_(-LETTER_MAX, LETTER_MAX)
     if not optimise:
-        return (exact.round().clamp_(-1, 1) * coded).to(torch.int16)
+        return nearest.mul_(coded).to(torch.int16)
     worth = step_worth(model, level, later)[quality]
-    cost = model.refine_cost[table - model.refine_table]
-    least = torch.stack([(exact - t).square_().mul_(worth) + cost[..., 1 + t] for t in (-1, 0, 1)])
-    return ((least.argmin(0) - 1) * coded).to(torch.int16)
+    row = (table - model.refine_table) * len(model.refine_cost[0]) + LETTER_MAX
+    bits = model.refine_cost.flatten()
+    best, least = torch.zeros_like(exact), exact.square().mul_(worth).add_(bits[row])
+    for move in (torch.full_like(exact, -1), torch.ones_like(exact), nearest):
+        total = (exact - move).square_().mul_(worth).add_(bits[row + move.int()])
+        best = torch.where(total < least, move, best)
+        least = torch.minimum(total, least)
+    return best.mul_(coded).to(torch.int16)
 
 
 def step_worth(model: LossyModel, level: int, later: int = 0) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
-from vbc.codec.lossy.analysis import wanted_symbols, wanted_thirds
+from vbc.codec.lossy.analysis import wanted_moves, wanted_symbols
 from vbc.codec.lossy.features import (
     INTEGERS,
     interlaced_passes,
@@ -316,8 +316,9 @@ def refine_latents(
 ) -> Tensor:
     """Code one step of a refinement, 1 to 3: latents become one of three values, a fine step apart.
 
-    Arguments as in `code_latents`, mean and scale those that the networks give at the refinement. coarse:
-    int16 [N, n, C], the value in the middle. Returns latents (eighths), int16.
+    Rarely one leaves these, where the stages before had no symbol for it. Arguments as in `code_latents`,
+    mean and scale those that the networks give at the refinement. coarse: int16 [N, n, C], the value in the
+    middle. Returns latents (eighths), int16.
     """
     step = by_quality(model.steps[refinement], level, quality)
     away = (mean - coarse).clamp_(-FARTHEST, FARTHEST)
@@ -332,12 +333,12 @@ def refine_latents(
     if target is not None:
         exact = (target / TARGET_UNIT - coarse / LATENT_UNIT).mul_(256).div_(step)
         exact = torch.where(below, -exact, exact)
-        wanted = wanted_thirds(model, level, quality, exact, table, ~skipped, optimise, later)
+        wanted = wanted_moves(model, level, quality, exact, table, ~skipped, optimise, later)
         wanted = wanted.transpose(1, 2).flatten(1)
     decoded = coder.code(index.transpose(1, 2).flatten(1), wanted)
     n, _, c = index.shape
-    thirds = decoded.clamp(-1, 1).view(n, c, -1).transpose(1, 2)
-    return dequantise(coarse.int(), torch.where(below, -thirds, thirds), step)
+    moves = decoded.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT).view(n, c, -1).transpose(1, 2)
+    return dequantise(coarse.int(), torch.where(below, -moves, moves), step)
 
 
 def offset_classes(away: Tensor, step: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.tables import SYMBOL_MAX, TableSet
+from vbc.bitstream.tables import TableSet
 from vbc.codec.lossy.latents import (
     N_REFINED_TABLES,
     N_SCALES,
@@ -38,7 +38,7 @@ class LossyModel:
     refine_table: the first one of refinements. basis: integer DCTs of 2, 4 and 8 samples a side, float64
     [n*n frequencies, n*n samples], times 4096. The encoder's alone: analysis, its network in float32 and
     "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256];
-    refine_cost, those of -1, 0 and 1 under each table of refinements, float32 [260, 3].
+    refine_cost, likewise under each table of refinements, float32 [260, 256].
     """
 
     context: dict[str, IntChain]
@@ -93,9 +93,7 @@ class LossyModel:
             map_table=int(named["lossy.map_table"]),
             refine_table=refine_table,
             cost=bits[first_table : first_table + 3 * N_SCALES].contiguous(),
-            refine_cost=bits[
-                refine_table : refine_table + N_REFINED_TABLES, SYMBOL_MAX - 1 : SYMBOL_MAX + 2
-            ].contiguous(),
+            refine_cost=bits[refine_table : refine_table + N_REFINED_TABLES].contiguous(),
         )
 
     @property

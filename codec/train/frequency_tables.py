@@ -71,6 +71,7 @@ def refinement_tables() -> NDArray[np.float64]:
     """Probabilities of the symbols of refinements by scale, then offset: float64 [260, 256].
 
     The logistic restricted to the coarse cell, three fine steps wide; a symbol is positive towards its mean.
+    How often a latent leaves its cell, counts will tell.
     """
     # the middle of what each of the two open classes holds
     quarters = [*range(NEAR_QUARTERS + 1), *(first + 2 for first in FAR_QUARTERS)]

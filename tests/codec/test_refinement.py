@@ -81,9 +81,9 @@ def by_the_text(
     octaves = wrapped(scale - log2_step + 62) >> 2
     table = model.refine_table + 10 * octaves.clip(0, 25) + offset
     table[(octaves < 0) & (offset < 2)] = NO_TABLE
-    third = np.where(table == NO_TABLE, 0, symbols).clip(-1, 1)
-    third = np.where(away < 0, -third, third)
-    latent = (coarse + ((third * step + 16) >> 5)).clip(-32768, 32767)
+    move = np.where(table == NO_TABLE, 0, symbols).clip(-2047, 2047)
+    move = np.where(away < 0, -move, move)
+    latent = (coarse + ((move * step + 16) >> 5)).clip(-32768, 32767)
     return table, latent, (64 * wrapped(latent - mean).clip(-(2**20), 2**20) + step) // (2 * step)
 
 
@@ -162,8 +162,8 @@ def test_decoder_follows_encoder(model: LossyModel, size: tuple[int, int]) -> No
             latents[:, channels] = coded
             step = model.steps[refinement][quality[0, 0].flatten().long()][:, channels]
             moved = (coded - known)[0].flatten(1).T.abs()
-            assert (moved <= (step + 31) // 32).all()
-            assert all(symbols.abs().max() <= 1 for _, symbols in recorder.steps)
+            assert (moved <= (step + 31) // 32).float().mean() > 0.9, "most stay in their cells"
+            assert all(symbols.abs().max() <= 127 for _, symbols in recorder.steps)
         assert (latents != coarse).any()
         coarse = latents
 
@@ -246,7 +246,7 @@ def test_weights_that_cannot_refine(tiny_path: Path, name: str, value: int | Non
 # What an encoder does
 
 
-def test_the_best_of_three(model: LossyModel) -> None:
+def test_the_best_move(model: LossyModel) -> None:
     """For squared error and bits together; only what is coded; nearest without a look at bits."""
     rng = torch.Generator().manual_seed(3)
     shape = (2, 50, LEVEL_LATENTS[1])
@@ -255,22 +255,25 @@ def test_the_best_of_three(model: LossyModel) -> None:
     coded = torch.rand(shape, generator=rng) < 0.7
     quality = torch.randint(0, 101, shape[:2], generator=rng).int()
     arguments = (model, 2, quality, exact, table, coded)
-    nearest = analysis.wanted_thirds(*arguments, optimise=False)
-    assert torch.equal(nearest, (exact.round().clamp(-1, 1) * coded).short())
+    exact[0, 0, :3] = torch.tensor([40.0, -200.0, 9.0])
+    coded[0, 0, :3] = True
+    nearest = analysis.wanted_moves(*arguments, optimise=False)
+    assert torch.equal(nearest, (exact.round().clamp(-127, 127) * coded).short())
     worth = analysis.step_worth(model, 2)[quality]
     cost = model.refine_cost[(table - model.refine_table).long()]
 
     def total(t: Tensor) -> Tensor:
-        bits = cost.gather(-1, t[..., None].long() + 1)[..., 0]
+        bits = cost.gather(-1, t[..., None].long() + 127)[..., 0]
         return (exact - t).square() * worth + bits
 
-    chosen = analysis.wanted_thirds(*arguments, optimise=True)
+    chosen = analysis.wanted_moves(*arguments, optimise=True)
+    assert torch.equal(chosen[0, 0, :3], nearest[0, 0, :3]), "no bits are worth so large an error"
     assert chosen.dtype == torch.int16
     assert not chosen[~coded].any()
-    for t in (-1, 0, 1):
-        assert (total(chosen) <= total(torch.full_like(chosen, t)))[coded].all()
+    for other in (*(torch.full_like(chosen, t) for t in (-1, 0, 1)), nearest):
+        assert (total(chosen) <= total(other))[coded].all()
     assert 0.001 < (chosen != nearest).float().mean() < 0.5
-    later = analysis.wanted_thirds(*arguments, optimise=True, later=1)
+    later = analysis.wanted_moves(*arguments, optimise=True, later=1)
     assert (later != nearest).sum() < 0.2 * (chosen != nearest).sum(), "nearly nearest before refinements"
 
 

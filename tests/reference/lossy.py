@@ -216,9 +216,9 @@ class LossyDecoder:
         tables = np.where((octaves < 0) & (offset < 2), NOTHING, tables)
         if tables.size:
             self.say(f"    means {brief(mean)}; scales {brief(scale)}; coarse {brief(coarse)}")
-        thirds = coder.step(tables).clip(-1, 1)
-        thirds = np.where(away < 0, -thirds, thirds)
-        latents = (coarse + ((thirds * step + 16) >> 5)).clip(-32768, 32767)
+        moves = coder.step(tables).clip(-2047, 2047)
+        moves = np.where(away < 0, -moves, moves)
+        latents = (coarse + ((moves * step + 16) >> 5)).clip(-32768, 32767)
         if tables.size:
             self.say(f"      latents {brief(latents)}")
         return latents, (64 * (latents - mean).clip(-FAR, FAR) + step) // (2 * step)
