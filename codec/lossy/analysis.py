@@ -157,8 +157,9 @@ def wanted_moves(
     optimise: bool,
     later: int = 0,
 ) -> Tensor:
-    """The symbols of a refinement: fine steps from the coarse value to the target, -1..1 but for what lies far
-    outside the coarse cell.
+    """The symbols of a refinement: fine steps from the coarse value to the target.
+
+    They are -1..1 but for what lies far outside the coarse cell.
 
     All tensors are [N, n, C] for the level's C latents. exact: float, fine steps from the coarse value to the
     target, those towards the mean counted positive. quality: int32 [N, n], without refinement. table: int32,
