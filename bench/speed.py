@@ -58,7 +58,7 @@ STAGES = {
         "pixels.colour:opponent_to_rgb",
     ),
     "analysis": ("lossy.analysis:analyse",),
-    "rate-distortion rounding": ("lossy.analysis:rdo_round",),
+    "rate-distortion rounding": ("lossy.analysis:rdo_round", "lossy.analysis:wanted_moves"),
     "network inputs": (
         "exact.features:phase_inputs",
         "pixels.borders:extend",
@@ -76,6 +76,7 @@ STAGES = {
         "/kernels/predict:ChannelPredictor.learn",
         "lossy.coding:code_groups",
         "lossy.coding:code_latents",
+        "lossy.coding:refine_latents",
         "lossy.coding:prior_parameters",
         "lossy.coding:neighbour_parameters",
     ),
