@@ -76,7 +76,7 @@ def test_decoder_follows_encoder(shipped: LossyModel, size: tuple[int, int]) -> 
             assert torch.equal(decoded, cut(latents[:, channels], group))
     n_coded = sum(int((index < NO_TABLE).sum()) for r in recorders for c in r for index, _ in c.steps)
     assert 0 < n_coded
-    assert n_coded < latents.numel() / 4 or size[0] * size[1] < 50, "in larger pictures most are skipped"
+    assert n_coded < latents.numel() / 2 or size[0] * size[1] < 50, "in larger pictures most are skipped"
     assert any(symbols.any() for c in recorders[0] for _, symbols in c.steps)
 
 

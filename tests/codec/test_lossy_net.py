@@ -297,7 +297,7 @@ def test_the_rate_moves_every_network_that_it_depends_on() -> None:
 def test_random_maps() -> None:
     """Whole qualities, one for each square; of one kind constant maps; the same from the same seed."""
     luma = photo(128, 160)[None, :1].float().expand(64, -1, -1, -1)
-    torch.manual_seed(2)
+    torch.manual_seed(3)
     maps = random_maps(luma)
     assert maps.shape == (64, 1, 16, 20)
     assert torch.equal(maps, maps.round())
@@ -306,7 +306,7 @@ def test_random_maps() -> None:
     assert torch.equal(on_blocks(squares, 16, 20), maps)
     n_constant = sum(one.unique().numel() == 1 for one in maps)
     assert 8 < n_constant < 40
-    torch.manual_seed(2)
+    torch.manual_seed(3)
     assert torch.equal(random_maps(luma), maps)
     assert all(one.unique().numel() == 1 for one in random_maps(luma, constant=True))
 
@@ -321,13 +321,13 @@ def shaken(net: LossyNet) -> LossyNet:
     return net
 
 
-@pytest.mark.parametrize(("spread", "tolerance"), [(0, 0.01), (20, 0.015)])
+@pytest.mark.parametrize(("spread", "tolerance"), [(0, 0.01), (15, 0.015)])
 def test_integer_levels_follow_the_float_network(
     monkeypatch: pytest.MonkeyPatch, spread: int, tolerance: float
 ) -> None:
     """Quantised training form against the coder's integers: each level's bits, within 1 % or so.
 
-    With one quality, and with a map of many, at some of which scales are rounded less luckily than at 80.
+    With one quality, and with a map of many, at some of which scales are rounded less luckily than at 60.
 
     The noise of training is set to what rounding does, so that both code the same symbols; and scales are
     rounded to quarter octaves, as the tables' are (halves up: that alone is up to 4 % where most symbols are
@@ -351,7 +351,7 @@ def test_integer_levels_follow_the_float_network(
     with torch.no_grad():
         model = LossyModel.load(export_lossy(net) | tensors, tables)
         planes = rgb_to_opponent(x.float() - 128)
-        quality = many_qualities((16, 20), 80 - spread, 80 + spread)
+        quality = many_qualities((16, 20), 60 - spread, 60 + spread)
         latents, bits = net(planes, quality.float())
         coded, recorders = code_picture(model, x, quality, optimise=False)
     for level, estimate in enumerate(bits, 1):
