@@ -432,7 +432,7 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities: Sequence[int | None] = quality or [None]
-    settings = checked_settings(levels, qualities[0], lossless, effort, tune, refinements)
+    settings = checked_settings(levels, qualities[0], lossless, effort, tune, refinements=refinements)
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:

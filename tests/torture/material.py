@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vbc.bitstream import container
 from vbc.bitstream.container import ANCILLARY, LOSSLESS, Header, Packet
+from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.varint import pack_varints
 from vbc.codec import api
 from vbc.codec.example import make_example
@@ -161,8 +162,25 @@ def usable_packets(header: Header, there: int | Callable[[int], bool]) -> tuple[
 
 @functools.cache
 def picture_key(name: str, keep: tuple[bool, ...]) -> str:
-    """Hash of the picture that these packets of one of `all_files` give, made into a file of their own."""
-    return decoded_key(subset(all_files()[name], keep), allow_partial=True)
+    """Hash of the picture that these packets of one of `all_files` give, made into a file of their own.
+
+    Refinements without a packet of the level before them are no file: there the others stay, damaged.
+    """
+    data = all_files()[name]
+    try:
+        own = subset(data, keep)
+    except Corrupt:
+        own = with_damage(data, keep)
+    return decoded_key(own, allow_partial=True)
+
+
+def with_damage(data: bytes, keep: Sequence[bool]) -> bytes:
+    """The file, each packet that is not kept with another first byte."""
+    header, out = container.unpack_header(data), bytearray(data)
+    for i, stays in enumerate(keep):
+        if not stays and header.packets[i].length:
+            out[header.span(i)[0]] ^= 0xFF
+    return bytes(out)
 
 
 def shows_group(header: Header, keep: Sequence[bool]) -> bool:
