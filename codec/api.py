@@ -47,10 +47,9 @@ class FileInfo:
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
     complete at hand. channels: 1 or 3, alpha not among them. quality: of levels 1 to 3; final_quality: with
-    all refinements. level_ends: level number -> number of bytes from
-    which on it can be decoded. n_packets: of the whole file. header_bytes: where the first of them starts.
-    ranges: the bytes that a region needs, (start, end) each, ascending; of all the file where no region is
-    asked for.
+    all refinements. level_ends: level number -> number of bytes from which on it can be decoded. n_packets:
+    of the whole file. header_bytes: where the first of them starts. ranges: the bytes that a region needs,
+    (start, end) each, ascending; of all the file where no region is asked for.
     """
 
     width: int
@@ -435,8 +434,8 @@ def cut(
 ) -> bytes:
     """A shorter .vbc file of the same picture, made without decoding: fewer packets, as they are.
 
-    data: the file, or of a file that is cut off what is there. stage: keep the levels 1 to this number, as
-    `FileInfo.levels` has them. max_bytes: of these keep the first ones in the file, as many as a file of that
+    data: the file, or of a file that is cut off what is there. stage: keep the levels up to this one, in the
+    order of `FileInfo.levels`. max_bytes: of these keep the first ones in the file, as many as a file of that
     length holds. One of both at least. What stays beside the levels: `files.cutting.cut_file`. Where nothing
     need be left out it is the file unchanged. Where something of the picture is, the new file is not
     lossless, and 16-bit samples have 8 bits.

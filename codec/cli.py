@@ -302,7 +302,7 @@ def cut(
     ] = None,
     stage: Annotated[
         int | None,
-        typer.Option("--stage", min=1, help="Keep levels 1 to this number, as `codec info` shows them."),
+        typer.Option("--stage", min=1, help="Keep the levels up to this one, as `codec info` shows them."),
     ] = None,
     max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
     overwrite: Overwrite = False,

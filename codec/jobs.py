@@ -108,15 +108,20 @@ def encode_file(job: Job, options: EncodeOptions, progress: api.Progress | None 
     )
     write_output(job.target, data)
     info = api.read_info(data)
+    return report_of_file(job, info, started, quality=info.quality)
+
+
+def report_of_file(job: Job, info: api.FileInfo, started: float, **more: Any) -> Report:
+    """What there is to say about a file that was written. more: beside what all such files have."""
     return {
         "input": job.source,
         "output": job.target,
         "width": info.width,
         "height": info.height,
-        "n_bytes": len(data),
-        "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
+        "n_bytes": info.n_bytes,
+        "rate_bpp": round(8 * info.n_bytes / (info.width * info.height), 4),
         "levels": list(info.levels),
-        "quality": info.quality,
+        **more,
         "exact": info.lossless,
         "time_s": round(time.perf_counter() - started, 3),
     }
@@ -163,18 +168,7 @@ def cut_file(job: Job, max_bytes: int | None, stage: int | None, limits: Limits 
         source = FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
         data = api.cut(source, max_bytes=max_bytes, stage=stage, limits=limits)
     write_output(job.target, data)
-    info = api.read_info(data)
-    return {
-        "input": job.source,
-        "output": job.target,
-        "width": info.width,
-        "height": info.height,
-        "n_bytes": len(data),
-        "rate_bpp": round(8 * len(data) / (info.width * info.height), 4),
-        "levels": list(info.levels),
-        "exact": info.lossless,
-        "time_s": round(time.perf_counter() - started, 3),
-    }
+    return report_of_file(job, api.read_info(data), started)
 
 
 def evaluate_file(job: Job, options: EncodeOptions) -> Report:

@@ -83,6 +83,20 @@ def rewritten(header: container.Header, packets: Sequence[tuple[int, int, bytes]
     return container.write_file(packets, **{name: getattr(header, name) for name in names} | changed)
 
 
+def file_without_levels(model: Model) -> bytes:
+    """A valid header with an ICC profile and nothing else."""
+    return container.write_file(
+        [(container.ICC, 0, b"profile")],
+        width=9,
+        height=9,
+        channels=3,
+        quality=0,
+        flags=0,
+        model_hash=model.hash,
+        tables_hash=model.tables.digest,
+    )
+
+
 def truncations(data: bytes) -> Iterator[bytes]:
     """Every proper prefix."""
     return (data[:n] for n in range(len(data)))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.flow.encode_levels import geometry_of, lossy_picture
 from vbc.codec.lossy.analysis import analyse_stages
@@ -23,17 +24,32 @@ def code_lossy(model: Model, coder: Coder, picture: Tensor, quality: QualityMap)
     latents: Tensor | None = None
     targets = analyse_stages(model.lossy, picture, qualities, quality.refinements)
     for refinement, target in enumerate(targets):
-        coarse: Tensor | None = latents
-        latents = None
-        for level in (1, 2, 3):
-            channels = level_latents(level)
-            known = None if coarse is None else coarse[:, channels]
-            later = quality.refinements - refinement
-            latents = add_level(
-                model, coder, level, latents, qualities, target[:, channels], refinement, known, later
-            )
+        later = quality.refinements - refinement
+        latents = code_stage(model, coder, qualities, target, refinement, latents, later)
     assert latents is not None
     return lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
+
+
+def code_stage(
+    model: Model,
+    coder: Coder,
+    qualities: Tensor,
+    wanted: Tensor | None,
+    refinement: int,
+    coarse: Tensor | None,
+    later: int = 0,
+) -> Tensor:
+    """Code levels 1 to 3, or a refinement of them, each as one group: all latents, int16 [1, 192, h, w].
+
+    qualities, wanted, refinement, coarse, later: as `add_level`, of all three levels.
+    """
+    latents: Tensor | None = None
+    for level in range(1, LOSSY_LEVELS + 1):
+        channels = level_latents(level)
+        want, known = (None if plane is None else plane[:, channels] for plane in (wanted, coarse))
+        latents = add_level(model, coder, level, latents, qualities, want, refinement, known, later)
+    assert latents is not None
+    return latents
 
 
 def add_level(

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
-from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
+from vbc.bitstream.geometry import MAX_REFINEMENTS
 from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
 from vbc.codec.exact.groups import GridStep, GroupBatch
 from vbc.codec.exact.level import code_groups as code_exact_groups
@@ -23,9 +23,9 @@ from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.files.image_io import write_atomic
 from vbc.codec.flow.choose_quality import CROPS, sample_of, score_of
 from vbc.codec.flow.encode_levels import geometry_of
-from vbc.codec.flow.lossy_trial import add_level, code_lossy
+from vbc.codec.flow.lossy_trial import add_level, code_lossy, code_stage
 from vbc.codec.lossy.coding import code_maps, prior_means
-from vbc.codec.lossy.latents import latent_grid, level_latents
+from vbc.codec.lossy.latents import latent_grid
 from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
@@ -122,9 +122,8 @@ def export_model(
 def typical_scores(model: Model, tiles: NDArray[np.uint8]) -> Tensor:
     """The score that pictures have on an average at each base, float32 [101], rising.
 
-    With weights for the eye they have maps.
-
-    tiles: uint8 [N, 3, 128, 128]; each nine are a sample of `choose_quality`, the last ones are filled up.
+    With weights for the eye they have maps. tiles: uint8 [N, 3, 128, 128]; each nine are a sample of
+    `choose_quality`, the last ones are filled up.
     """
     n = -(-len(tiles) // CROPS**2) * CROPS**2
     tiles = np.resize(tiles, (n, *tiles.shape[1:]))
@@ -170,7 +169,7 @@ def known_answers(model: Model) -> dict[str, str]:
                 lossy = synthesise(model.lossy, full, size, used, qualities)
                 out[f"{size} level {level}"] = digest(lossy)
             for refinement in range(1, MAX_REFINEMENTS + 1):
-                latents = known_refinement(model, coder, refinement, latents, qualities)
+                latents = code_stage(model, coder, qualities, None, refinement, latents)
                 count = np.full((1, 1), refinement)
                 refined = synthesise(model.lossy, latents, size, used, qualities, refined=count)
                 out[f"{size} refinement {refinement}"] = digest(refined)
@@ -180,19 +179,6 @@ def known_answers(model: Model) -> dict[str, str]:
                 ("layered", lossy, False),
             ):
                 out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned))
-    return out
-
-
-def known_refinement(
-    model: Model, coder: Coder, refinement: int, coarse: Tensor | None, qualities: Tensor
-) -> Tensor:
-    """What symbols make of latents int16 [1, 192, h, w]: all of them refined."""
-    assert coarse is not None
-    out: Tensor | None = None
-    for level in range(1, LOSSY_LEVELS + 1):
-        known = coarse[:, level_latents(level)]
-        out = add_level(model, coder, level, out, qualities, None, refinement, known)
-    assert out is not None
     return out
 
 

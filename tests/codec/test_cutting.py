@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from checks import check_format_error, rewritten
+from checks import check_format_error, file_without_levels, rewritten
 from grouped import CASES, grouped_file
 from pictures import photo, soft_mask, stripes
 
@@ -309,16 +309,7 @@ def test_bad_files(tiny: Model) -> None:
 
 
 def test_a_file_without_levels(tiny: Model) -> None:
-    data = container.write_file(
-        [(container.ICC, 0, b"profile")],
-        width=9,
-        height=9,
-        channels=3,
-        quality=0,
-        flags=0,
-        model_hash=tiny.hash,
-        tables_hash=tiny.tables.digest,
-    )
+    data = file_without_levels(tiny)
     assert api.cut(data, max_bytes=len(data)) == data
     for arguments in ({"max_bytes": len(data) - 1}, {"stage": 3, "max_bytes": len(data) - 1}):
         with pytest.raises(NothingLeft, match=r"no level"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checks import file_without_levels
 from grouped import CASES, HEIGHT, WIDTH, grouped_file, header_of
 from pictures import photo
 from torch import Tensor
@@ -219,16 +220,7 @@ def test_a_region_at_a_levels_own_size_is_refused(tiny: Model) -> None:
 
 def test_a_region_of_a_file_without_levels(tiny: Model) -> None:
     """A valid header with an ICC profile and nothing else."""
-    data = container.write_file(
-        [(container.ICC, 0, b"profile")],
-        width=9,
-        height=9,
-        channels=3,
-        quality=0,
-        flags=0,
-        model_hash=tiny.hash,
-        tables_hash=tiny.tables.digest,
-    )
+    data = file_without_levels(tiny)
     for region in (None, (0, 0, 1, 1)):
         with pytest.raises(Corrupt, match="no levels"):
             decode_image(data, model=tiny, region=region)
