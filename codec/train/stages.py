@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from vbc.codec.model import build_model
+from vbc.codec.train.bins_loss import bins_loss, validate_bins
+from vbc.codec.train.bins_net import BinsNet
 from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_alone_loss, layered_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
@@ -21,12 +23,12 @@ from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
-"""Of a whole run; `EYE` and `LAYERED` are done on request alone."""
-EYE, LAYERED = "eye", "tune-layered"
+"""Of a whole run; `EYE`, `LAYERED` and `BINS` are done on request alone."""
+EYE, LAYERED, BINS = "eye", "tune-layered", "bins"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
 EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
 """What the tuning stages start from."""
-RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4, LAYERED: 4e-4}
+RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4, LAYERED: 4e-4, BINS: 1e-3}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -50,12 +52,12 @@ def train(
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
-    stage: "all", "tune" (both tunings), `EYE` or one of `STAGES`. lossy: the stage whose lossy network
+    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS` or one of `STAGES`. lossy: the stage whose lossy network
     `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data or an earlier
     stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    known = {*STAGES, EYE, LAYERED}
+    known = {*STAGES, EYE, LAYERED, BINS}
     if not set(chosen) <= known:
         raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(sorted(known))}")
     if lossy not in ("tune-lossy", EYE):
@@ -99,6 +101,9 @@ def train_stage(
             validate = validate_lossy(net, held_out, plane_distance)
         run_stage(net, loss, validate, tiles, schedule, checkpoint, device, emit)
         return
+    if name == BINS:
+        train_bins(out, lossy, tiles, held_out, schedule, checkpoint, device, emit)
+        return
     exact = ExactNet()
     start(exact, earlier, checkpoint)
     set_quantise(exact, tuning)
@@ -112,6 +117,30 @@ def train_stage(
             start_layered(exact, tiles[picked])
     prepare(exact, device)
     run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
+
+
+def train_bins(
+    out: Path,
+    lossy: str,
+    tiles: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    schedule: Schedule,
+    checkpoint: Path,
+    device: str,
+    emit: Emit,
+) -> None:
+    """The layers for bins, beside the exact networks as they are."""
+    exact = load_exact(out)
+    bins = BinsNet()
+    bins.start(exact)
+    for net in (exact, bins):
+        set_quantise(net, True)
+        prepare(net, device)
+    exact.requires_grad_(False)
+    model = build_model(export_model(exact, load_lossy(out, lossy), None))
+    tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
+    validate = validate_bins(bins, exact, held_out)
+    run_stage(bins, bins_loss(bins, exact), validate, tiles, schedule, checkpoint, device, emit)
 
 
 def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
@@ -136,11 +165,17 @@ def load_lossy(out: Path, lossy: str) -> LossyNet:
     return net
 
 
-def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
-    """Write `out/model.safetensors` from the tuned networks."""
+def load_exact(out: Path) -> ExactNet:
+    """The tuned exact networks, with layers of layered files tuned on their own where there are such."""
     exact = ExactNet()
     layered = out / f"{LAYERED}.safetensors"
     load_checkpoint(layered if layered.exists() else out / TUNED_EXACT, exact)
+    return exact
+
+
+def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
+    """Write `out/model.safetensors` from the tuned networks."""
+    exact = load_exact(out)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
     model = save_model(
         out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE)
