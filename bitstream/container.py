@@ -13,7 +13,15 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from .errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
-from .geometry import FIRST_REFINED, LOSSY_LEVELS, Geometry, is_lossy, rank, refinements_of
+from .geometry import (
+    FIRST_REFINED,
+    LOSSY_LEVELS,
+    Geometry,
+    is_level,
+    is_lossy,
+    rank,
+    refinements_of,
+)
 from .source import Buffer, Source, as_source
 from .varint import pack_varints, unpack_varint
 
@@ -30,8 +38,9 @@ whole picture, packed."""
 ARCHIVAL = 2
 """Flag: the exact levels are coded without a lossy picture, and there are no lossy levels."""
 
-MAX_LEVEL = 63
-"""Units 1 to 63 are levels."""
+BOUND_SHIFT, MAX_BOUND = 8, 8
+"""Where the bound stands in the flags: 0 for none, or by how much samples of the bins may differ from the
+picture's."""
 
 MAX_QUALITY = 100
 
@@ -107,8 +116,8 @@ DEFAULT_LIMITS = Limits()
 class Packet:
     """One entry of the index.
 
-    unit: 1..63 a level, ICC to PIXEL_HASH, or ancillary. part: 0 is what the groups of a level share, g + 1
-    is group g; 0 for what is no level. length: bytes. crc32: of the payload.
+    unit: 1..63 and 71..98 a level, ICC to PIXEL_HASH, or ancillary. part: 0 is what the groups of a level
+    share, g + 1 is group g; 0 for what is no level. length: bytes. crc32: of the payload.
     """
 
     unit: int
@@ -124,7 +133,7 @@ class Packet:
     @property
     def level(self) -> int:
         """The level it belongs to, or 0."""
-        return self.unit if self.unit <= MAX_LEVEL else 0
+        return self.unit if is_level(self.unit) else 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ class Header:
     """A valid header with its index; making one raises a FormatError where they do not go together.
 
     width, height: pixels, >= 1. channels: 1 (gray) or 3 (RGB). quality: 0..100. flags: of LOSSLESS and
-    ARCHIVAL. model_hash, tables_hash: 8 bytes. packets: in the order of the file. bit_depth: 8, or 16 where
+    ARCHIVAL, and the bound times 2^BOUND_SHIFT. model_hash, tables_hash: 8 bytes. packets: in the order of the file. bit_depth: 8, or 16 where
     there is a LOW packet. colour: 0, as in sRGB unless an ICC packet says otherwise. minor: the minor version
     of the file.
     """
@@ -161,7 +170,8 @@ class Header:
             ("channels", self.channels, (1, 3)),
             ("bit depth", self.bit_depth, (8, 16)),
             ("colour", self.colour, (0,)),
-            ("flags", self.flags, range(4)),
+            ("flags", self.flags & (1 << BOUND_SHIFT) - 1, range(4)),
+            ("bound", self.bound, range(MAX_BOUND + 1)),
         ):
             if value not in known:
                 raise UnsupportedVersion(VERSION[0], self.minor, f"{name} {value}")
@@ -177,10 +187,16 @@ class Header:
         """Whether all groups of all exact levels are in the index."""
         return bool(self.flags & LOSSLESS)
 
+    @property
+    def bound(self) -> int:
+        """How far a sample of the bins can be from the picture's, 1 to 8; 0 in a file without bins."""
+        return self.flags >> BOUND_SHIFT
+
     @cached_property
     def geometry(self) -> Geometry:
-        """Grids and groups of the picture, with the refinements of the file."""
-        return Geometry(self.width, self.height, refinements=refinements_of(levels_present(self)))
+        """Grids and groups of the picture, with the refinements and bins of the file."""
+        refinements = refinements_of(levels_present(self))
+        return Geometry(self.width, self.height, refinements=refinements, binned=self.bound > 0)
 
     @property
     def final_quality(self) -> int:
@@ -309,7 +325,7 @@ def _unpack_fields(start: Buffer, limits: Limits) -> tuple[Any, ...]:
     width, height, index_bytes = fields[4], fields[5], fields[-1]
     _check_size(width, height)
     _check_pixels(width, height, limits)
-    _check_index_bytes(index_bytes, Geometry(width, height))
+    _check_index_bytes(index_bytes, Geometry(width, height, binned=fields[3] >> BOUND_SHIFT > 0))
     return fields
 
 
@@ -335,7 +351,7 @@ def _unpack_index(data: bytes) -> Iterator[Packet]:
     while at < len(data):
         unit, first, count = data[at], 0, 1
         at += 1
-        if 1 <= unit <= MAX_LEVEL:
+        if is_level(unit):
             first, at = unpack_varint(data, at)
             count, at = unpack_varint(data, at)
             if count == 0 or (unit, first) == before:
@@ -583,7 +599,7 @@ def _check_packet(packet: Packet, minor: int) -> None:
     in_range = 0 <= unit < 1 << 8 and 0 <= part < 1 << 32 and 0 <= packet.crc32 < 1 << 32
     if not (in_range and 0 <= length < 1 << LENGTH_BITS):
         raise Corrupt(f"{packet}")
-    if not (1 <= unit <= MAX_LEVEL or ICC <= unit <= PIXEL_HASH or packet.is_ancillary):
+    if not (is_level(unit) or ICC <= unit <= PIXEL_HASH or packet.is_ancillary):
         raise UnsupportedVersion(VERSION[0], minor, f"unit {unit}")
     if part and not packet.level:
         raise Corrupt(f"unit {unit} with part {part}")
@@ -632,7 +648,8 @@ def _check_needs(header: Header, places: dict[int, list[int | None]]) -> None:
     """Raises Corrupt unless what a packet needs is in the index, before it."""
     never = len(header.packets)
     for level, groups in places.items():
-        if level >= FIRST_REFINED and (LOSSY_LEVELS if level == FIRST_REFINED else level - 1) not in places:
+        refined = is_lossy(level) and level >= FIRST_REFINED
+        if refined and (LOSSY_LEVELS if level == FIRST_REFINED else level - 1) not in places:
             raise Corrupt(f"level {level} without the lossy level before it")
         shared = header.find(level)
         own = [never if i is None else i for i in groups]

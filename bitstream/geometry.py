@@ -2,7 +2,8 @@
 
 A level codes the positions of a grid: the lossy levels that of the 8x8 blocks, exact level n the grid x_k of
 every 2^k-th pixel of every 2^k-th row. A group is a square of that grid that is coded on its own. Lossy are
-the levels 1 to 3 and their refinements: refinement r of level n is a level of its own, 32 + 3 (r - 1) + n.
+the levels 1 to 3 and their refinements: refinement r of level n is a level of its own, 32 + 3 (r - 1) + n. In
+a file with bins, level 66 + n holds the bins of exact level n, whose grid it has.
 Rows and columns never mix here: what a group needs is found on each axis by itself.
 
 Light to import: neither torch nor numpy.
@@ -15,8 +16,15 @@ from functools import cached_property, lru_cache
 LOSSY_LEVELS = 3
 """Levels 1 to 3 are lossy; those from 4 to 32 are exact."""
 
+MAX_LEVEL = 63
+"""Units 1 to 63 are levels, and those of bins."""
+
 FIRST_REFINED, MAX_REFINEMENTS = 33, 3
 """Levels 33 to 41 are lossy again: refinements 1 to 3 of levels 1 to 3."""
+
+BINS = 66
+"""Level 66 + n has the bins of exact level n, from the second exact level on."""
+FIRST_BINS, LAST_BINS = 71, 98
 
 BLOCK = 8
 """Side of a block in pixels."""
@@ -57,7 +65,17 @@ SIDES = Sides()
 
 def is_lossy(level: int) -> bool:
     """Whether a level is one of 1 to 3 or a refinement of one."""
-    return level <= LOSSY_LEVELS or level >= FIRST_REFINED
+    return level <= LOSSY_LEVELS or FIRST_REFINED <= level < FIRST_BINS
+
+
+def is_bins(level: int) -> bool:
+    """Whether a level holds bins of an exact one."""
+    return level >= FIRST_BINS
+
+
+def is_level(unit: int) -> bool:
+    """Whether packets of a unit belong to a level, maybe one that no picture has."""
+    return 1 <= unit <= MAX_LEVEL or FIRST_BINS <= unit <= LAST_BINS
 
 
 def stage_of(level: int) -> tuple[int, int]:
@@ -74,11 +92,14 @@ def level_of(refinement: int, level: int) -> int:
 
 
 def rank(level: int) -> int:
-    """The place of a level in the order of all levels, 1, 2, 3, 33, ..., 41, 4, 5, ..., from 1 on."""
+    """The place of a level in the order of all levels, 1, 2, 3, 33, ..., 41, 4, 71, ..., 98, 5, 6, ..., from
+    1 on."""
     if level <= LOSSY_LEVELS:
         return level
-    n_refined = MAX_REFINEMENTS * LOSSY_LEVELS
-    return level - FIRST_REFINED + LOSSY_LEVELS + 1 if level >= FIRST_REFINED else level + n_refined
+    if is_lossy(level):
+        return level - FIRST_REFINED + LOSSY_LEVELS + 1
+    exact = MAX_REFINEMENTS * LOSSY_LEVELS + (level - BINS if is_bins(level) else level)
+    return exact if level == LOSSY_LEVELS + 1 or is_bins(level) else exact + LAST_BINS - FIRST_BINS + 1
 
 
 def refinements_of(levels: Iterable[int]) -> int:
@@ -90,7 +111,8 @@ def refinements_of(levels: Iterable[int]) -> int:
 class Geometry:
     """Levels and groups of a picture of `width` x `height` pixels, both >= 1.
 
-    refinements: of the file; exact levels look at the picture of all of them.
+    refinements: of the file; exact levels look at the picture of all of them. binned: whether its exact
+    levels have bins before them.
 
     Groups of a level are numbered 0, 1, ... in raster order; in a file, group g is part g + 1 of its level.
     Sizes are (rows, columns).
@@ -100,6 +122,7 @@ class Geometry:
     height: int
     sides: Sides = field(default_factory=lambda: SIDES)
     refinements: int = 0
+    binned: bool = False
 
     @cached_property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -126,14 +149,21 @@ class Geometry:
         return level_of(self.refinements, LOSSY_LEVELS)
 
     @property
+    def last_bins(self) -> int:
+        """The level that completes the picture of bins; level 4 where there is none above it."""
+        return self.last_level + BINS if self.top else LOSSY_LEVELS + 1
+
+    @property
     def levels(self) -> list[int]:
         """All levels that a file of this size can have, in their order."""
         refined = range(FIRST_REFINED, level_of(MAX_REFINEMENTS, LOSSY_LEVELS) + 1)
-        return sorted([*range(1, self.last_level + 1), *refined], key=rank)
+        bins = range(FIRST_BINS, self.last_bins + 1) if self.binned else ()
+        return sorted([*range(1, self.last_level + 1), *refined, *bins], key=rank)
 
     def grid_index(self, level: int) -> int:
-        """k of the grid x_k that an exact level makes."""
-        return self.top - (level - LOSSY_LEVELS - 1)
+        """k of the grid x_k that an exact level, or one of bins, makes."""
+        exact = level - BINS if is_bins(level) else level
+        return self.top - (exact - LOSSY_LEVELS - 1)
 
     def level_size(self, level: int) -> tuple[int, int]:
         """Size of the level's grid: in blocks, or in positions of x_k for an exact level."""
@@ -203,7 +233,10 @@ class Geometry:
             return coarser + tuple(level_of(refinement, below) for below in range(1, n))
         if level == LOSSY_LEVELS + 1:
             return ()
-        return (level - 1,) if archival else (level - 1, self.last_lossy)
+        if self.binned and not is_bins(level):
+            return level - 1, level + BINS
+        before = LOSSY_LEVELS + 1 if level == FIRST_BINS else level - 1
+        return (before,) if archival else (before, self.last_lossy)
 
     def axis_needs(self, level: int, other: int, axis: int) -> tuple[range, ...]:
         """For each row (axis 0) or column (1) of groups of a level: those of the other level they need.
@@ -279,7 +312,8 @@ class Geometry:
         if not is_lossy(last_level):
             last_lossy = self.last_lossy
             pixels = slice(y, y + height), slice(x, x + width)
-            start.append((self.last_level, self.groups_meeting(self.last_level, *pixels)))
+            finest = self.last_bins if is_bins(last_level) else self.last_level
+            start.append((finest, self.groups_meeting(finest, *pixels)))
         if not archival:
             blocks = (
                 slice(low // BLOCK - PICTURE_REACH, -(-high // BLOCK) + PICTURE_REACH)
@@ -305,6 +339,8 @@ def _reach(geometry: Geometry, level: int, other: int, axis: int, start: int, st
     if is_lossy(level):
         reach = PRIOR_REACH if stage_of(level)[0] == stage_of(other)[0] else 0
         return start - reach, stop + reach
+    if is_bins(other) and not is_bins(level):
+        return start, stop
     k = geometry.grid_index(level) + 1
     start, stop = start // 2 - COARSE_REACH, -(-stop // 2) + COARSE_REACH
     if not is_lossy(other):

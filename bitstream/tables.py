@@ -20,8 +20,8 @@ ESCAPE = 255
 SYMBOL_MAX = 127
 """Largest residual with an alphabet index of its own."""
 
-MAX_TABLES = 1024
-"""About 40 scales x 8 fractional means x 3 shapes; 1 MiB of integers in the weights."""
+MAX_TABLES = 2048
+"""About 40 scales x 8 fractional means x 3 shapes, and as many again for all else; 1 MiB of integers."""
 
 NO_TABLE = MAX_TABLES
 """Stands in place of a table where nothing is coded."""
@@ -36,7 +36,7 @@ DIGEST_BYTES = 8
 class TableSet:
     """A set of integer frequency tables with their entropy models; immutable.
 
-    frequencies: integers [T, 256], 1 <= T <= 1024, every entry >= 1, every row summing to 2^16; kept as
+    frequencies: integers [T, 256], 1 <= T <= 2048, every entry >= 1, every row summing to 2^16; kept as
     read-only uint32.
     costs: uint16 [T * 256], the ideal code length of each entry in 1/2048 bit, for encoders to choose by.
     digest: the first 8 bytes of SHA-256 over the little-endian uint32 entries, row after row.

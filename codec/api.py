@@ -47,8 +47,9 @@ class FileInfo:
 
     n_bytes: of the file at hand; n_bytes_complete: of the whole file. levels: numbers of the levels that are
     complete at hand. channels: 1 or 3, alpha not among them. quality: of levels 1 to 3; final_quality: with
-    all refinements. level_ends: level number -> number of bytes from which on it can be decoded. n_packets:
-    of the whole file. header_bytes: where the first of them starts. ranges: the bytes that a region needs,
+    all refinements. near: how far a sample of all bins can be from the picture's, 0 where the file does not
+    have them. level_ends: level number -> number of bytes from which on it can be decoded. n_packets: of the
+    whole file. header_bytes: where the first of them starts. ranges: the bytes that a region needs,
     (start, end) each, ascending; of all the file where no region is asked for.
     """
 
@@ -61,6 +62,7 @@ class FileInfo:
     final_quality: int
     refinements: int
     lossless: bool
+    near: int
     n_bytes: int
     n_bytes_complete: int
     levels: tuple[int, ...]
@@ -95,6 +97,7 @@ def encode(
     roi_quality: int | None = None,
     roi_first: bool = False,
     refinements: int = 0,
+    near: int = 0,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -105,7 +108,7 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements: as
+    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements, near: as
     `EncodeSettings`.
     roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
     size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
@@ -113,8 +116,8 @@ def encode(
     model: None for the shipped weights, a path, or a loaded model.
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata; for that, on noise, the
-    lossy levels get a lower quality than asked for. It is decoded again and compared before it is returned;
-    SelfCheckFailed where it differs.
+    lossy levels get a lower quality than asked for. It is decoded again and compared before it is returned,
+    as a near-lossless one is; SelfCheckFailed where it differs.
     max_bytes counts all of the file. ICC and alpha are always kept, EXIF and XMP if they take a quarter of it
     at most; of larger EXIF the orientation is kept.
     Raises ValueError for options that do not go together and regions that the picture does not have,
@@ -132,6 +135,7 @@ def encode(
         roi_quality=roi_quality,
         roi_first=roi_first,
         refinements=refinements,
+        near=near,
     )
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 
@@ -395,6 +399,7 @@ def read_info(
     n_bytes = len(data) if n_bytes is None else n_bytes
     if n_bytes > header.file_bytes:
         raise Corrupt(f"{n_bytes - header.file_bytes} bytes after the last packet")
+    ends = container.level_ends(header)
     ranges = [(0, header.file_bytes)]
     if levels is not None or region is not None:
         ranges = container.byte_ranges(header, all_packets(header, make_plan(header, levels, region)))
@@ -408,10 +413,11 @@ def read_info(
         final_quality=header.final_quality,
         refinements=header.geometry.refinements,
         lossless=header.lossless,
+        near=header.bound if header.geometry.last_bins in ends else 0,
         n_bytes=n_bytes,
         n_bytes_complete=header.file_bytes,
         levels=container.complete_levels(header, container.usable(header, n_bytes)),
-        level_ends=container.level_ends(header),
+        level_ends=ends,
         metadata_bytes={
             name: header.packets[i].length
             for name, unit in METADATA_UNITS.items()

@@ -20,8 +20,8 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 import vbc.codec
-from vbc.bitstream.container import DEFAULT_LIMITS, Limits
-from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS, is_lossy, stage_of
+from vbc.bitstream.container import DEFAULT_LIMITS, MAX_BOUND, Limits
+from vbc.bitstream.geometry import BINS, LOSSY_LEVELS, MAX_REFINEMENTS, is_bins, is_lossy, stage_of
 from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
@@ -203,6 +203,17 @@ Refinements = Annotated[
     ),
 ]
 
+Near = Annotated[
+    int,
+    typer.Option(
+        "--near",
+        min=0,
+        max=MAX_BOUND,
+        metavar="N",
+        help="Near-lossless: no sample is further from the image than N, 1 to 8. --levels is 0 then, or 3.",
+    ),
+]
+
 
 @app.command()
 def encode(
@@ -225,6 +236,7 @@ def encode(
     roi_quality: RoiQuality = None,
     roi_first: RoiFirst = False,
     refinements: Refinements = 0,
+    near: Near = 0,
     metadata: MetadataOption = KeepMetadata.all,
     device: DeviceOption = "cpu",
     model: Model = None,
@@ -239,7 +251,17 @@ def encode(
 
     interest = checked_roi(roi, "--roi") if roi else None
     settings = checked_settings(
-        levels, quality, lossless, effort, tune, max_bytes, interest, roi_quality, roi_first, refinements
+        levels,
+        quality,
+        lossless,
+        effort,
+        tune,
+        max_bytes,
+        interest,
+        roi_quality,
+        roi_first,
+        refinements,
+        near,
     )
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
@@ -581,12 +603,14 @@ def checked_settings(
     roi_quality: int | None = None,
     roi_first: bool = False,
     refinements: int = 0,
+    near: int = 0,
 ) -> EncodeSettings:
     """The encoder's settings; a usage error where the options do not go together."""
-    levels = LOSSY_LEVELS if levels is None else levels
+    if levels is None:
+        levels = 0 if near else LOSSY_LEVELS
     try:
         return EncodeSettings(
-            levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first, refinements
+            levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first, refinements, near
         )
     except ValueError as e:
         fail_usage(str(e))
@@ -706,7 +730,8 @@ def summary(report: Report) -> str:
 def show_info(report: Report) -> str:
     """What `codec info` prints for a file."""
     planes = ("gray" if report["channels"] == 1 else "RGB") + (" with alpha" if report["alpha"] else "")
-    kind = "lossless" if report["lossless"] else "lossy"
+    bound = report["near"]
+    kind = "lossless" if report["lossless"] else f"no sample off by more than {bound}" if bound else "lossy"
     quality = f"quality {report['quality']}"
     if report["refinements"]:
         quality += f", {report['final_quality']} with {report['refinements']} refinements"
@@ -718,9 +743,10 @@ def show_info(report: Report) -> str:
     ]
     for level, end in report["level_ends"].items():
         kind = "lossy" if is_lossy(level) else "exact"
-        refinement, refined = stage_of(level)
-        if is_lossy(level) and refinement:
-            kind = f"lossy, refinement {refinement} of level {refined}"
+        if is_bins(level):
+            kind = f"bins of level {level - BINS}"
+        elif is_lossy(level) and stage_of(level)[0]:
+            kind = "lossy, refinement {} of level {}".format(*stage_of(level))
         state = "" if level in report["levels"] else "  (missing)"
         lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
     if tuple(report["ranges"]) != ((0, report["n_bytes_complete"]),):

@@ -134,20 +134,20 @@ def build_model(tensors: Tensors) -> Model:
         tables = TableSet(tensors["tables"].numpy())
         exact = ExactModel(
             {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
-            {
-                p: PredictMaps(
-                    tensors["exact.log2_residual"],
-                    tensors[f"exact.{p}.surprise"],
-                    tensors["exact.table_index"].to(torch.int16),
-                )
-                for p in PHASES
-            },
+            predict_maps(tensors, "", "exact.table_index"),
+            predict_maps(tensors, ".bins", "exact.bins_table_index"),
             int(tensors["exact.tuning_table"]),
         )
         lossy = LossyModel.load(tensors, tables)
     except (KeyError, ValueError) as e:
         raise WeightsError(f"not the weights of this codec: {e}") from e
     return Model(exact, lossy, tables, model_hash(tensors))
+
+
+def predict_maps(tensors: Tensors, kind: str, index: str) -> dict[str, PredictMaps]:
+    """What predicts values (kind "") or bins (".bins"), by phase."""
+    log2, tables = tensors["exact.log2_residual"], tensors[index].to(torch.int16)
+    return {p: PredictMaps(log2, tensors[f"exact.{p}{kind}.surprise"], tables) for p in PHASES}
 
 
 @functools.lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Header, Limits
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, refinements_of
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_bins, is_lossy, refinements_of
 from vbc.bitstream.source import Buffer, Source, as_source
 from vbc.codec.extra.carried import (
     encode_alpha,
@@ -92,7 +92,8 @@ def encode_image(
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata: where lossy levels would
     make it larger (on noise), they are of a lower quality, which the header names. It has been decoded and
-    compared. Raises SelfCheckFailed where the comparison fails, RegionError where the picture does not have
+    compared; so has a near-lossless one, which is a lossless one where that is smaller. Raises SelfCheckFailed
+    where the comparison fails, RegionError where the picture does not have
     the regions of interest.
     """
     report = progress or (lambda stage, fraction: None)
@@ -102,6 +103,7 @@ def encode_image(
     if settings.roi is not None:
         settings.roi.check(geometry.width, geometry.height)
     meta = metadata or Metadata()
+    all_bits = settings.lossless or low is None
     low = low if settings.lossless else None
     channels, n_pixels = 1 if gray else 3, rgb[0].numel()
     before = [
@@ -111,32 +113,37 @@ def encode_image(
     after: list[tuple[int, bytes | None]] = []
     if settings.lossless:
         after.append((container.LOW, None if low is None else encode_low(low, rgb, alpha, model)))
+    if settings.has_exact:
         after.append((container.PIXEL_HASH, pixel_hash(picture, alpha, low)))
 
     def pack(levels: "EncodedLevels", meta: Metadata = meta) -> bytes:
+        binned = any(is_bins(level) for level, _, _ in levels.exact)
+        exact = settings.has_exact and not binned and all_bits
+        flags = exact * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL
+        flags |= binned * settings.near << container.BOUND_SHIFT
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
-        lossy, exact = levels.lossy, levels.exact
+        parts = levels.lossy, levels.exact
         if settings.roi is not None:
-            refined = replace(geometry, refinements=refinements_of(level for level, _, _ in lossy))
-            lossy, exact = (
-                order_for(settings.roi, part, refined, not settings.levels, settings.roi_first)
-                for part in (lossy, exact)
+            refinements = refinements_of(level for level, _, _ in levels.lossy)
+            here = replace(geometry, refinements=refinements, binned=binned)
+            parts = tuple(
+                order_for(settings.roi, part, here, not settings.levels, settings.roi_first) for part in parts
             )
-        packets = [*single(before), *lossy, *single(described), *exact, *single(after)]
+        packets = [*single(before), *parts[0], *single(described), *parts[1], *single(after if exact else [])]
         return container.write_file(
             packets,
             width=geometry.width,
             height=geometry.height,
             channels=channels,
             quality=levels.quality,
-            flags=settings.lossless * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL,
+            flags=flags,
             model_hash=model.hash,
             tables_hash=model.tables.digest,
             bit_depth=8 if low is None else 16,
         )
 
     quality = QualityMap(settings.asked_quality)  # an archival file's says nothing
-    if settings.max_bytes is not None and not settings.lossless:
+    if settings.max_bytes is not None and not settings.has_exact:
         report("lossy", 0.0)
         levels = lossy_levels_within(picture, model, settings, pack, meta, settings.max_bytes)
     else:
@@ -144,7 +151,7 @@ def encode_image(
             quality = choose_quality(model, picture, settings).refined(settings.refinements)
         levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
-    if settings.lossless and settings.levels:
+    if settings.has_exact and settings.levels:
         bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
         limit = size_limit(bytes_a_pixel * n_pixels) + sum(meta.n_bytes().values())
         # exact levels grow as the lossy ones shrink, to plain samples at worst
@@ -157,10 +164,11 @@ def encode_image(
     if settings.max_bytes is not None:
         source = as_source(data)
         data = cut_file(source, container.unpack_header(source), settings.max_bytes, None)
-    if settings.lossless and container.unpack_header(data).lossless:
+    header = container.unpack_header(data)
+    if header.lossless or settings.near:
         report("check", 0.9)
         del levels, before, after
-        check_lossless(data, model, rgb, alpha, low)
+        check_decode(data, model, rgb[1:2] if gray else rgb, alpha, low, header.bound)
     report("done", 1.0)
     return data
 
@@ -220,12 +228,12 @@ def encode_levels(
             packets, latents = encode_lossy(picture, model, settings.levels, quality)
         else:
             quality, packets, latents = encode_lossy_below(picture, model, quality, max_lossy_bytes)
-        if settings.lossless:
+        if settings.has_exact:
             guide = lossy_picture(model, latents, (picture.shape[-2], picture.shape[-1]), quality)
         del latents  # six bytes a pixel
     exact: Packets = []
-    if settings.lossless:
-        exact = encode_exact(picture, model, guide, quality.final, settings.effort, report)
+    if settings.has_exact:
+        exact = encode_exact(picture, model, guide, quality.final, settings.effort, report, settings.near)
     return EncodedLevels(quality.base, packets, exact)
 
 
@@ -239,17 +247,34 @@ def size_limit(n_bytes: int) -> int:
     return n_bytes + n_bytes // 100 + 1024
 
 
-def check_lossless(
-    data: bytes, model: Model, rgb: Tensor, alpha: Tensor | None = None, low: Tensor | None = None
+def check_decode(
+    data: bytes,
+    model: Model,
+    rgb: Tensor,
+    alpha: Tensor | None = None,
+    low: Tensor | None = None,
+    bound: int = 0,
 ) -> None:
-    """Raises SelfCheckFailed unless a fresh decode of the bytes gives the picture."""
+    """Raises SelfCheckFailed unless a fresh decode of the bytes gives the picture, or one with no sample
+    further from it than the bound.
+
+    rgb: uint8 [3, H, W], or [1, H, W] where the picture is gray, which is G.
+    """
     try:
         decoded = decode_image(data, model=model)
     except FormatError as e:
         raise SelfCheckFailed(f"the file just written does not decode: {e}") from e
+    have = decoded.rgb if len(rgb) == 3 else decoded.rgb[1:2]
     extra = ((decoded.alpha, alpha), (decoded.low, low))
-    if not torch.equal(decoded.rgb, rgb) or not all(same_planes(*pair) for pair in extra):
+    if not within(have, rgb, bound) or not all(same_planes(*pair) for pair in extra):
         raise SelfCheckFailed("the decoded picture differs from the image; nothing is written")
+
+
+def within(a: Tensor, b: Tensor, bound: int) -> bool:
+    """Whether no two samples, uint8, are further apart than the bound."""
+    if not bound:
+        return torch.equal(a, b)
+    return bool((torch.maximum(a, b) - torch.minimum(a, b)).max() <= bound)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vbc.bitstream.container import MAX_QUALITY
+from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY
 from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
 from vbc.codec.regions import Roi
 
@@ -35,7 +35,9 @@ class EncodeSettings:
     below `quality`; None: 20 above it, at most 100; with max_bytes regions have no quality of their own.
     roi_first: what the regions need of all levels stands before everything else. refinements: in how many
     stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
-    where the quality is not as high. The file is a little larger, and its first part shows more.
+    where the quality is not as high. The file is a little larger, and its first part shows more. near: the
+    largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
+    none.
     """
 
     levels: int = LOSSY_LEVELS
@@ -48,13 +50,22 @@ class EncodeSettings:
     roi_quality: int | None = None
     roi_first: bool = False
     refinements: int = 0
+    near: int = 0
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
             raise ValueError(
                 f"lossless goes with levels {LOSSY_LEVELS} (layered) or 0 (archival), not {self.levels}"
             )
-        if not self.lossless and not 1 <= self.levels <= LOSSY_LEVELS:
+        if not 0 <= self.near <= MAX_BOUND:
+            raise ValueError(f"near is 0 to {MAX_BOUND}, not {self.near}")
+        if self.near and self.lossless:
+            raise ValueError("near and lossless do not go together")
+        if self.near and self.max_bytes is not None:
+            raise ValueError("near and a number of bytes do not go together")
+        if self.near and self.levels not in (0, LOSSY_LEVELS):
+            raise ValueError(f"near goes with levels {LOSSY_LEVELS} or 0, not {self.levels}")
+        if not self.lossless and not self.near and not 1 <= self.levels <= LOSSY_LEVELS:
             raise ValueError(f"levels is 1 to {LOSSY_LEVELS}, or 0 together with lossless, not {self.levels}")
         if not 0 <= self.asked_quality <= MAX_QUALITY:
             raise ValueError(f"quality is 0 to {MAX_QUALITY}, not {self.quality}")
@@ -89,7 +100,12 @@ class EncodeSettings:
         """The quality, or what stands for none."""
         if self.quality is not None:
             return self.quality
-        return LAYERED_QUALITY if self.lossless and self.levels else DEFAULT_QUALITY
+        return LAYERED_QUALITY if self.has_exact and self.levels else DEFAULT_QUALITY
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether the file has more than the lossy levels."""
+        return self.lossless or self.near > 0
 
     @property
     def asked_roi_quality(self) -> int:

@@ -106,6 +106,17 @@ class ChannelPredictor:
         self._residuals: list[Tensor] = []
         self._ratios: list[Tensor] = []
 
+    lows: tuple[int, int, int] = (0, LOW_CHROMA, LOW_CHROMA)
+    """The smallest value of each channel; the largest is 255."""
+
+    def symbols(self, wanted: Tensor, rounded: Tensor) -> Tensor:
+        """What is coded of values int16 [P], given their rounded means."""
+        return wanted - rounded
+
+    def values(self, rounded: Tensor, symbols: Tensor) -> Tensor:
+        """What symbols int16 [P] stand for. Inverse: symbols."""
+        return rounded + symbols
+
     def learn(self, values: Tensor) -> None:
         """Take the values of the next channel: int16 [P]. Later channels follow its residual."""
         self._values.append(values)
@@ -143,7 +154,7 @@ class ChannelPredictor:
                 for i, ratio in enumerate(self._ratios):
                     change.addcmul_(self._tuned.slope(1, c, i), ratio)
                 scale += change.bitwise_right_shift_(8)
-        return mean.clamp(16 * LOW_CHROMA if c else 0, 16 * 255), scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
+        return mean.clamp(16 * self.lows[c], 16 * 255), scale.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
 
     def seen(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of the channels learnt: residuals (sixteenths) and their ratios to their scales, int32 [P] each."""

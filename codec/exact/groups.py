@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vbc.codec.entropy.coder import Coder
+from vbc.codec.exact.bins import BinPredictor, bins_base, bins_pixels, seen_pixels
 from vbc.codec.exact.features import HALO, RADIUS, phase_base, phase_inputs
 from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
 from vbc.codec.exact.planes import (
@@ -30,7 +31,7 @@ from vbc.codec.exact.planes import (
 from vbc.codec.pixels.borders import Window, extend
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
-from vbc.kernels.predict import ChannelPredictor, Corrections
+from vbc.kernels.predict import ChannelPredictor, Corrections, PredictMaps
 
 ERROR_HALO = 1
 """Positions around a group whose prior errors tuned means may follow."""
@@ -46,7 +47,7 @@ class GridStep:
 
     coarse: x_{k+1}, int16 [B, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy:
     the lossy picture on x_k, uint8 RGB [B, 3, .., ..], or None in an archival file. level_class, quality:
-    what the networks are conditioned on.
+    what the networks are conditioned on. bound: of bins, 1 to 8, or 0 for values.
     """
 
     model: ExactModel
@@ -55,11 +56,20 @@ class GridStep:
     lossy: Tensor | None
     level_class: int
     quality: int
+    bound: int = 0
 
     @property
     def n_pictures(self) -> int:
         """B."""
         return len(self.coarse)
+
+    def predictor(
+        self, phase: str, base: Tensor, out: Tensor, corrections: Corrections | None, maps: PredictMaps | None
+    ) -> ChannelPredictor:
+        """The predictor of values, or of bins; maps: on another device than the model's."""
+        if self.bound:
+            return BinPredictor(base, out, corrections, maps or self.model.bin_maps[phase], self.bound)
+        return ChannelPredictor(base, out, corrections, maps or self.model.maps[phase])
 
     def of(self, pictures: Sequence[int]) -> "GridStep":
         """The step of some of the pictures, ascending; a copy of their planes where there are gaps."""
@@ -124,8 +134,9 @@ class Surroundings:
         known = {p: self.planes[p][inner] for p in ("A", *PHASES[: PHASES.index(phase)])}
         guides = None if lossy is None else {p: plane[inner] for p, plane in lossy.items()}
         base, planes, guide = phase_inputs(phase, known["A"], known.get("D"), known.get("H"), guides)
-        features, out = step.model.phases[phase](planes, guide, step.level_class, step.quality)
-        return Parameters(base[..., RADIUS:-RADIUS, RADIUS:-RADIUS], out, features)
+        features, out = step.model.phases[phase](planes, guide, step.level_class, step.quality, step.bound)
+        base = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
+        return Parameters(bins_base(base) if step.bound else base, out, features)
 
     def errors_around(self, phase: str, size: tuple[int, int]) -> Tensor:
         """Sums of the prior errors around the pixels of a phase of this size: int16 [N, 3 K, h, w].
@@ -220,8 +231,8 @@ class GroupBatch:
     ) -> None:
         """Code the channels of a phase.
 
-        tunings: of each picture, or None. target: its pixels in an encoder, int16 [N, 3, h, w], which has
-        them seen.
+        tunings: of each picture, or None. target: its pixels in an encoder, int16 [N, 3, h, w], as
+        `phase_pixels`; of values it has them seen.
         """
         n, _, h, w = parameters.base.shape
         base, out = by_channel(parameters.base), by_channel(parameters.out)
@@ -234,24 +245,25 @@ class GroupBatch:
         predictors = []
         for part in pieces:
             corrections = None if corrections_at is None else corrections_at(part)
-            maps = self.step.model.maps[phase]
-            predictors.append(ChannelPredictor(base[:, part], out[:, part], corrections, maps))
+            predictors.append(self.step.predictor(phase, base[:, part], out[:, part], corrections, None))
         wanted = None if target is None else by_channel(target)
-        values = torch.empty_like(base) if wanted is None else wanted
+        known = wanted is not None and not self.step.bound
+        values = wanted if wanted is not None and known else torch.empty_like(base)
         for c in range(3):
             # a coder may keep what it is given until it is finished, so each channel has its own
             index, rounded, symbols = torch.empty((3, base.shape[1]), dtype=torch.int16, device=base.device)
             for part, predictor in zip(pieces, predictors, strict=True):
                 index[part], rounded[part] = predictor.tables()
                 if wanted is not None:
-                    torch.sub(wanted[c, part], rounded[part], out=symbols[part])
+                    symbols[part] = predictor.symbols(wanted[c, part], rounded[part])
             decoded = coder.code(index.view(n, -1), None if wanted is None else symbols.view(n, -1)).view(-1)
             for part, predictor in zip(pieces, predictors, strict=True):
-                if wanted is None:
-                    torch.add(rounded[part], decoded[part], out=values[c, part])
+                if not known:
+                    values[c, part] = predictor.values(rounded[part], decoded[part])
                 predictor.learn(values[c, part])
-        if target is None:
-            self.pixels[phase] = in_windows(values, n, h, w)
+        if not known:
+            pixels = in_windows(values, n, h, w)
+            self.pixels[phase] = seen_pixels(pixels) if self.step.bound else pixels
             self.see(phase, self.pixels[phase])
         errors = torch.cat([predictor.prior_errors() for predictor in predictors], 1)
         self._take_errors(phase, in_windows(errors, n, h, w))
@@ -282,10 +294,13 @@ class GroupBatch:
             self.seen.errors[phase] = extend(own, *self._size, halo)
 
 
-def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str) -> Tensor:
-    """A phase's pixels of groups, int16 YCoCg-R [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1,
-    3, H, W]."""
-    return rgb_to_ycocg(phase_view(cut(picture, windows), phase))
+def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str, bound: int = 0) -> Tensor:
+    """A phase's pixels of groups, int16 [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1, 3, H, W].
+
+    In YCoCg-R, for bins in G, R and B.
+    """
+    pixels = phase_view(cut(picture, windows), phase)
+    return bins_pixels(pixels) if bound else rgb_to_ycocg(pixels)
 
 
 def positions_in_pieces(base: Tensor) -> list[slice]:

@@ -76,7 +76,7 @@ def code_groups(
     with Follower(ahead) as follow:
         coded: list[Future[None] | None] = [None] * len(batches)
         for phase in PHASES:
-            targets = None if picture is None else [phase_pixels(picture, b.windows, phase) for b in batches]
+            targets = None if picture is None else pixels_of(batches, picture, phase)
             known = [b.parameters(phase) for b in batches if not b.is_empty(phase)] if keep else None
             tunings = follow(tuning_of, phase, targets, known)
             at_hand = None if known is None else iter(known)
@@ -89,10 +89,15 @@ def code_groups(
                 else:
                     parameters = batch.parameters(phase) if at_hand is None else next(at_hand)
                     coded[i] = follow(_code, batch, phase, coder, parameters, tunings, target)
-                if target is not None:
+                if target is not None and not batch.step.bound:
                     batch.see(phase, target)
                 if phase == PHASES[-1]:
                     follow(finished, i)
+
+
+def pixels_of(batches: Sequence[GroupBatch], picture: Tensor, phase: str) -> list[Tensor]:
+    """A phase's pixels of batches, as `phase_pixels`."""
+    return [phase_pixels(picture, batch.windows, phase, batch.step.bound) for batch in batches]
 
 
 def _code(
@@ -128,8 +133,9 @@ def encode_level(
     depth: int,
     effort: int,
     want_errors: bool,
-) -> tuple[bytes | None, list[bytes], Tensor | None]:
-    """Packets of a level: what its groups share (None for nothing), the groups', and the new prior errors.
+) -> tuple[bytes | None, list[bytes], Tensor, Tensor | None]:
+    """Packets of a level: what its groups share (None for nothing), the groups'; the grid as it will be
+    decoded, like `picture`; and the new prior errors.
 
     windows: of all groups. picture: the grid x_k, uint8 RGB [1, 3, h, w]. depth: bytes of a plain pixel, 1
     where the picture's planes are equal. effort: 0 for no corrections, else how carefully they are found.
@@ -148,7 +154,7 @@ def encode_level(
         if not tuned:
             return None
         assert targets is not None
-        wanted = fit_tuning(step.model, phase, batches, targets, known, effort)
+        wanted = fit_tuning(phase, batches, targets, known, effort)
         fitted.append(wanted is not None)
         return code_tuning(step.model, shared, phase, wanted, step.coarse.device)
 
@@ -169,6 +175,18 @@ def encode_level(
         for i, window in enumerate(windows)
         if saved[i] < 0 or not pays
     }
+    decoded = torch.empty_like(picture) if step.bound else picture
+    if step.bound:
+        for numbers, batch in numbered:
+            for n, i in enumerate(numbers):
+                exact = {p: rgb_to_ycocg(phase_view(picture[..., *windows[i]], p)) for p in PHASES}
+                put_group(
+                    decoded,
+                    step.coarse,
+                    windows[i],
+                    exact if i in plain else batch.pixels,
+                    0 if i in plain else n,
+                )
     errors = None
     if want_errors:
         errors = torch.empty_like(picture, dtype=torch.int8, memory_format=torch.channels_last)
@@ -178,7 +196,7 @@ def encode_level(
                 missed = zeros_like(batch.errors) if i in plain else batch.errors
                 put_group(errors, known, windows[i], missed, n)
     packets = [plain.get(i, packet) for i, packet in enumerate(packets)]
-    return (together if together and pays else None), packets, errors
+    return (together if together and pays else None), packets, decoded, errors
 
 
 # decoding

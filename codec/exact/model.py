@@ -12,16 +12,19 @@ from vbc.kernels.predict import PredictMaps
 
 @dataclass(frozen=True)
 class ExactModel:
-    """The phases' networks and look-up tables, by phase, and the table of tuned corrections."""
+    """The phases' networks and look-up tables, of values and of bins, by phase, and the table of tuned
+    corrections."""
 
     phases: dict[str, IntPhase]
     maps: dict[str, PredictMaps]
+    bin_maps: dict[str, PredictMaps]
     tuning_table: int
 
     def to(self, device: torch.device) -> "ExactModel":
         """The same on another device."""
         phases = {p: net.to(device) for p, net in self.phases.items()}
-        return replace(self, phases=phases, maps={p: maps.to(device) for p, maps in self.maps.items()})
+        maps, bin_maps = ({p: m.to(device) for p, m in of.items()} for of in (self.maps, self.bin_maps))
+        return replace(self, phases=phases, maps=maps, bin_maps=bin_maps)
 
 
 @dataclass(frozen=True)

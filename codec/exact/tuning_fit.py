@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vbc.codec.exact.groups import GroupBatch, Parameters, Surroundings
-from vbc.codec.exact.model import NEIGHBOURS, ExactModel
+from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, Surroundings
+from vbc.codec.exact.model import NEIGHBOURS
 from vbc.codec.exact.planes import by_position, lossy_planes, moved, shape_of, stack
 from vbc.codec.exact.tuning import BIAS_UNIT, OUTPUTS, SHIFT, WEIGHT_MAX
 from vbc.codec.pixels.borders import Window
-from vbc.kernels.predict import ChannelPredictor
 
 UNIT = 2.0 ** -(SHIFT + 4)
 """Of a correction, in pixel values and octaves, by one activation step."""
@@ -61,7 +60,6 @@ class Samples:
 
 
 def fit_tuning(
-    model: ExactModel,
     phase: str,
     batches: Sequence[GroupBatch],
     targets: Sequence[Tensor],
@@ -86,8 +84,9 @@ def fit_tuning(
         samples = look_at_windows(phase, batches, targets, n_samples)
     else:
         samples = look_at_positions(phase, batches, targets, known, sample_positions(n_positions, n_samples))
-    x, followed, residual, log_scale = statistics(model, phase, samples)
-    delta, gain = fit_channels(x * UNIT, followed, residual, log_scale)
+    step = batches[0].step
+    x, followed, residual, log_scale = statistics(step, phase, samples)
+    delta, gain = fit_channels(x * UNIT, followed, residual, log_scale, 2 * step.bound + 1)
     gain_bits = gain / math.log(2) * n_positions / len(x)
     if gain_bits < COST_BITS * OUTPUTS * x.shape[1]:
         return None
@@ -144,18 +143,22 @@ def look_at_windows(
     return Samples(base.T.contiguous(), out.T.contiguous(), features, around.T, pixels.T.contiguous())
 
 
-def fit_channels(x: Tensor, followed: Tensor, residual: Tensor, log_scale: Tensor) -> tuple[Tensor, float]:
+def fit_channels(
+    x: Tensor, followed: Tensor, residual: Tensor, log_scale: Tensor, width: int = 1
+) -> tuple[Tensor, float]:
     """Corrections [2 (mean, log-scale), 3 channels, P + E] that shorten the code, and by how many nats.
 
     x: features [N, P] times the corrections' unit, the same for all six; followed: [2, 3, E, N], features
     that each of the six has of its own; residual in pixel values, log_scale in octaves: [3, N]; all float32.
+    width: of a bin, in pixel values.
 
     Newton's method with the logistic's Fisher information at the start (scoring, one factorisation), channel
     by channel with step halving.
     """
     n, p = x.shape
     variance = torch.exp2(2 * log_scale[:, ::HESSIAN_STRIDE])
-    information = torch.stack((1 / (3 * (variance + 1 / 12)), 0.687 * variance / (variance + 0.05)))
+    area = width * width
+    information = torch.stack((1 / (3 * (variance + area / 12)), 0.687 * variance / (variance + 0.05 * area)))
     part = torch.cat((x[::HESSIAN_STRIDE].T.expand(2, 3, -1, -1), followed[..., ::HESSIAN_STRIDE]), 2)
     weighted = part * (information * HESSIAN_STRIDE).sqrt_()[:, :, None]
     prior = torch.eye(part.shape[2]) / PRIOR_DEVIATION**2
@@ -163,7 +166,7 @@ def fit_channels(x: Tensor, followed: Tensor, residual: Tensor, log_scale: Tenso
 
     def look(d: Tensor) -> tuple[Tensor, Tensor]:
         moved = (d[..., :p].reshape(-1, p) @ x.T).view(2, 3, n) + (d[..., None, p:] @ followed)[:, :, 0]
-        nats, scores = logistic_cost(residual - moved[0], log_scale + moved[1])
+        nats, scores = logistic_cost(residual - moved[0], log_scale + moved[1], width)
         return nats + d.square().sum((0, 2)) / (2 * PRIOR_DEVIATION**2), scores
 
     delta = torch.zeros((2, 3, part.shape[2]))
@@ -216,42 +219,49 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
     return [(slice(t, t + WINDOW), slice(c, c + WINDOW)) for t in tops for c in lefts]
 
 
-def statistics(model: ExactModel, phase: str, samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features, followed values, residuals and log2 scales of the three channels at sampled positions.
 
     Features float [n, width + 1]; what a channel's mean and log-scale follow, in units of their slopes, [2,
-    3, E, n]; residuals (pixel values) and scales (octaves) [3, n].
+    3, E, n]; residuals (pixel values; of bins, of their middles) and scales (octaves) [3, n].
     """
-    predictor = ChannelPredictor(samples.base, samples.out, None, model.maps[phase].to(torch.device("cpu")))
+    maps = (step.model.bin_maps if step.bound else step.model.maps)[phase].to(torch.device("cpu"))
+    predictor = step.predictor(phase, samples.base, samples.out, None, maps)
     residuals, scales = [], []
     n_around = len(NEIGHBOURS[phase])
     n = samples.base.shape[1]
     followed = torch.zeros((2, 3, n_around + 2, n))
     followed[0, :, :n_around] = samples.around.reshape(n_around, 3, n).transpose(0, 1) * (4 * SLOPE_UNIT)
     for c in range(3):
-        mean, log_scale = (a.float() / 16 for a in predictor.predict())
-        residuals.append(samples.pixels[c].float() - mean)
-        scales.append(log_scale)
+        mean, log_scale = predictor.predict()
+        values = samples.pixels[c]
+        if step.bound:
+            rounded = ((mean + 8) >> 4).to(torch.int16)
+            values = predictor.values(rounded, predictor.symbols(values, rounded))
+        residuals.append(values.float() - mean / 16)
+        scales.append(log_scale / 16)
         for kind, seen in enumerate(predictor.seen()):
-            for i, values in enumerate(seen, start=n_around):
-                followed[kind, c, i] = values * SLOPE_UNIT
-        predictor.learn(samples.pixels[c])
+            for i, earlier in enumerate(seen, start=n_around):
+                followed[kind, c, i] = earlier * SLOPE_UNIT
+        predictor.learn(values)
     x = torch.full((n, samples.features.shape[1] + 1), float(BIAS_UNIT))
     x[:, :-1] = samples.features
     return x, followed, torch.stack(residuals), torch.stack(scales)
 
 
-def logistic_cost(residual: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats [C] of residuals [C, N] under a discretised logistic, and minus each one's derivatives.
+def logistic_cost(residual: Tensor, log2_scale: Tensor, width: int = 1) -> tuple[Tensor, Tensor]:
+    """Nats [C] of residuals [C, N] under a logistic in bins of a width, and minus each one's derivatives.
 
     The derivatives by mean and by log2 scale are [2, C, N]. One pair of sigmoids gives all three.
     Probabilities are taken as at least `SMALLEST_PROBABILITY` and derivatives as at most `SCORE_MAX`, so that
     no outlier rules.
     """
     inv = torch.exp2(-log2_scale)
-    a, b = (residual + 0.5) * inv, (residual - 0.5) * inv
+    a, b = (residual + 0.5 * width) * inv, (residual - 0.5 * width) * inv
     up, down = torch.sigmoid(a), torch.sigmoid(b)
     nats = -(up - down).clamp_min_(SMALLEST_PROBABILITY).log_().sum(1)
     by_mean = (up + down - 1) * inv
-    by_scale = -math.log(2) * (a * (1 - up) - b * down + inv / torch.expm1(inv.clamp_max(60)))
+    wide = width * inv
+    part = wide / torch.expm1(wide.clamp_max(60))
+    by_scale = -math.log(2) * (a * (1 - up) - b * down + part)
     return nats, torch.stack((by_mean, by_scale)).clamp_(-SCORE_MAX, SCORE_MAX)

@@ -45,10 +45,13 @@ def make_plan(header: Header, levels: int | None, region: Region | None) -> Deco
 
 
 def last_to_work_out(header: Header, levels: tuple[int, ...]) -> int:
-    """The level that completes the picture of these levels of a file: exact, or of the last refinement."""
-    if levels and is_lossy(levels[-1]):
-        return level_of(stage_of(levels[-1])[0], LOSSY_LEVELS)
-    return header.geometry.last_level
+    """The level that completes the picture of these levels of a file: exact, of bins, or of the last
+    refinement."""
+    last = levels[-1] if levels else header.geometry.last_level
+    if is_lossy(last):
+        return level_of(stage_of(last)[0], LOSSY_LEVELS)
+    before_values = header.bound and rank(last) <= rank(header.geometry.last_bins)
+    return header.geometry.last_bins if before_values else header.geometry.last_level
 
 
 def places_for(header: Header, roi: Roi) -> list[int]:

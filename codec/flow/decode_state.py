@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
-from vbc.bitstream.geometry import LOSSY_LEVELS, is_lossy, level_of, stage_of
+from vbc.bitstream.geometry import FIRST_BINS, LOSSY_LEVELS, is_bins, is_lossy, level_of, stage_of
 from vbc.codec.entropy.coder import Decoder, finish_all
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import (
@@ -49,22 +49,30 @@ Square = tuple[int, int]
 
 
 @dataclass
+class Grids:
+    """The exact grids, of values or of bins. pixels: x_k by k, int16 YCoCg-R [B, 3, h, w], but x_0 uint8 RGB.
+    errors: prior errors by k, int8 [B, 3, h, w]."""
+
+    pixels: dict[int, Tensor] = field(default_factory=dict)
+    errors: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Planes:
     """The memory of a decode of B pictures; what is not decoded yet holds no meaning.
 
     latents: int16 [B, 192, h, w] on the grid of blocks, eighths, by refinement (0: none): of each block and
     level the finest value up to that refinement. What nothing looks at any more is left out. quality: int32
     [B, 1, h, w], their map; the header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H,
-    W]. final: its squares of 64 x 64 blocks that will not change any more. grids: x_k by k, int16 YCoCg-R [B,
-    3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h, w].
+    W]. final: its squares of 64 x 64 blocks that will not change any more. values, bins: the exact grids.
     """
 
     latents: dict[int, Tensor] = field(default_factory=dict)
     quality: Tensor | None = None
     lossy: Tensor | None = None
     final: set[Square] = field(default_factory=set)
-    grids: dict[int, Tensor] = field(default_factory=dict)
-    errors: dict[int, Tensor] = field(default_factory=dict)
+    values: Grids = field(default_factory=Grids)
+    bins: Grids = field(default_factory=Grids)
 
 
 @dataclass(frozen=True)
@@ -217,12 +225,13 @@ class DecodeState:
         if packed:
             if not alone:
                 raise Corrupt("exact levels beside a packed picture")
-            self.planes.grids[0] = base
+            self.planes.values.pixels[0] = base
             return True
         if self.header.lossless and geometry.top and alone:
             raise Corrupt("the file says lossless but has only the base grid")
-        self.planes.grids[geometry.top] = base if geometry.top == 0 else rgb_to_ycocg(base)
-        self.planes.errors[geometry.top] = torch.zeros_like(base, dtype=torch.int8)
+        for grids in (self.planes.values, self.planes.bins):
+            grids.pixels[geometry.top] = base if geometry.top == 0 else rgb_to_ycocg(base)
+            grids.errors[geometry.top] = torch.zeros_like(base, dtype=torch.int8)
         return False
 
     def _decode_exact(
@@ -237,40 +246,47 @@ class DecodeState:
         if not self.header.archival:
             self._synthesise(self._squares_needed(level, packets))
             lossy = self.planes.lossy
-        step = self._grid_step(k, lossy)
+        step = self._grid_step(level, lossy)
         windows = {n: geometry.window(level, n) for n in packets}
         for groups in decode_groups(self.model, step, windows, packets, shared):
-            self._put(k, [windows[n] for n in groups.numbers], groups)
+            self._put(level, [windows[n] for n in groups.numbers], groups)
 
-    def _grid_step(self, k: int, lossy: Tensor | None) -> GridStep:
-        guide = None if lossy is None else every(lossy, k)
-        coarse, errors = self.planes.grids[k + 1], self.planes.errors[k + 1]
+    def _grids(self, level: int) -> Grids:
+        """The grids that a level belongs to."""
+        return self.planes.bins if is_bins(level) else self.planes.values
+
+    def _grid_step(self, level: int, lossy: Tensor | None) -> GridStep:
+        k, grids = self.header.geometry.grid_index(level), self._grids(level)
         return GridStep(
-            self.model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), self.header.final_quality
+            model=self.model.exact,
+            coarse=grids.pixels[k + 1],
+            errors=grids.errors[k + 1],
+            lossy=None if lossy is None else every(lossy, k),
+            level_class=min(k, N_LEVEL_CLASSES - 1),
+            quality=self.header.final_quality,
+            bound=self.header.bound if is_bins(level) else 0,
         )
 
-    def _put(self, k: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
-        planes = self.planes
-        grid = self._grid(k)
+    def _put(self, level: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
+        k, grids = self.header.geometry.grid_index(level), self._grids(level)
+        self._make_grid(grids, k)
         for n, window in enumerate(windows):
-            put_group(grid, planes.grids[k + 1], window, groups.pixels, n, groups.pictures)
+            put_group(grids.pixels[k], grids.pixels[k + 1], window, groups.pixels, n, groups.pictures)
             if k:
-                put_group(planes.errors[k], planes.errors[k + 1], window, groups.errors, n, groups.pictures)
+                put_group(grids.errors[k], grids.errors[k + 1], window, groups.errors, n, groups.pictures)
 
-    def _grid(self, k: int) -> Tensor:
-        """The plane of x_k; made, with that of its errors, where there is none yet."""
-        if k not in self.planes.grids:
-            size = (self.n_pictures, 3, *self.header.geometry.grids[k])
-            device = self.model.device
-            for planes, dtype in (
-                (self.planes.grids, torch.int16 if k else torch.uint8),
-                (self.planes.errors, torch.int8),
-            ):
-                if planes is self.planes.grids or k:
-                    planes[k] = torch.empty(
-                        size, dtype=dtype, device=device, memory_format=torch.channels_last
-                    )
-        return self.planes.grids[k]
+    def _make_grid(self, grids: Grids, k: int) -> None:
+        """Make the plane of x_k, and of its errors, where there is none yet."""
+        if k in grids.pixels:
+            return
+        size = (self.n_pictures, 3, *self.header.geometry.grids[k])
+
+        def plane(dtype: torch.dtype) -> Tensor:
+            return torch.empty(size, dtype=dtype, device=self.model.device, memory_format=torch.channels_last)
+
+        grids.pixels[k] = plane(torch.int16 if k else torch.uint8)
+        if k:
+            grids.errors[k] = plane(torch.int8)
 
     # the picture
 
@@ -281,15 +297,16 @@ class DecodeState:
         whole picture all of the levels of its size; beyond them the picture has no meaning. native: after
         level 1 or 2 at 1/4 or 1/2 of the size.
         """
+        values, geometry = self.planes.values, self.header.geometry
         if self.packed:
-            return self.planes.grids[0]
+            return values.pixels[0]
         exact = not is_lossy(last_level) and BASE_LEVEL in self.done
+        if exact and self.has(geometry.last_level, wanted.get(geometry.last_level, (None,))):
+            return values.pixels[0]
         if self.header.archival:
-            self._predict_missing(wanted)
-            return self.planes.grids[0]
-        last = self.header.geometry.last_level
-        if exact and self.has(last, wanted[last]):
-            return self.planes.grids[0]
+            return self._archival_picture(wanted)
+        if exact and self.header.bound and self.has(geometry.last_bins, wanted[geometry.last_bins]):
+            return self._with_known_pixels(self.planes.bins.pixels[0], bins=False)
         if not exact and native and last_level < LOSSY_LEVELS:
             self._complete_latents(2, wanted)
             size = self.header.geometry.grids[0]
@@ -301,34 +318,45 @@ class DecodeState:
         assert self.planes.lossy is not None
         return self._with_known_pixels(self.planes.lossy) if exact else self.planes.lossy
 
-    def _with_known_pixels(self, lossy: Tensor) -> Tensor:
-        """The lossy picture with what is known of the exact one."""
-        out = lossy.clone(memory_format=torch.channels_last)
+    def _archival_picture(self, wanted: Mapping[int, Collection[int]]) -> Tensor:
+        """The picture of an archival file of which not all is known."""
         geometry = self.header.geometry
-        for level in range(BASE_LEVEL, geometry.last_level + 1):
+        if not self.header.bound:
+            self._predict_missing(range(BASE_LEVEL + 1, geometry.last_level + 1), wanted)
+            return self.planes.values.pixels[0]
+        self._predict_missing(range(FIRST_BINS, geometry.last_bins + 1), wanted)
+        return self._with_known_pixels(self.planes.bins.pixels[0], bins=False)
+
+    def _with_known_pixels(self, picture: Tensor, bins: bool = True) -> Tensor:
+        """A picture with what is known of the exact one. bins: also of its bins."""
+        out = picture.clone(memory_format=torch.channels_last)
+        geometry = self.header.geometry
+        for level in geometry.levels:
+            if is_lossy(level) or (is_bins(level) and not bins):
+                continue
             k = geometry.grid_index(level)
             for n in self.done.get(level, ()):
                 rows, cols = geometry.window(level, n)
-                known = self.planes.grids[k][..., rows, cols]
+                known = self._grids(level).pixels[k][..., rows, cols]
                 every(out, k)[..., rows, cols] = known if known.dtype == torch.uint8 else ycocg_to_rgb(known)
         return out
 
-    def _predict_missing(self, wanted: Mapping[int, Collection[int]]) -> None:
-        """Pixels of the missing groups of an archival file.
+    def _predict_missing(self, levels: range, wanted: Mapping[int, Collection[int]]) -> None:
+        """Pixels of the missing groups of exact levels of an archival file, all of them or those of bins.
 
         The networks' predictions up to the first level of which nothing is decoded; then means of known
         neighbours.
         """
         geometry = self.header.geometry
         network = True
-        for level in range(BASE_LEVEL + 1, geometry.last_level + 1):
-            k, done = geometry.grid_index(level), self.done.get(level, frozenset())
+        for level in levels:
+            done = self.done.get(level, frozenset())
             numbers = [n for n in wanted[level] if n not in done]
             if numbers:
                 windows = [geometry.window(level, n) for n in numbers]
-                step = self._grid_step(k, None)
+                step = self._grid_step(level, None)
                 for groups in fill_groups(step, windows, network):
-                    self._put(k, [windows[i] for i in groups.numbers], groups)
+                    self._put(level, [windows[i] for i in groups.numbers], groups)
             network = network and bool(done)
 
     def _complete_latents(self, last: int, wanted: Mapping[int, Collection[int]]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry, level_of
+from vbc.bitstream.geometry import BINS, LOSSY_LEVELS, Geometry, level_of
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
@@ -168,11 +168,18 @@ def encode_lossy_below(
 
 
 def encode_exact(
-    picture: Tensor, model: Model, lossy: Tensor | None, quality: int, effort: int, report: Progress
+    picture: Tensor,
+    model: Model,
+    lossy: Tensor | None,
+    quality: int,
+    effort: int,
+    report: Progress,
+    bound: int = 0,
 ) -> Packets:
     """Packets of the exact levels of uint8 RGB [1, 3, H, W]; one only where that is smaller.
 
-    lossy: the lossy levels' picture, likewise, in a layered file.
+    lossy: the lossy levels' picture, likewise, in a layered file. bound: of bins, 1 to 8: their levels then
+    stand in place of the exact ones, but for level 4.
     """
     geometry = geometry_of(picture)
     gray = torch.equal(picture[:, :1].expand_as(picture), picture)
@@ -182,19 +189,21 @@ def encode_exact(
     whole: Packets = [] if packed is None else [(BASE_LEVEL, 1, bytes([PACKED]) + packed)]
     if whole and n_bytes(whole) < SURELY_PACKED * depth * picture[0, 0].numel():
         return whole
-    base = every(picture, geometry.top)
-    packets: Packets = [(BASE_LEVEL, 1, bytes([raw_mode]) + samples(base[:, :depth]))]
+    known = every(picture, geometry.top)
+    packets: Packets = [(BASE_LEVEL, 1, bytes([raw_mode]) + samples(known[:, :depth]))]
     errors: Tensor | None = None
     for level in range(BASE_LEVEL + 1, geometry.last_level + 1):
-        k = geometry.grid_index(level)
+        k, unit = geometry.grid_index(level), level + BINS if bound else level
         windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
         guide = None if lossy is None else every(lossy, k)
-        coarse = rgb_to_ycocg(every(picture, k + 1))
-        step = GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality)
-        shared, groups, errors = encode_level(model, step, windows, every(picture, k), depth, effort, k > 0)
+        level_class = min(k, N_LEVEL_CLASSES - 1)
+        step = GridStep(model.exact, rgb_to_ycocg(known), errors, guide, level_class, quality, bound)
+        shared, groups, known, errors = encode_level(
+            model, step, windows, every(picture, k), depth, effort, k > 0
+        )
         if shared is not None:
-            packets.append((level, 0, shared))
-        packets += [(level, 1 + n, group) for n, group in enumerate(groups)]
+            packets.append((unit, 0, shared))
+        packets += [(unit, 1 + n, group) for n, group in enumerate(groups)]
         report("exact", 0.5 / 4**k)
     return min((packets, whole), key=n_bytes) if whole else packets
 

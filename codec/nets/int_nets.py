@@ -1,6 +1,6 @@
 """The networks as the decoder runs them: integers only (docs/format.md, section 8)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -87,10 +87,10 @@ class IntChain:
 
 @dataclass(frozen=True)
 class PhaseEnds:
-    """The layers of a phase that archival and layered files do not share.
+    """The layers of a phase that archival and layered files, values and bins do not share.
 
     condition: biases of the first layer, int32 [3, width] by level class (archival) or [101, width] by
-    quality.
+    quality; of bins [3, 8, width] or [101, 8, width], by bound too.
     """
 
     first: IntConv
@@ -107,6 +107,9 @@ class PhaseEnds:
             skip=load_conv(tensors, f"{name}.skip", head=True),
             condition=tensors[f"{name}.condition"],
         )
+        if f"{name}.bound" in tensors:
+            condition = ends.condition[:, None] + tensors[f"{name}.bound"]
+            ends = replace(ends, condition=condition)
         ends.first.check_biases(ends.condition)
         return ends
 
@@ -117,14 +120,32 @@ class PhaseEnds:
 
 
 @dataclass(frozen=True)
+class AllEnds:
+    """Those of archival files, and by level class those of layered ones."""
+
+    archival: PhaseEnds
+    layered: tuple[PhaseEnds, ...]
+
+    @classmethod
+    def load(cls, tensors: Tensors, name: str) -> Self:
+        """Those exported under `name`."""
+        layered = tuple(PhaseEnds.load(tensors, f"{name}.layered{c}") for c in range(N_LEVEL_CLASSES))
+        return cls(PhaseEnds.load(tensors, name), layered)
+
+    def to(self, device: torch.device) -> "AllEnds":
+        """The same on another device."""
+        return AllEnds(self.archival.to(device), tuple(ends.to(device) for ends in self.layered))
+
+
+@dataclass(frozen=True)
 class IntPhase:
-    """Entropy parameters of one phase of the exact levels.
+    """Entropy parameters of one phase of the exact levels, of values and of bins.
 
     surprise: int16 [2, 9], sixteenths of an octave, for the host; a device has a copy (`ExactModel.maps`).
     """
 
-    archival: PhaseEnds
-    layered: tuple[PhaseEnds, ...]
+    values: AllEnds
+    bins: AllEnds
     second: IntConv
     third: IntConv
     surprise: Tensor
@@ -133,8 +154,8 @@ class IntPhase:
     def load(cls, tensors: Tensors, name: str) -> Self:
         """The phase exported under `name`."""
         return cls(
-            archival=PhaseEnds.load(tensors, name),
-            layered=tuple(PhaseEnds.load(tensors, f"{name}.layered{c}") for c in range(N_LEVEL_CLASSES)),
+            values=AllEnds.load(tensors, name),
+            bins=AllEnds.load(tensors, f"{name}.bins"),
             second=load_conv(tensors, f"{name}.second"),
             third=load_conv(tensors, f"{name}.third"),
             surprise=tensors[f"{name}.surprise"],
@@ -142,9 +163,8 @@ class IntPhase:
 
     def to(self, device: torch.device) -> "IntPhase":
         """The networks on another device."""
-        layered = tuple(ends.to(device) for ends in self.layered)
-        middle = (self.second.to(device), self.third.to(device))
-        return IntPhase(self.archival.to(device), layered, *middle, self.surprise)
+        ends = self.values.to(device), self.bins.to(device)
+        return IntPhase(*ends, self.second.to(device), self.third.to(device), self.surprise)
 
     @property
     def width(self) -> int:
@@ -152,18 +172,22 @@ class IntPhase:
         return self.third.weight.shape[0]
 
     def __call__(
-        self, planes: Tensor, lossy: Tensor | None, level_class: int, quality: int
+        self, planes: Tensor, lossy: Tensor | None, level_class: int, quality: int, bound: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Last hidden layer, uint8 [N, width, h, w], and parameters, int32 [N, 9, h, w].
 
-        planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6], or None in an archival file.
+        planes: int [N, C, h+6, w+6]; lossy: int [N, 12, h+6, w+6], or None in an archival file. bound: of
+        bins, 1 to 8, or 0 for values.
         Parameters: mean offsets in sixteenths, log2 scales in sixteenths of an octave, coefficients in 64ths.
         """
+        kind = self.bins if bound else self.values
         if lossy is None:
-            ends, bias = self.archival, self.archival.condition[level_class]
+            ends, bias = kind.archival, kind.archival.condition[level_class]
         else:
-            ends, bias = self.layered[level_class], self.layered[level_class].condition[quality]
+            ends, bias = kind.layered[level_class], kind.layered[level_class].condition[quality]
             planes = torch.cat((planes, lossy), 1)
+        if bound:
+            bias = bias[bound - 1]
         x = as_input(planes)
         features = self.third(self.second(ends.first(x, bias, proven=True)))
         h, w = x.shape[-2:]

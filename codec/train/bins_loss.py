@@ -7,15 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vbc.codec.exact.bins import MAX_BOUND
+from vbc.bitstream.container import MAX_BOUND
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
-from vbc.codec.train.bins_net import BinsNet, training_bits
+from vbc.codec.train.bins_net import PROGRESSIVE_BOUND, BinsNet, training_bits
 from vbc.codec.train.exact_loss import SMALLEST_SIDE
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.training_loop import Loss
 
-PROGRESSIVE_BOUND = 2
-"""The bound of progressive files: half of the layered samples have it."""
 VALIDATED_BOUNDS = (1, 2, 4, 8)
 
 

@@ -8,7 +8,8 @@ stay as they are.
 import torch
 from torch import Tensor, nn
 
-from vbc.codec.exact.bins import MAX_BOUND, bins_base
+from vbc.bitstream.container import MAX_BOUND
+from vbc.codec.exact.bins import bins_base
 from vbc.codec.exact.features import (
     BASE_PLANES,
     LOG_SCALE_RANGE,
@@ -24,6 +25,8 @@ from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias
 from vbc.kernels.predict import N_ERROR_CLASSES
 
+PROGRESSIVE_BOUND = 2
+"""The bound of progressive files: half of the layered samples that train have it."""
 FROM_YCOCG = ((1.0, 0.0, 0.5), (1.0, 0.5, -0.5), (1.0, -0.5, -0.5))
 """G, R and B of Y, Co and Cg."""
 SCALES_FROM_YCOCG = ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.0, 0.5, 0.5))
@@ -143,9 +146,7 @@ class BinsNet(nn.Module):
         return out
 
 
-def phase_bits(
-    bins: PhaseBins, out: Tensor, base: Tensor, x: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
+def phase_bits(bins: PhaseBins, out: Tensor, base: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Bits per position of the three channels of one phase, float [N, 3, h, w], and what is decoded, int16
     likewise, limited to 0..255.
 

@@ -102,6 +102,7 @@ class ExactNet(nn.Module):
 
     def __init__(self, width: int = 48):
         super().__init__()
+        self.width = width
         self.nets = nn.ModuleDict({p: PhaseNet(BASE_PLANES[p], width) for p in PHASES})
 
     def net(self, phase: str) -> PhaseNet:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
+from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY, REFINEMENT_QUALITY
 from vbc.bitstream.geometry import MAX_REFINEMENTS
 from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
 from vbc.codec.exact.groups import GridStep, GroupBatch
@@ -32,8 +32,9 @@ from vbc.codec.model import Model, build_model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, Tensors
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
+from vbc.codec.train.bins_net import PROGRESSIVE_BOUND, BinsNet
 from vbc.codec.train.exact_net import ExactNet
-from vbc.codec.train.export_nets import export_exact, export_lossy
+from vbc.codec.train.export_nets import export_bins, export_exact, export_lossy
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables
 from vbc.codec.train.lossy_net import LossyNet
 
@@ -79,37 +80,65 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
             quality = replace(quality, refinements=count)
             lossy = code_lossy(model, counter, x, quality)
             code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality.final)
+            bound = PROGRESSIVE_BOUND if i % 2 else int(rng.integers(1, MAX_BOUND + 1))
+            code_exact(model, counter, x, lossy if i % 4 < 2 else None, quality.final, bound)
     return counter
 
 
-def code_exact(model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int) -> None:
-    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned
-    layers."""
+def code_exact(
+    model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int, bound: int = 0
+) -> None:
+    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned layers.
+
+    bound: of bins, or 0 for values.
+    """
     geometry = geometry_of(x)
+    known = rgb_to_ycocg(every(x, geometry.top))
     for k in reversed(range(geometry.top)):
-        step = grid_step(model, rgb_to_ycocg(every(x, k + 1)), None, lossy, k, quality)
-        batch = GroupBatch(step, [(slice(0, geometry.grids[k][0]), slice(0, geometry.grids[k][1]))])
+        h, w = geometry.grids[k]
+        batch = GroupBatch(
+            grid_step(model, known, None, lossy, k, quality, bound), [(slice(0, h), slice(0, w))]
+        )
         code_exact_groups([batch], [coder], lambda *_: None, every(x, k))
+        if not bound:
+            known = rgb_to_ycocg(every(x, k))
+        else:
+            coarse, known = known, torch.empty((1, 3, h, w), dtype=torch.int16)
+            put_group(known, coarse, batch.windows[0], batch.pixels, 0)
 
 
 def grid_step(
-    model: Model, coarse: Tensor, errors: Tensor | None, lossy: Tensor | None, k: int, quality: int
+    model: Model,
+    coarse: Tensor,
+    errors: Tensor | None,
+    lossy: Tensor | None,
+    k: int,
+    quality: int,
+    bound: int = 0,
 ) -> GridStep:
     """The step from x_{k+1} to x_k. lossy: the whole lossy picture."""
     guide = None if lossy is None else every(lossy, k)
-    return GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality)
+    return GridStep(model.exact, coarse, errors, guide, min(k, N_LEVEL_CLASSES - 1), quality, bound)
 
 
 def export_model(
-    exact: ExactNet, lossy: LossyNet, tiles: NDArray[np.uint8] | None, for_the_eye: bool = False
+    exact: ExactNet,
+    lossy: LossyNet,
+    tiles: NDArray[np.uint8] | None,
+    for_the_eye: bool = False,
+    bins: BinsNet | None = None,
 ) -> Tensors:
     """Tensors of a weights file.
 
     The tables are refit on what the integer model codes of the tiles, where given; the weights then know what
-    scores their pictures have. for_the_eye: `lossy` was trained so.
+    scores their pictures have. for_the_eye: `lossy` was trained so. bins: None for what their training begins
+    with.
     """
     first, prior = initial_tables()
-    tensors = {**export_exact(exact), **export_lossy(lossy), **first}
+    if bins is None:
+        bins = BinsNet(exact.width)
+        bins.start(exact)
+    tensors = {**export_exact(exact), **export_bins(bins), **export_lossy(lossy), **first}
     if for_the_eye:
         tensors["analysis.for_the_eye"] = torch.ones(1, dtype=torch.int32)
     if tiles is not None:
@@ -173,22 +202,24 @@ def known_answers(model: Model) -> dict[str, str]:
                 count = np.full((1, 1), refinement)
                 refined = synthesise(model.lossy, latents, size, used, qualities, refined=count)
                 out[f"{size} refinement {refinement}"] = digest(refined)
-            for kind, guide, tuned in (
-                ("archival", None, False),
-                ("tuned", None, True),
-                ("layered", lossy, False),
+            for kind, guide, tuned, bound in (
+                ("archival", None, False, 0),
+                ("tuned", None, True, 0),
+                ("layered", lossy, False, 0),
+                ("bins", None, True, 1),
+                ("layered bins", lossy, False, MAX_BOUND),
             ):
-                out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned))
+                out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned, bound))
     return out
 
 
-def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool) -> Tensor:
+def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool, bound: int) -> Tensor:
     """What pseudo-random symbols make of the base grid of a picture, uint8 [1, 3, H, W]: int16 YCoCg-R."""
     geometry = geometry_of(picture)
     coder = PseudoRandom()
     x, errors = rgb_to_ycocg(every(picture, geometry.top)), None
     for k in reversed(range(geometry.top)):
-        step = grid_step(model, x, errors, guide, k, 60)
+        step = grid_step(model, x, errors, guide, k, 60, bound)
         tunings: dict[str, tuple[Tuning, ...] | None] = {}
         if tuned:
             tunings = {p: code_tuning(model.exact, coder, p, None, x.device) for p in PHASES}

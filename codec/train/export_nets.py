@@ -10,6 +10,7 @@ from torch import Tensor
 from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, ZERO, Tensors
 from vbc.codec.pixels.interlace import PHASES
+from vbc.codec.train.bins_net import BinEnds, BinsNet
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.lossy_net import Chain, LossyNet
 from vbc.codec.train.qconv import (
@@ -101,6 +102,32 @@ def export_exact(net: ExactNet) -> Tensors:
     r = torch.arange(LOG_RESIDUALS).double() / 16
     out["exact.log2_residual"] = torch.round(16 * torch.log2(r + 0.25)).to(torch.int16)
     return out
+
+
+def export_bins(net: BinsNet) -> Tensors:
+    """All integers of the bins but the tables and what they share with the values."""
+    out: Tensors = {}
+    for p in PHASES:
+        bins = net.bins(p)
+        archival, name = bins.archival, f"exact.{p}.bins"
+        assert archival.level_bias is not None
+        put_bin_ends(out, name, archival, archival.level_bias.detach().double().cpu())
+        for c in range(N_LEVEL_CLASSES):
+            ends = bins.layered_ends(c)
+            assert ends.condition is not None
+            put_bin_ends(out, f"{name}.layered{c}", ends, quality_biases(ends.condition))
+        out[f"{name}.surprise"] = torch.round(bins.surprise.detach().cpu() * 16).to(torch.int16)
+    return out
+
+
+def put_bin_ends(out: Tensors, name: str, ends: BinEnds, conditions: Tensor) -> None:
+    """Export the layers for bins of one kind of file. conditions: float64 [rows, width]."""
+    factor = put_conv(out, f"{name}.first", ends.first, ZERO)
+    put_conv(out, f"{name}.head", ends.head)
+    put_conv(out, f"{name}.skip", ends.skip, ZERO)
+    out[f"{name}.condition"] = (out[f"{name}.first.bias"] + torch.round(conditions * factor)).int()
+    by_bound = ends.bound_bias.detach().double().cpu()
+    out[f"{name}.bound"] = torch.round(by_bound * factor).int()
 
 
 def integer_basis(n: int, bits: int = 12) -> Tensor:

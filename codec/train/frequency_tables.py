@@ -31,6 +31,10 @@ TUNING_LOG2_SCALE = 3.2
 """Octaves of the logistic scale of tuned corrections, as measured on training tiles."""
 
 
+BIN_FRACTIONS = slice(4, 12)
+"""Of a step: a mean lies no further from where its bins begin than half a pixel value."""
+
+
 def fraction_classes(scale_class: int) -> int:
     """How many fractional means a scale distinguishes: 8 below 2 pixel values, then fewer.
 
@@ -41,19 +45,28 @@ def fraction_classes(scale_class: int) -> int:
     return 4 if scale_class < 24 else 2 if scale_class < 28 else 1
 
 
-def exact_table_index() -> tuple[NDArray[np.uint16], list[tuple[float, float]]]:
-    """The map [3, (log-scale, fraction)] to tables, and (mean, log2 scale) that each table stands for."""
+Parameters = list[tuple[float, float]]
+"""Mean and log2 scale that each table stands for."""
+
+
+def exact_table_index(first: int, near: slice) -> tuple[NDArray[np.uint16], Parameters]:
+    """The map [3, (log-scale, fraction)] to tables from `first` on, and what they stand for.
+
+    near: the fractions of the mean that occur; the others share the tables of the nearest ones.
+    """
     scales = np.arange(LOG_SCALE_MAX - LOG_SCALE_MIN + 1)
     classes = (scales + 2) >> 2
     index = np.zeros((3, len(scales), FRACTIONS), np.uint16)
-    parameters: list[tuple[float, float]] = []
+    parameters: Parameters = []
+    fractions = np.arange(FRACTIONS).clip(near.start, near.stop - 1)
     for c in range(3):
         for k in range(int(classes.max()) + 1):
             n = fraction_classes(k)
-            for j in range(n):
-                fractions = np.arange(FRACTIONS)[(np.arange(FRACTIONS) * n) >> 4 == j]
-                index[c][np.ix_(classes == k, fractions)] = len(parameters)
-                parameters.append((float(fractions.mean() - 8) / 16, (4 * k + LOG_SCALE_MIN) / 16))
+            for j in np.unique(fractions * n >> 4):
+                chosen = fractions * n >> 4 == j
+                index[c][np.ix_(classes == k, chosen)] = first + len(parameters)
+                mean = np.arange(FRACTIONS)[np.arange(FRACTIONS) * n >> 4 == j].mean()
+                parameters.append(((mean - 8) / 16, (4 * k + LOG_SCALE_MIN) / 16))
     return index.reshape(3, -1), parameters
 
 
@@ -89,7 +102,9 @@ def refinement_tables() -> NDArray[np.float64]:
 
 def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     """The table tensors of a new model, and the tables' prior probabilities [T, 256]."""
-    index, parameters = exact_table_index()
+    index, parameters = exact_table_index(0, slice(0, FRACTIONS))
+    bins_index, of_bins = exact_table_index(len(parameters), BIN_FRACTIONS)
+    parameters += of_bins
     first = len(parameters)
     parameters += [(0.0, (4 * k + SCALE_MIN) / 16) for _ in range(3) for k in range(N_SCALES)]
     tuning = len(parameters)
@@ -100,6 +115,7 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     prior = np.concatenate(([logistic_table(*p) for p in parameters], refinement_tables()))
     tensors = {
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
+        "exact.bins_table_index": torch.from_numpy(bins_index.astype(np.int32)),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
         "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
         "lossy.refine_table": torch.tensor([refinements], dtype=torch.int32),

@@ -28,7 +28,15 @@ EYE, LAYERED, BINS = "eye", "tune-layered", "bins"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
 EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
 """What the tuning stages start from."""
-RATE = {"lossy": 1.5e-3, "exact": 2.5e-3, "tune-lossy": 3e-4, EYE: 4e-4, "tune-exact": 7e-4, LAYERED: 4e-4, BINS: 1e-3}
+RATE = {
+    "lossy": 1.5e-3,
+    "exact": 2.5e-3,
+    "tune-lossy": 3e-4,
+    EYE: 4e-4,
+    "tune-exact": 7e-4,
+    LAYERED: 4e-4,
+    BINS: 1e-3,
+}
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -173,12 +181,23 @@ def load_exact(out: Path) -> ExactNet:
     return exact
 
 
+def load_bins(out: Path, exact: ExactNet) -> BinsNet | None:
+    """The layers for bins, where they have been trained."""
+    result = out / f"{BINS}.safetensors"
+    if not result.exists():
+        return None
+    bins = BinsNet(exact.width)
+    load_checkpoint(result, bins)
+    return bins
+
+
 def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     """Write `out/model.safetensors` from the tuned networks."""
     exact = load_exact(out)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
     model = save_model(
-        out / "model.safetensors", export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE)
+        out / "model.safetensors",
+        export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE, load_bins(out, exact)),
     )
     size = (out / "model.safetensors").stat().st_size
     emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

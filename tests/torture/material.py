@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vbc.bitstream import container
 from vbc.bitstream.container import ANCILLARY, LOSSLESS, Header, Packet
 from vbc.bitstream.errors import Corrupt
+from vbc.bitstream.geometry import is_level
 from vbc.bitstream.varint import pack_varints
 from vbc.codec import api
 from vbc.codec.example import make_example
@@ -258,7 +259,7 @@ def pack_index(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
     after = (0, 0)
     counts: list[int] = []
     for unit, part, *_ in entries:
-        is_level = 1 <= unit <= container.MAX_LEVEL
+        is_level = is_level(unit)
         if is_level and (unit, part) == after:
             counts[-1] += 1
         else:
@@ -268,7 +269,7 @@ def pack_index(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
     for count in counts:
         unit, part, *_ = entries[at]
         out.append(unit)
-        if 1 <= unit <= container.MAX_LEVEL:
+        if is_level(unit):
             out += pack_varints((part, count))
         for _, _, length, crc32 in entries[at : at + count]:
             out += pack_varints((length,), 70) + container.CRC.pack(crc32)

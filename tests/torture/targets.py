@@ -25,7 +25,7 @@ from torture.material import (
 )
 from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt, FormatError, Truncated
-from vbc.bitstream.geometry import LOSSY_LEVELS
+from vbc.bitstream.geometry import LOSSY_LEVELS, is_level
 from vbc.bitstream.varint import unpack_varint, unpack_varints
 from vbc.codec import api
 from vbc.codec.incremental import IncrementalReader
@@ -142,7 +142,7 @@ def read_entries(index: bytes) -> Iterator[tuple[int, int, int, int]]:
         while at < len(index) and n < 1000:
             unit, first, count = index[at], 0, 1
             at += 1
-            if 1 <= unit <= container.MAX_LEVEL:
+            if is_level(unit):
                 (first, count), at = unpack_varints(memoryview(index), 2, at)
             for part in range(first, first + min(count, 1000 - n)):
                 length, at = unpack_varint(index, at, container.LENGTH_BITS)
