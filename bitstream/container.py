@@ -141,9 +141,9 @@ class Header:
     """A valid header with its index; making one raises a FormatError where they do not go together.
 
     width, height: pixels, >= 1. channels: 1 (gray) or 3 (RGB). quality: 0..100. flags: of LOSSLESS and
-    ARCHIVAL, and the bound times 2^BOUND_SHIFT. model_hash, tables_hash: 8 bytes. packets: in the order of the file. bit_depth: 8, or 16 where
-    there is a LOW packet. colour: 0, as in sRGB unless an ICC packet says otherwise. minor: the minor version
-    of the file.
+    ARCHIVAL, and the bound times 2^BOUND_SHIFT. model_hash, tables_hash: 8 bytes. packets: in the order of
+    the file. bit_depth: 8, or 16 where there is a LOW packet. colour: 0, as in sRGB unless an ICC packet says
+    otherwise. minor: the minor version of the file.
     """
 
     width: int

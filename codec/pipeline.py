@@ -92,9 +92,9 @@ def encode_image(
 
     A lossless file is at most 1 % and 1 KiB larger than its samples and metadata: where lossy levels would
     make it larger (on noise), they are of a lower quality, which the header names. It has been decoded and
-    compared; so has a near-lossless one, which is a lossless one where that is smaller. Raises SelfCheckFailed
-    where the comparison fails, RegionError where the picture does not have
-    the regions of interest.
+    compared; so has a near-lossless one, which is a lossless one where that is smaller. Raises
+    SelfCheckFailed where the comparison fails, RegionError where the picture does not have the regions of
+    interest.
     """
     report = progress or (lambda stage, fraction: None)
     rgb = rgb.to(model.device)

@@ -179,14 +179,12 @@ def encode_level(
     if step.bound:
         for numbers, batch in numbered:
             for n, i in enumerate(numbers):
-                exact = {p: rgb_to_ycocg(phase_view(picture[..., *windows[i]], p)) for p in PHASES}
-                put_group(
-                    decoded,
-                    step.coarse,
-                    windows[i],
-                    exact if i in plain else batch.pixels,
-                    0 if i in plain else n,
-                )
+                if i in plain:
+                    fine = picture[..., *windows[i]]
+                    exact = {p: rgb_to_ycocg(phase_view(fine, p)) for p in PHASES}
+                    put_group(decoded, step.coarse, windows[i], exact, 0)
+                else:
+                    put_group(decoded, step.coarse, windows[i], batch.pixels, n)
     errors = None
     if want_errors:
         errors = torch.empty_like(picture, dtype=torch.int8, memory_format=torch.channels_last)

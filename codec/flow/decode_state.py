@@ -240,14 +240,12 @@ class DecodeState:
         packets: Mapping[int, Sequence[memoryview]],
         shared: Sequence[memoryview | None],
     ) -> None:
-        geometry = self.header.geometry
-        k = geometry.grid_index(level)
         lossy = None
         if not self.header.archival:
             self._synthesise(self._squares_needed(level, packets))
             lossy = self.planes.lossy
         step = self._grid_step(level, lossy)
-        windows = {n: geometry.window(level, n) for n in packets}
+        windows = {n: self.header.geometry.window(level, n) for n in packets}
         for groups in decode_groups(self.model, step, windows, packets, shared):
             self._put(level, [windows[n] for n in groups.numbers], groups)
 

@@ -123,9 +123,9 @@ class BinsNet(nn.Module):
     ) -> Tensor:
         """Entropy parameters of a phase, float [N, 9, h, w].
 
-        planes, guide: as `ExactNet.phase`. bound: int64 [N], 1 to 8. q: float [N], in a layered file. Outputs:
-        3 mean offsets (pixel values of G, R, B), 3 log2 scales (octaves), 3 coefficients (G->R, G->B, R->B;
-        quarters).
+        planes, guide: as `ExactNet.phase`. bound: int64 [N], 1 to 8. q: float [N], in a layered file.
+        Outputs: 3 mean offsets (pixel values of G, R, B), 3 log2 scales (octaves), 3 coefficients (G->R,
+        G->B, R->B; quarters).
         """
         bins, net = self.bins(phase), exact.net(phase)
         x = planes.float() * ACTIVATION_STEP

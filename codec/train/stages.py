@@ -60,9 +60,9 @@ def train(
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
-    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS` or one of `STAGES`. lossy: the stage whose lossy network
-    `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data or an earlier
-    stage's result is missing, ValueError for an unknown stage.
+    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS` or one of `STAGES`. lossy: the stage whose
+    lossy network `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data
+    or an earlier stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
     known = {*STAGES, EYE, LAYERED, BINS}
