@@ -17,8 +17,10 @@ from .geometry import (
     FIRST_REFINED,
     LOSSY_LEVELS,
     Geometry,
+    is_bins,
     is_level,
     is_lossy,
+    is_value,
     rank,
     refinements_of,
 )
@@ -38,9 +40,9 @@ whole picture, packed."""
 ARCHIVAL = 2
 """Flag: the exact levels are coded without a lossy picture, and there are no lossy levels."""
 
-BOUND_SHIFT, MAX_BOUND = 8, 8
+BOUND_SHIFT, MAX_BOUND, VALUES_BOUND = 8, 8, 2
 """Where the bound stands in the flags: 0 for none, or by how much samples of the bins may differ from the
-picture's."""
+picture's. Values can follow bins of one bound alone."""
 
 MAX_QUALITY = 100
 
@@ -191,6 +193,11 @@ class Header:
     def bound(self) -> int:
         """How far a sample of the bins can be from the picture's, 1 to 8; 0 in a file without bins."""
         return self.flags >> BOUND_SHIFT
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the file has packets of exact levels above level 4."""
+        return any(is_value(packet.level) for packet in self.packets)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -584,6 +591,8 @@ def _check_packets(header: Header) -> None:
     places = _level_places(packets, geometry, header.minor)
     if header.archival and any(is_lossy(level) for level in places):
         raise Corrupt("an archival file has lossy levels")
+    if header.bound not in (0, VALUES_BOUND) and header.has_values:
+        raise Corrupt(f"values after bins of a bound of {header.bound}")
     _check_needs(header, places)
     # level 4 alone may hold the whole picture, packed; whoever decodes it sees
     if header.lossless and max(places, key=rank, default=0) != LOSSY_LEVELS + 1:
@@ -639,7 +648,7 @@ def _level_places(packets: Sequence[Packet], geometry: Geometry, minor: int) -> 
             raise Corrupt(f"part {part} of level {level}, which has {len(places[level])} groups")
         if part:
             places[level][part - 1] = i
-        elif is_lossy(level) or level == LOSSY_LEVELS + 1:
+        elif is_lossy(level) or level == LOSSY_LEVELS + 1 or (geometry.binned and not is_bins(level)):
             raise UnsupportedVersion(VERSION[0], minor, f"part 0 of level {level}")
     return places
 

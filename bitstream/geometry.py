@@ -73,6 +73,11 @@ def is_bins(level: int) -> bool:
     return level >= FIRST_BINS
 
 
+def is_value(level: int) -> bool:
+    """Whether a level is an exact one above level 4."""
+    return LOSSY_LEVELS + 1 < level < FIRST_REFINED
+
+
 def is_level(unit: int) -> bool:
     """Whether packets of a unit belong to a level, maybe one that no picture has."""
     return 1 <= unit <= MAX_LEVEL or FIRST_BINS <= unit <= LAST_BINS

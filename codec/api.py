@@ -98,6 +98,7 @@ def encode(
     roi_first: bool = False,
     refinements: int = 0,
     near: int = 0,
+    progressive: bool = False,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,
@@ -108,8 +109,8 @@ def encode(
     image: a Pillow image (RGB, RGBA, L, LA, 1, P, PA or I;16), an array uint8 or uint16 [H, W] or [H, W, C],
     or a tensor of these types [H, W] or [C, H, W]; C is 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
     Alpha is always kept exactly. 16 bits are kept by lossless files; lossy ones store the upper byte.
-    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements, near: as
-    `EncodeSettings`.
+    levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements, near,
+    progressive: as `EncodeSettings`.
     roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
     size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
@@ -136,6 +137,7 @@ def encode(
         roi_first=roi_first,
         refinements=refinements,
         near=near,
+        progressive=progressive,
     )
     return encode_with(settings, image, metadata=metadata, device=device, model=model, progress=progress)
 

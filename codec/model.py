@@ -24,9 +24,9 @@ from vbc.bitstream.errors import ModelMissing
 from vbc.bitstream.tables import TableSet
 from vbc.codec.entropy.coder import Reader, Writer
 from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter, device_tables
-from vbc.codec.exact.model import ExactModel
+from vbc.codec.exact.model import ExactModel, ValuesModel
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
-from vbc.codec.nets.int_nets import IntPhase, Tensors
+from vbc.codec.nets.int_nets import IntChain, IntPhase, Tensors
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.settings import Tune
 from vbc.kernels.predict import PredictMaps
@@ -136,6 +136,10 @@ def build_model(tensors: Tensors) -> Model:
             {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
             predict_maps(tensors, "", "exact.table_index"),
             predict_maps(tensors, ".bins", "exact.bins_table_index"),
+            ValuesModel(
+                {p: IntChain.load(tensors, f"exact.{p}.values") for p in PHASES},
+                int(tensors["exact.values_table"]),
+            ),
             int(tensors["exact.tuning_table"]),
         )
         lossy = LossyModel.load(tensors, tables)

@@ -118,9 +118,9 @@ def encode_image(
 
     def pack(levels: "EncodedLevels", meta: Metadata = meta) -> bytes:
         binned = any(is_bins(level) for level, _, _ in levels.exact)
-        exact = settings.has_exact and not binned and all_bits
+        exact = settings.has_exact and all_bits and not (settings.near and binned)
         flags = exact * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL
-        flags |= binned * settings.near << container.BOUND_SHIFT
+        flags |= binned * settings.bound << container.BOUND_SHIFT
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
         parts = levels.lossy, levels.exact
         if settings.roi is not None:
@@ -159,7 +159,10 @@ def encode_image(
             if len(data) <= limit:
                 break
             others = len(data) - n_bytes(levels.lossy) - n_bytes(levels.exact)
-            levels = encode_levels(picture, model, settings, quality, report, limit - others - exact_bytes)
+            without_bins = replace(settings, progressive=False)
+            levels = encode_levels(
+                picture, model, without_bins, quality, report, limit - others - exact_bytes
+            )
             data = pack(levels)
     if settings.max_bytes is not None:
         source = as_source(data)
@@ -168,7 +171,9 @@ def encode_image(
     if header.lossless or settings.near:
         report("check", 0.9)
         del levels, before, after
-        check_decode(data, model, rgb[1:2] if gray else rgb, alpha, low, header.bound)
+        check_decode(
+            data, model, rgb[1:2] if gray else rgb, alpha, low, 0 if header.lossless else header.bound
+        )
     report("done", 1.0)
     return data
 
@@ -233,7 +238,8 @@ def encode_levels(
         del latents  # six bytes a pixel
     exact: Packets = []
     if settings.has_exact:
-        exact = encode_exact(picture, model, guide, quality.final, settings.effort, report, settings.near)
+        effort, bound, values = settings.effort, settings.bound, settings.lossless
+        exact = encode_exact(picture, model, guide, quality.final, effort, report, bound, values)
     return EncodedLevels(quality.base, packets, exact)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY
+from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY, VALUES_BOUND
 from vbc.bitstream.geometry import LOSSY_LEVELS, MAX_REFINEMENTS
 from vbc.codec.regions import Roi
 
@@ -37,7 +37,8 @@ class EncodeSettings:
     stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
     where the quality is not as high. The file is a little larger, and its first part shows more. near: the
     largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
-    none.
+    none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample lies, so that
+    the picture goes on getting better up to the last byte.
     """
 
     levels: int = LOSSY_LEVELS
@@ -51,6 +52,7 @@ class EncodeSettings:
     roi_first: bool = False
     refinements: int = 0
     near: int = 0
+    progressive: bool = False
 
     def __post_init__(self) -> None:
         if self.lossless and self.levels not in (0, LOSSY_LEVELS):
@@ -59,6 +61,8 @@ class EncodeSettings:
             )
         if not 0 <= self.near <= MAX_BOUND:
             raise ValueError(f"near is 0 to {MAX_BOUND}, not {self.near}")
+        if self.progressive and not self.lossless:
+            raise ValueError("progressive goes with lossless")
         if self.near and self.lossless:
             raise ValueError("near and lossless do not go together")
         if self.near and self.max_bytes is not None:
@@ -106,6 +110,11 @@ class EncodeSettings:
     def has_exact(self) -> bool:
         """Whether the file has more than the lossy levels."""
         return self.lossless or self.near > 0
+
+    @property
+    def bound(self) -> int:
+        """Of the bins of the exact levels, or 0 where they have none."""
+        return VALUES_BOUND if self.progressive else self.near
 
     @property
     def asked_roi_quality(self) -> int:

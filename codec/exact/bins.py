@@ -45,13 +45,16 @@ class BinPredictor(ChannelPredictor):
     def __init__(self, base: Tensor, out: Tensor, tuned: Corrections | None, maps: PredictMaps, bound: int):
         super().__init__(base, out, tuned, maps)
         self._bound, self._step = bound, 2 * bound + 1
+        self._predicted: list[tuple[Tensor, Tensor]] = []
+        """Mean and log2 scale of each channel, corrections included."""
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """Table and rounded mean of the next channel: int16 [P] each. Scale and fraction count in steps."""
         mean, scale = self.predict()
+        self._predicted.append((mean, scale))
         rounded = (mean + 8) >> 4
         fraction = (2 * (mean - 16 * rounded) + self._step).div_(2 * self._step, rounding_mode="floor")
-        scale = scale.sub_(STEP_OCTAVES[self._bound]).clamp_(min=LOG_SCALE_MIN)
+        scale = (scale - STEP_OCTAVES[self._bound]).clamp_(min=LOG_SCALE_MIN)
         key = FRACTIONS * (scale - LOG_SCALE_MIN) + fraction + FRACTIONS // 2
         return self._maps.tables[len(self._values)].index_select(0, key), rounded.to(torch.int16)
 
@@ -64,3 +67,9 @@ class BinPredictor(ChannelPredictor):
         """The middles of bins, limited to samples: int16 [P]."""
         middles = torch.addcmul(rounded.int(), symbols.int(), torch.full_like(symbols, self._step).int())
         return middles.clamp_(0, 255).to(torch.int16)
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """What the bins were predicted with, of all channels: int8 [3, P] each, as `values.Predictions`."""
+        means, scales = (torch.stack(part) for part in zip(*self._predicted, strict=True))
+        offsets = means.sub_(16 * torch.stack(self._values)).clamp_(-128, 127)
+        return offsets.to(torch.int8), scales.to(torch.int8)

@@ -31,7 +31,7 @@ from vbc.codec.exact.planes import (
 from vbc.codec.pixels.borders import Window, extend
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
-from vbc.kernels.predict import ChannelPredictor, Corrections, PredictMaps
+from vbc.kernels.predict import LOG_SCALE_MIN, ChannelPredictor, Corrections, PredictMaps
 
 ERROR_HALO = 1
 """Positions around a group whose prior errors tuned means may follow."""
@@ -47,7 +47,8 @@ class GridStep:
 
     coarse: x_{k+1}, int16 [B, 3, h, w]. errors: its prior errors, int8 likewise, or None for zeros. lossy:
     the lossy picture on x_k, uint8 RGB [B, 3, .., ..], or None in an archival file. level_class, quality:
-    what the networks are conditioned on. bound: of bins, 1 to 8, or 0 for values.
+    what the networks are conditioned on. bound: of bins, 1 to 8, or 0 for values. keep: what bins are
+    predicted with, for the values that follow.
     """
 
     model: ExactModel
@@ -57,19 +58,24 @@ class GridStep:
     level_class: int
     quality: int
     bound: int = 0
+    keep: bool = False
 
     @property
     def n_pictures(self) -> int:
         """B."""
         return len(self.coarse)
 
+    def maps(self, phase: str) -> PredictMaps:
+        """The look-up tables of a phase."""
+        return (self.model.bin_maps if self.bound else self.model.maps)[phase]
+
     def predictor(
-        self, phase: str, base: Tensor, out: Tensor, corrections: Corrections | None, maps: PredictMaps | None
+        self, base: Tensor, out: Tensor, corrections: Corrections | None, maps: PredictMaps
     ) -> ChannelPredictor:
-        """The predictor of values, or of bins; maps: on another device than the model's."""
+        """The predictor of values, or of bins, at some positions of a phase. maps: `maps` of it."""
         if self.bound:
-            return BinPredictor(base, out, corrections, maps or self.model.bin_maps[phase], self.bound)
-        return ChannelPredictor(base, out, corrections, maps or self.model.maps[phase])
+            return BinPredictor(base, out, corrections, maps, self.bound)
+        return ChannelPredictor(base, out, corrections, maps)
 
     def of(self, pictures: Sequence[int]) -> "GridStep":
         """The step of some of the pictures, ascending; a copy of their planes where there are gaps."""
@@ -80,6 +86,33 @@ class GridStep:
         )
         assert coarse is not None
         return replace(self, coarse=coarse, errors=errors, lossy=lossy)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What bins were predicted with: of G, R and B, int8 [N, 3, h, w] each.
+
+    offsets: of means, from the middles of the bins, sixteenths of a pixel value. scales: sixteenths of an
+    octave.
+    """
+
+    offsets: Tensor
+    scales: Tensor
+
+    @classmethod
+    def sure(cls, pixels: Tensor) -> "Predictions":
+        """Of pixels that are known without a network: any tensor of their shape and device."""
+        offsets = torch.zeros_like(pixels, dtype=torch.int8)
+        return cls(offsets, torch.full_like(offsets, LOG_SCALE_MIN))
+
+    @classmethod
+    def empty(cls, pixels: Tensor) -> "Predictions":
+        """Memory for those of all pixels of a grid; what of it is not written has no meaning."""
+        return cls(*(torch.empty_like(pixels, dtype=torch.int8) for _ in range(2)))
+
+    def planes(self) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.offsets, self.scales
 
 
 @dataclass(frozen=True)
@@ -162,13 +195,14 @@ class GroupBatch:
     windows: theirs on the finer grid, in each of the step's B pictures; they start at even positions. Group
     n * B + b is window n of picture b. keep_lossy: keep the lossy picture's
     planes from one phase to the next (24 bytes a position of the coarser grid). pixels, errors: what was
-    decoded, by phase, int16 and int8 [N, 3, .., ..].
+    decoded, by phase, int16 and int8 [N, 3, .., ..]. predictions: likewise, where the step keeps them.
     """
 
     def __init__(self, step: GridStep, windows: Sequence[Window], keep_lossy: bool = True):
         self.step, self.windows = step, windows
         self.pixels: dict[str, Tensor] = {}
         self.errors: dict[str, Tensor] = {}
+        self.predictions: dict[str, Predictions] = {}
         self.coarse = [halved(window) for window in windows]
         self._size = shape_of(self.coarse[0])
         self._keep_lossy = keep_lossy
@@ -242,10 +276,10 @@ class GroupBatch:
             around = by_channel(self.seen.errors_around(phase, (h, w)))
             corrections_at = CorrectionsAt(tunings, linear, around, h * w)
         pieces = positions_in_pieces(base)
-        predictors = []
+        predictors, maps = [], self.step.maps(phase)
         for part in pieces:
             corrections = None if corrections_at is None else corrections_at(part)
-            predictors.append(self.step.predictor(phase, base[:, part], out[:, part], corrections, None))
+            predictors.append(self.step.predictor(base[:, part], out[:, part], corrections, maps))
         wanted = None if target is None else by_channel(target)
         known = wanted is not None and not self.step.bound
         values = wanted if wanted is not None and known else torch.empty_like(base)
@@ -267,6 +301,9 @@ class GroupBatch:
             self.see(phase, self.pixels[phase])
         errors = torch.cat([predictor.prior_errors() for predictor in predictors], 1)
         self._take_errors(phase, in_windows(errors, n, h, w))
+        if self.step.keep:
+            kept = zip(*(predictor.predictions() for predictor in predictors), strict=True)
+            self.predictions[phase] = Predictions(*(in_windows(torch.cat(part, 1), n, h, w) for part in kept))
 
     def interpolate(self, phase: str) -> None:
         """Let the mean of the four nearest known pixels stand for each pixel of a phase, without prior
@@ -280,6 +317,8 @@ class GroupBatch:
         self.pixels[phase] = pixels
         self.see(phase, pixels)
         self._take_errors(phase, torch.zeros_like(pixels, dtype=torch.int8))
+        if self.step.keep:
+            self.predictions[phase] = Predictions.sure(pixels)
 
     def set_empty(self, phase: str) -> None:
         """Take a phase that has no pixels as decoded."""

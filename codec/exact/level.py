@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from vbc.bitstream.errors import Corrupt
 from vbc.codec.entropy.coder import Coder, Decoder, Means, finish_all
 from vbc.codec.exact.follower import Follower
-from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, phase_pixels
+from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, Predictions, phase_pixels
 from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import (
     halved,
@@ -23,6 +23,7 @@ from vbc.codec.exact.planes import (
 )
 from vbc.codec.exact.tuning import code_tuning, tuning_symbols_at_most
 from vbc.codec.exact.tuning_fit import MIN_POSITIONS, fit_tuning
+from vbc.codec.exact.values import ValuesStep, code_values
 from vbc.codec.model import Model
 from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
@@ -125,6 +126,22 @@ def make_batches(
 # encoding
 
 
+@dataclass(frozen=True)
+class EncodedLevel:
+    """A level's packets, and what further levels need.
+
+    shared: what its groups share, None for nothing. groups: theirs. decoded: the grid as it will be decoded,
+    uint8 RGB [1, 3, h, w]. errors: the new prior errors, int8 likewise, None where they are not wanted.
+    predictions: of all new pixels, where the step keeps them.
+    """
+
+    shared: bytes | None
+    groups: list[bytes]
+    decoded: Tensor
+    errors: Tensor | None
+    predictions: Predictions | None = None
+
+
 def encode_level(
     model: Model,
     step: GridStep,
@@ -133,9 +150,8 @@ def encode_level(
     depth: int,
     effort: int,
     want_errors: bool,
-) -> tuple[bytes | None, list[bytes], Tensor, Tensor | None]:
-    """Packets of a level: what its groups share (None for nothing), the groups'; the grid as it will be
-    decoded, like `picture`; and the new prior errors.
+) -> EncodedLevel:
+    """Encode a level.
 
     windows: of all groups. picture: the grid x_k, uint8 RGB [1, 3, h, w]. depth: bytes of a plain pixel, 1
     where the picture's planes are equal. effort: 0 for no corrections, else how carefully they are found.
@@ -194,7 +210,13 @@ def encode_level(
                 missed = zeros_like(batch.errors) if i in plain else batch.errors
                 put_group(errors, known, windows[i], missed, n)
     packets = [plain.get(i, packet) for i, packet in enumerate(packets)]
-    return (together if together and pays else None), packets, decoded, errors
+    predictions = None
+    if step.keep:
+        predictions = Predictions.empty(picture)
+        for numbers, batch in numbered:
+            for n, i in enumerate(numbers):
+                put_predictions(predictions, windows[i], batch.predictions, n, sure=i in plain)
+    return EncodedLevel(together if together and pays else None, packets, decoded, errors, predictions)
 
 
 # decoding
@@ -205,13 +227,15 @@ class DecodedGroups:
     """Groups of a level that were decoded together: windows of some of its pictures.
 
     numbers: of the groups. pictures: ascending. pixels, errors: by phase, int16 YCoCg-R and prior errors int8
-    [len(numbers) * len(pictures), 3, .., ..]; the pictures of the first number come first.
+    [len(numbers) * len(pictures), 3, .., ..]; the pictures of the first number come first. predictions:
+    likewise, where the step keeps them.
     """
 
     numbers: list[int]
     pictures: tuple[int, ...]
     pixels: dict[str, Tensor]
     errors: dict[str, Tensor]
+    predictions: dict[str, Predictions] = field(default_factory=dict)
 
 
 def decode_groups(
@@ -251,7 +275,8 @@ def decode_groups(
         if mode in RAW_DEPTH:
             for number, parts in chosen.items():
                 pixels = plain_pixels(parts, windows[number], RAW_DEPTH[mode], step.coarse.device)
-                yield DecodedGroups([number], pictures, pixels, zeros_like(pixels))
+                sure = {p: Predictions.sure(x) for p, x in pixels.items()} if step.keep else {}
+                yield DecodedGroups([number], pictures, pixels, zeros_like(pixels), sure)
             continue
         here = step.of(pictures)
         tunings_here: dict[str, tuple[Tuning, ...]] = {}
@@ -263,7 +288,7 @@ def decode_groups(
                 readers.append(reader)
             else:
                 reader.finish()
-            yield DecodedGroups(numbers, pictures, batch.pixels, batch.errors)
+            yield DecodedGroups(numbers, pictures, batch.pixels, batch.errors, batch.predictions)
     finish_all(readers)
 
 
@@ -325,7 +350,8 @@ def fill_groups(step: GridStep, windows: Sequence[Window], network: bool) -> Ite
                 batch.errors[phase].zero_()
             else:
                 batch.interpolate(phase)
-        yield DecodedGroups(numbers, tuple(range(step.n_pictures)), batch.pixels, batch.errors)
+        every_one = tuple(range(step.n_pictures))
+        yield DecodedGroups(numbers, every_one, batch.pixels, batch.errors, batch.predictions)
 
 
 def zeros_like(phases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -347,14 +373,81 @@ def put_group(
     plane: [B, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are
     converted.
     """
+    for run in runs(pictures):
+        known = coarse[run, ..., *halved(window)]
+        part = phase_view(plane[run, ..., *window], "A")
+        part.copy_(ycocg_to_rgb(known) if plane.dtype == torch.uint8 else known)
+    put_phases(plane, window, phases, n, pictures)
+
+
+def put_phases(
+    plane: Tensor, window: Window, phases: Mapping[str, Tensor], n: int, pictures: Sequence[int] = (0,)
+) -> None:
+    """As `put_group`, the new pixels alone."""
     at = n * len(pictures)
     for run in runs(pictures):
         n_here = run.stop - run.start
-        part = plane[run, ..., *window]
-        known = coarse[run, ..., *halved(window)]
-        for p, new in {"A": known, **{p: x[at : at + n_here] for p, x in phases.items()}}.items():
-            phase_view(part, p).copy_(ycocg_to_rgb(new) if plane.dtype == torch.uint8 else new)
+        for p, x in phases.items():
+            new = x[at : at + n_here]
+            part = phase_view(plane[run, ..., *window], p)
+            part.copy_(ycocg_to_rgb(new) if plane.dtype == torch.uint8 else new)
         at += n_here
+
+
+def put_predictions(
+    planes: Predictions,
+    window: Window,
+    phases: Mapping[str, Predictions],
+    n: int,
+    pictures: Sequence[int] = (0,),
+    sure: bool = False,
+) -> None:
+    """Write what the n-th window's bins were predicted with into the planes of its grid. sure: that it was
+    known without a network."""
+    found = {p: Predictions.sure(x.offsets) for p, x in phases.items()} if sure else phases
+    for plane, part in (
+        (planes.offsets, {p: x.offsets for p, x in found.items()}),
+        (planes.scales, {p: x.scales for p, x in found.items()}),
+    ):
+        put_phases(plane, window, part, n, pictures)
+
+
+# values after bins
+
+
+def encode_values(model: Model, step: ValuesStep, windows: Sequence[Window], picture: Tensor) -> list[bytes]:
+    """Packets of the groups of a level where bins stand before values. picture: x_k, as `encode_level`."""
+    packets: dict[int, bytes] = {}
+    for numbers in in_batches(windows, HOST_BATCH if picture.device.type == "cpu" else DEVICE_BATCH):
+        writer = model.writer(len(numbers))
+        code_values(step, [windows[i] for i in numbers], writer, picture)
+        packets.update(zip(numbers, writer.finish(), strict=True))
+    return [bytes([CODED]) + packets[i] for i in range(len(windows))]
+
+
+def decode_values(
+    model: Model, step: ValuesStep, windows: Mapping[int, Window], packets: Mapping[int, Sequence[memoryview]]
+) -> Iterator[DecodedGroups]:
+    """Decode groups of a level, as `decode_groups`, where bins stand before values. Raises Corrupt."""
+    numbers, n_pictures = list(packets), len(step.coarse)
+    most = (HOST_BATCH if step.coarse.device.type == "cpu" else DEVICE_BATCH) // n_pictures
+    readers: list[Decoder] = []
+    for places in in_batches([windows[n] for n in numbers], most):
+        together = [numbers[i] for i in places]
+        bodies = []
+        for mode, body in (split_packet(packet) for n in together for packet in packets[n]):
+            if mode != CODED:
+                raise Corrupt(f"a group of values has mode {mode}")
+            bodies.append(body)
+        here = [windows[n] for n in together]
+        reader = model.reader(bodies, 3 * n_new(here[0]))
+        pixels = code_values(step, here, reader)
+        if model.decodes_blindly:
+            readers.append(reader)
+        else:
+            reader.finish()
+        yield DecodedGroups(together, tuple(range(n_pictures)), pixels, {})
+    finish_all(readers)
 
 
 # plain samples

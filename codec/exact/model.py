@@ -5,9 +5,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vbc.codec.nets.int_nets import IntPhase
+from vbc.codec.nets.int_nets import IntChain, IntPhase
 from vbc.kernels.conv import IntConv
 from vbc.kernels.predict import PredictMaps
+
+
+@dataclass(frozen=True)
+class ValuesModel:
+    """What values that follow bins need: networks by phase, and the first of their tables."""
+
+    chains: dict[str, IntChain]
+    first_table: int
+
+    def to(self, device: torch.device) -> "ValuesModel":
+        """The same on another device."""
+        return ValuesModel({p: chain.to(device) for p, chain in self.chains.items()}, self.first_table)
 
 
 @dataclass(frozen=True)
@@ -18,13 +30,14 @@ class ExactModel:
     phases: dict[str, IntPhase]
     maps: dict[str, PredictMaps]
     bin_maps: dict[str, PredictMaps]
+    values: ValuesModel
     tuning_table: int
 
     def to(self, device: torch.device) -> "ExactModel":
         """The same on another device."""
         phases = {p: net.to(device) for p, net in self.phases.items()}
         maps, bin_maps = ({p: m.to(device) for p, m in of.items()} for of in (self.maps, self.bin_maps))
-        return replace(self, phases=phases, maps=maps, bin_maps=bin_maps)
+        return replace(self, phases=phases, maps=maps, bin_maps=bin_maps, values=self.values.to(device))
 
 
 @dataclass(frozen=True)

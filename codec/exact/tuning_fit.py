@@ -225,8 +225,8 @@ def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Te
     Features float [n, width + 1]; what a channel's mean and log-scale follow, in units of their slopes, [2,
     3, E, n]; residuals (pixel values; of bins, of their middles) and scales (octaves) [3, n].
     """
-    maps = (step.model.bin_maps if step.bound else step.model.maps)[phase].to(torch.device("cpu"))
-    predictor = step.predictor(phase, samples.base, samples.out, None, maps)
+    maps = step.maps(phase).to(torch.device("cpu"))
+    predictor = step.predictor(samples.base, samples.out, None, maps)
     residuals, scales = [], []
     n_around = len(NEIGHBOURS[phase])
     n = samples.base.shape[1]

@@ -16,17 +16,20 @@ from vbc.bitstream.container import Header, levels_present
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import FIRST_BINS, LOSSY_LEVELS, is_bins, is_lossy, level_of, stage_of
 from vbc.codec.entropy.coder import Decoder, finish_all
-from vbc.codec.exact.groups import GridStep
+from vbc.codec.exact.groups import GridStep, Predictions
 from vbc.codec.exact.level import (
     PACKED,
     RAW_DEPTH,
     DecodedGroups,
     decode_groups,
+    decode_values,
     fill_groups,
     put_group,
+    put_predictions,
     split_packet,
 )
 from vbc.codec.exact.planes import every, in_batches, stack
+from vbc.codec.exact.values import ValuesStep
 from vbc.codec.extra.packed_picture import decode_packed
 from vbc.codec.lossy.coding import code_groups as code_lossy_groups
 from vbc.codec.lossy.coding import code_maps, prior_means
@@ -50,11 +53,15 @@ Square = tuple[int, int]
 
 @dataclass
 class Grids:
-    """The exact grids, of values or of bins. pixels: x_k by k, int16 YCoCg-R [B, 3, h, w], but x_0 uint8 RGB.
-    errors: prior errors by k, int8 [B, 3, h, w]."""
+    """The exact grids, of values or of bins.
+
+    pixels: x_k by k, int16 YCoCg-R [B, 3, h, w], but x_0 uint8 RGB. errors: prior errors by k, int8 [B, 3, h,
+    w]. predictions: of bins, by k, where values follow.
+    """
 
     pixels: dict[int, Tensor] = field(default_factory=dict)
     errors: dict[int, Tensor] = field(default_factory=dict)
+    predictions: dict[int, Predictions] = field(default_factory=dict)
 
 
 @dataclass
@@ -240,12 +247,16 @@ class DecodeState:
         packets: Mapping[int, Sequence[memoryview]],
         shared: Sequence[memoryview | None],
     ) -> None:
+        windows = {n: self.header.geometry.window(level, n) for n in packets}
+        if self.header.bound and not is_bins(level):
+            for groups in decode_values(self.model, self._values_step(level), windows, packets):
+                self._put(level, [windows[n] for n in groups.numbers], groups)
+            return
         lossy = None
         if not self.header.archival:
             self._synthesise(self._squares_needed(level, packets))
             lossy = self.planes.lossy
         step = self._grid_step(level, lossy)
-        windows = {n: self.header.geometry.window(level, n) for n in packets}
         for groups in decode_groups(self.model, step, windows, packets, shared):
             self._put(level, [windows[n] for n in groups.numbers], groups)
 
@@ -263,6 +274,18 @@ class DecodeState:
             level_class=min(k, N_LEVEL_CLASSES - 1),
             quality=self.header.final_quality,
             bound=self.header.bound if is_bins(level) else 0,
+            keep=is_bins(level) and self.header.has_values,
+        )
+
+    def _values_step(self, level: int) -> ValuesStep:
+        k, bins = self.header.geometry.grid_index(level), self.planes.bins
+        return ValuesStep(
+            model=self.model.exact.values,
+            middles=bins.pixels[k],
+            coarse=self.planes.values.pixels[k + 1],
+            coarse_middles=bins.pixels[k + 1],
+            predictions=bins.predictions[k],
+            level_class=min(k, N_LEVEL_CLASSES - 1),
         )
 
     def _put(self, level: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
@@ -270,8 +293,12 @@ class DecodeState:
         self._make_grid(grids, k)
         for n, window in enumerate(windows):
             put_group(grids.pixels[k], grids.pixels[k + 1], window, groups.pixels, n, groups.pictures)
-            if k:
+            if k and groups.errors:
                 put_group(grids.errors[k], grids.errors[k + 1], window, groups.errors, n, groups.pictures)
+            if groups.predictions:
+                if k not in grids.predictions:
+                    grids.predictions[k] = Predictions.empty(grids.pixels[k])
+                put_predictions(grids.predictions[k], window, groups.predictions, n, groups.pictures)
 
     def _make_grid(self, grids: Grids, k: int) -> None:
         """Make the plane of x_k, and of its errors, where there is none yet."""

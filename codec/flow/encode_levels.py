@@ -11,8 +11,9 @@ from torch import Tensor
 from vbc.bitstream.geometry import BINS, LOSSY_LEVELS, Geometry, level_of
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
-from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
+from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level, encode_values
 from vbc.codec.exact.planes import every, in_batches
+from vbc.codec.exact.values import ValuesStep
 from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
@@ -175,11 +176,12 @@ def encode_exact(
     effort: int,
     report: Progress,
     bound: int = 0,
+    values: bool = True,
 ) -> Packets:
     """Packets of the exact levels of uint8 RGB [1, 3, H, W]; one only where that is smaller.
 
-    lossy: the lossy levels' picture, likewise, in a layered file. bound: of bins, 1 to 8: their levels then
-    stand in place of the exact ones, but for level 4.
+    lossy: the lossy levels' picture, likewise, in a layered file. bound: of bins, 1 to 8, whose levels stand
+    after level 4. values: whether the exact levels follow, then with a bound of 2 alone.
     """
     geometry = geometry_of(picture)
     gray = torch.equal(picture[:, :1].expand_as(picture), picture)
@@ -191,20 +193,28 @@ def encode_exact(
         return whole
     known = every(picture, geometry.top)
     packets: Packets = [(BASE_LEVEL, 1, bytes([raw_mode]) + samples(known[:, :depth]))]
+    after: Packets = []
     errors: Tensor | None = None
     for level in range(BASE_LEVEL + 1, geometry.last_level + 1):
         k, unit = geometry.grid_index(level), level + BINS if bound else level
         windows = [geometry.window(level, n) for n in range(geometry.n_groups(level))]
         guide = None if lossy is None else every(lossy, k)
         level_class = min(k, N_LEVEL_CLASSES - 1)
-        step = GridStep(model.exact, rgb_to_ycocg(known), errors, guide, level_class, quality, bound)
-        shared, groups, known, errors = encode_level(
-            model, step, windows, every(picture, k), depth, effort, k > 0
-        )
-        if shared is not None:
-            packets.append((unit, 0, shared))
-        packets += [(unit, 1 + n, group) for n, group in enumerate(groups)]
+        seen, keep = rgb_to_ycocg(known), bound > 0 and values
+        step = GridStep(model.exact, seen, errors, guide, level_class, quality, bound, keep)
+        encoded = encode_level(model, step, windows, every(picture, k), depth, effort, k > 0)
+        if encoded.shared is not None:
+            packets.append((unit, 0, encoded.shared))
+        packets += [(unit, 1 + n, group) for n, group in enumerate(encoded.groups)]
+        if encoded.predictions is not None:
+            coarse = rgb_to_ycocg(every(picture, k + 1))
+            middles, predictions = encoded.decoded, encoded.predictions
+            fine = ValuesStep(model.exact.values, middles, coarse, seen, predictions, level_class)
+            groups = encode_values(model, fine, windows, every(picture, k))
+            after += [(level, 1 + n, group) for n, group in enumerate(groups)]
+        known, errors = encoded.decoded, encoded.errors
         report("exact", 0.5 / 4**k)
+    packets += after
     return min((packets, whole), key=n_bytes) if whole else packets
 
 

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vbc.bitstream.container import MAX_BOUND
+from vbc.bitstream.container import MAX_BOUND, VALUES_BOUND
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
-from vbc.codec.train.bins_net import PROGRESSIVE_BOUND, BinsNet, training_bits
+from vbc.codec.train.bins_net import BinsNet, training_bits
 from vbc.codec.train.exact_loss import SMALLEST_SIDE
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.training_loop import Loss
@@ -60,7 +60,7 @@ def bins_loss(net: BinsNet, exact: ExactNet) -> Loss:
         half = len(batch) // 2
         rgb, lossy, q = batch[:, :3], batch[half:, 3:6], batch[half:, 6, 0, 0].float()
         bound = torch.randint(1, MAX_BOUND + 1, (len(batch),)).to(batch.device)
-        bound[half::2] = PROGRESSIVE_BOUND
+        bound[half::2] = VALUES_BOUND
         archival = bins_bits(net, exact, rgb[:half], bound[:half]) / rgb[:half].numel()
         layered = bins_bits(net, exact, rgb[half:], bound[half:], lossy, q) / rgb[half:].numel()
         return (archival + layered) / 2, {"archival_bpsp": archival.item(), "layered_bpsp": layered.item()}

@@ -25,8 +25,6 @@ from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.qconv import ACTIVATION_STEP, QConv, QualityBias
 from vbc.kernels.predict import N_ERROR_CLASSES
 
-PROGRESSIVE_BOUND = 2
-"""The bound of progressive files: half of the layered samples that train have it."""
 FROM_YCOCG = ((1.0, 0.0, 0.5), (1.0, 0.5, -0.5), (1.0, -0.5, -0.5))
 """G, R and B of Y, Co and Cg."""
 SCALES_FROM_YCOCG = ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.0, 0.5, 0.5))

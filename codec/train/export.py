@@ -1,6 +1,7 @@
 """From trained networks to the weights file: integers, refit tables, known answers (docs/training.md)."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY, REFINEMENT_QUALITY
-from vbc.bitstream.geometry import MAX_REFINEMENTS
+from vbc.bitstream.container import MAX_BOUND, MAX_QUALITY, REFINEMENT_QUALITY, VALUES_BOUND
+from vbc.bitstream.geometry import MAX_REFINEMENTS, Geometry
 from vbc.codec.entropy.coder import Coder, Counter, Discard, PseudoRandom
-from vbc.codec.exact.groups import GridStep, GroupBatch
+from vbc.codec.exact.groups import GridStep, GroupBatch, Predictions
 from vbc.codec.exact.level import code_groups as code_exact_groups
-from vbc.codec.exact.level import put_group
+from vbc.codec.exact.level import put_group, put_predictions
 from vbc.codec.exact.model import Tuning
 from vbc.codec.exact.planes import every
 from vbc.codec.exact.tuning import code_tuning
+from vbc.codec.exact.values import ValuesStep, code_values
 from vbc.codec.files.image_io import write_atomic
 from vbc.codec.flow.choose_quality import CROPS, sample_of, score_of
 from vbc.codec.flow.encode_levels import geometry_of
@@ -30,13 +32,15 @@ from vbc.codec.lossy.quality_map import QualityMap, values_for_the_eye
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model, build_model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, Tensors
+from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import rgb_to_ycocg
 from vbc.codec.pixels.interlace import PHASES
-from vbc.codec.train.bins_net import PROGRESSIVE_BOUND, BinsNet
+from vbc.codec.train.bins_net import BinsNet
 from vbc.codec.train.exact_net import ExactNet
-from vbc.codec.train.export_nets import export_bins, export_exact, export_lossy
+from vbc.codec.train.export_nets import export_bins, export_exact, export_lossy, export_values
 from vbc.codec.train.frequency_tables import initial_tables, refit_tables
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.values_net import ValuesNet
 
 LOWEST_LAYERED = 10
 """The lowest quality of the lossy pictures that exact levels are trained with."""
@@ -80,31 +84,47 @@ def count_symbols(model: Model, tiles: NDArray[np.uint8], seed: int) -> Counter:
             quality = replace(quality, refinements=count)
             lossy = code_lossy(model, counter, x, quality)
             code_exact(model, counter, x, lossy if i % 3 == 0 else None, quality.final)
-            bound = PROGRESSIVE_BOUND if i % 2 else int(rng.integers(1, MAX_BOUND + 1))
-            code_exact(model, counter, x, lossy if i % 4 < 2 else None, quality.final, bound)
+            bound = VALUES_BOUND if i % 2 else int(rng.integers(1, MAX_BOUND + 1))
+            guide = lossy if i % 4 < 2 else None
+            for k, fine in code_bins(model, counter, x, guide, quality.final, bound):
+                if bound == VALUES_BOUND:
+                    code_values(fine, [whole_grid(geometry_of(x), k)], counter, every(x, k))
     return counter
 
 
-def code_exact(
-    model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int, bound: int = 0
-) -> None:
-    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned layers.
-
-    bound: of bins, or 0 for values.
-    """
+def code_exact(model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int) -> None:
+    """Run the exact levels' encoder over uint8 [1, 3, H, W], every level in one group, without tuned
+    layers."""
     geometry = geometry_of(x)
-    known = rgb_to_ycocg(every(x, geometry.top))
     for k in reversed(range(geometry.top)):
-        h, w = geometry.grids[k]
-        batch = GroupBatch(
-            grid_step(model, known, None, lossy, k, quality, bound), [(slice(0, h), slice(0, w))]
-        )
+        step = grid_step(model, rgb_to_ycocg(every(x, k + 1)), None, lossy, k, quality)
+        batch = GroupBatch(step, [whole_grid(geometry, k)])
         code_exact_groups([batch], [coder], lambda *_: None, every(x, k))
-        if not bound:
-            known = rgb_to_ycocg(every(x, k))
-        else:
-            coarse, known = known, torch.empty((1, 3, h, w), dtype=torch.int16)
-            put_group(known, coarse, batch.windows[0], batch.pixels, 0)
+
+
+def code_bins(
+    model: Model, coder: Coder, x: Tensor, lossy: Tensor | None, quality: int, bound: int
+) -> Iterator[tuple[int, ValuesStep]]:
+    """As `code_exact`, of bins; yields each grid with what values after them see."""
+    geometry = geometry_of(x)
+    seen = rgb_to_ycocg(every(x, geometry.top))
+    for k in reversed(range(geometry.top)):
+        window = whole_grid(geometry, k)
+        step = replace(grid_step(model, seen, None, lossy, k, quality, bound), keep=True)
+        batch = GroupBatch(step, [window])
+        code_exact_groups([batch], [coder], lambda *_: None, every(x, k))
+        middles = torch.empty((1, 3, *geometry.grids[k]), dtype=torch.int16)
+        put_group(middles, seen, window, batch.pixels, 0)
+        predictions = Predictions.empty(middles)
+        put_predictions(predictions, window, batch.predictions, 0)
+        coarse = rgb_to_ycocg(every(x, k + 1))
+        yield k, ValuesStep(model.exact.values, middles, coarse, seen, predictions, step.level_class)
+        seen = middles
+
+
+def whole_grid(geometry: Geometry, k: int) -> Window:
+    """All of x_k as one group."""
+    return slice(0, geometry.grids[k][0]), slice(0, geometry.grids[k][1])
 
 
 def grid_step(
@@ -127,18 +147,20 @@ def export_model(
     tiles: NDArray[np.uint8] | None,
     for_the_eye: bool = False,
     bins: BinsNet | None = None,
+    values: ValuesNet | None = None,
 ) -> Tensors:
     """Tensors of a weights file.
 
     The tables are refit on what the integer model codes of the tiles, where given; the weights then know what
-    scores their pictures have. for_the_eye: `lossy` was trained so. bins: None for what their training begins
-    with.
+    scores their pictures have. for_the_eye: `lossy` was trained so. bins, values: None for what their
+    training begins with.
     """
     first, prior = initial_tables()
     if bins is None:
         bins = BinsNet(exact.width)
         bins.start(exact)
-    tensors = {**export_exact(exact), **export_bins(bins), **export_lossy(lossy), **first}
+    of_values = export_values(values or ValuesNet())
+    tensors = {**export_exact(exact), **export_bins(bins), **of_values, **export_lossy(lossy), **first}
     if for_the_eye:
         tensors["analysis.for_the_eye"] = torch.ones(1, dtype=torch.int32)
     if tiles is not None:
@@ -210,6 +232,7 @@ def known_answers(model: Model) -> dict[str, str]:
                 ("layered bins", lossy, False, MAX_BOUND),
             ):
                 out[f"{size} {kind}"] = digest(known_exact(model, lossy, guide, tuned, bound))
+            out[f"{size} values"] = digest(known_values(model, lossy))
     return out
 
 
@@ -232,6 +255,17 @@ def known_exact(model: Model, picture: Tensor, guide: Tensor | None, tuned: bool
         put_group(errors, missed, batch.windows[0], batch.errors, 0)
         x = finer
     return x
+
+
+def known_values(model: Model, picture: Tensor) -> Tensor:
+    """What pseudo-random symbols make of a picture's bins, uint8 [1, 3, H, W]: G, R and B of its phases, in a
+    row."""
+    coder = PseudoRandom()
+    parts = []
+    for k, step in code_bins(model, Discard(), picture, None, 60, VALUES_BOUND):
+        found = code_values(step, [whole_grid(geometry_of(picture), k)], coder)
+        parts += [found[p].flatten() for p in PHASES]
+    return torch.cat([torch.zeros(1, dtype=torch.int16), *parts])
 
 
 def digest(x: Tensor) -> str:

@@ -22,6 +22,7 @@ from vbc.codec.train.qconv import (
     QualityBias,
     weight_shift,
 )
+from vbc.codec.train.values_net import ValuesNet
 from vbc.kernels.predict import N_ERROR_CLASSES
 
 ACCUMULATOR_LIMIT = 1 << 24
@@ -117,6 +118,14 @@ def export_bins(net: BinsNet) -> Tensors:
             assert ends.condition is not None
             put_bin_ends(out, f"{name}.layered{c}", ends, quality_biases(ends.condition))
         out[f"{name}.surprise"] = torch.round(bins.surprise.detach().cpu() * 16).to(torch.int16)
+    return out
+
+
+def export_values(net: ValuesNet) -> Tensors:
+    """All integers of the values that follow bins but the tables."""
+    out: Tensors = {}
+    for p in PHASES:
+        put_chain(out, f"exact.{p}.values", net.chain(p))
     return out
 
 

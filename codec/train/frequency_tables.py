@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vbc.bitstream.container import VALUES_BOUND
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
 from vbc.codec.entropy.coder import Counter
+from vbc.codec.exact.values import FAR_OFFSETS, N_VALUE_SCALES, NEAR_OFFSETS
 from vbc.codec.lossy.latents import (
     FAR_QUARTERS,
-    N_OFFSETS,
     N_REFINED_SCALES,
     N_SCALES,
     NEAR_QUARTERS,
@@ -83,20 +84,37 @@ def logistic_table(mean: float, log2_scale: float) -> NDArray[np.float64]:
 def refinement_tables() -> NDArray[np.float64]:
     """Probabilities of the symbols of refinements by scale, then offset: float64 [260, 256].
 
-    The logistic restricted to the coarse cell, three fine steps wide; a symbol is positive towards its mean.
     How often a latent leaves its cell, counts will tell.
     """
     # the middle of what each of the two open classes holds
     quarters = [*range(NEAR_QUARTERS + 1), *(first + 2 for first in FAR_QUARTERS)]
     quarters[NEAR_QUARTERS] += 1
     octaves = (4 * np.arange(N_REFINED_SCALES) + REFINED_SCALE_MIN) / 16
-    offset, scale = np.meshgrid(np.array(quarters) / 4, 2.0**octaves)
-    edges = (np.arange(-1.5, 2)[:, None, None] - offset) / scale
+    return cell_tables(octaves, np.array(quarters) / 4, 1)
+
+
+def value_tables() -> NDArray[np.float64]:
+    """Probabilities of the values in bins of 5, by scale, then offset: float64 [325, 256]."""
+    quarters = [*range(NEAR_OFFSETS + 1), *(first + 2 for first in FAR_OFFSETS)]
+    octaves = (4 * np.arange(N_VALUE_SCALES) + LOG_SCALE_MIN) / 16
+    return cell_tables(octaves, np.array(quarters) / 4, VALUES_BOUND)
+
+
+def cell_tables(
+    octaves: NDArray[np.float64], offsets: NDArray[np.float64], reach: int
+) -> NDArray[np.float64]:
+    """Probabilities of -reach to reach: the logistic of a scale, restricted to a cell, in whose middle 0 is.
+
+    By scale, then by how far the mean lies from the middle: float64 [scales * offsets, 256]. A symbol is
+    positive towards the mean.
+    """
+    offset, scale = np.meshgrid(offsets, 2.0**octaves)
+    edges = (np.arange(-reach - 0.5, reach + 1)[:, None, None] - offset) / scale
     # F(upper) - F(lower) = F(upper) (1 - F(lower)) (1 - exp(lower - upper)), and all bins are equally wide
     log_mass = -np.logaddexp(0, -edges[1:]) - np.logaddexp(0, edges[:-1])
     mass = np.exp(log_mass - log_mass.max(0))
-    tables = np.zeros((N_REFINED_SCALES * N_OFFSETS, 256))
-    tables[:, SYMBOL_MAX - 1 : SYMBOL_MAX + 2] = (mass / mass.sum(0)).reshape(3, -1).T
+    tables = np.zeros((offset.size, 256))
+    tables[:, SYMBOL_MAX - reach : SYMBOL_MAX + reach + 1] = (mass / mass.sum(0)).reshape(len(mass), -1).T
     return tables
 
 
@@ -112,10 +130,13 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     maps = len(parameters)
     parameters += [(0.0, math.log2(0.25 + 0.25 * spread)) for spread in range(N_MAP_TABLES)]
     refinements = len(parameters)
-    prior = np.concatenate(([logistic_table(*p) for p in parameters], refinement_tables()))
+    of_refinements = refinement_tables()
+    values = refinements + len(of_refinements)
+    prior = np.concatenate(([logistic_table(*p) for p in parameters], of_refinements, value_tables()))
     tensors = {
         "exact.table_index": torch.from_numpy(index.astype(np.int32)),
         "exact.bins_table_index": torch.from_numpy(bins_index.astype(np.int32)),
+        "exact.values_table": torch.tensor([values], dtype=torch.int32),
         "lossy.first_table": torch.tensor([first], dtype=torch.int32),
         "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
         "lossy.refine_table": torch.tensor([refinements], dtype=torch.int32),

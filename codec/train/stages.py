@@ -1,6 +1,7 @@
 """`codec train`: lossy stage, exact stage, quantisation-aware tuning of both, export (docs/training.md)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,12 @@ from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import set_quantise
 from vbc.codec.train.training_loop import Emit, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
+from vbc.codec.train.values_loss import validate_values, value_tiles, values_loss
+from vbc.codec.train.values_net import ValuesNet
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
-"""Of a whole run; `EYE`, `LAYERED` and `BINS` are done on request alone."""
-EYE, LAYERED, BINS = "eye", "tune-layered", "bins"
+"""Of a whole run; those below are done on request alone."""
+EYE, LAYERED, BINS, VALUES = "eye", "tune-layered", "bins", "values"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
 EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
 """What the tuning stages start from."""
@@ -36,11 +39,14 @@ RATE = {
     "tune-exact": 7e-4,
     LAYERED: 4e-4,
     BINS: 1e-3,
+    VALUES: 2e-3,
 }
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
 """Four megapixels for 243 taps a mean."""
+VALUE_TILES = 1200
+"""Twenty megapixels: the networks are small."""
 REFIT_TILES = 600
 """Ten megapixels: every table that matters meets tens of thousands of symbols."""
 
@@ -60,12 +66,12 @@ def train(
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
-    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS` or one of `STAGES`. lossy: the stage whose
-    lossy network `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError where data
-    or an earlier stage's result is missing, ValueError for an unknown stage.
+    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS`, `VALUES` or one of `STAGES`. lossy: the
+    stage whose lossy network `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError
+    where data or an earlier stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    known = {*STAGES, EYE, LAYERED, BINS}
+    known = {*STAGES, EYE, LAYERED, BINS, VALUES}
     if not set(chosen) <= known:
         raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(sorted(known))}")
     if lossy not in ("tune-lossy", EYE):
@@ -112,6 +118,9 @@ def train_stage(
     if name == BINS:
         train_bins(out, lossy, tiles, held_out, schedule, checkpoint, device, emit)
         return
+    if name == VALUES:
+        train_values(out, lossy, tiles, held_out, schedule, checkpoint, device, emit)
+        return
     exact = ExactNet()
     start(exact, earlier, checkpoint)
     set_quantise(exact, tuning)
@@ -149,6 +158,32 @@ def train_bins(
     tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
     validate = validate_bins(bins, exact, held_out)
     run_stage(bins, bins_loss(bins, exact), validate, tiles, schedule, checkpoint, device, emit)
+
+
+def train_values(
+    out: Path,
+    lossy: str,
+    tiles: NDArray[np.uint8],
+    held_out: NDArray[np.uint8],
+    schedule: Schedule,
+    checkpoint: Path,
+    device: str,
+    emit: Emit,
+) -> None:
+    """The networks of values after bins, on what the integer model's bins leave of some of the tiles."""
+    exact, values = load_exact(out), ValuesNet()
+    set_quantise(values, True)
+    prepare(values, device)
+    bins = load_bins(out, exact)
+    model = build_model(export_model(exact, load_lossy(out, lossy), None, bins=bins))
+    picked = np.random.default_rng(7).permutation(len(tiles))[:VALUE_TILES]
+    seen, seen_held_out = (
+        value_tiles(model, lossy_pictures(model, some, seed))
+        for seed, some in ((3, tiles[picked]), (4, held_out))
+    )
+    schedule = replace(schedule, augment=False)  # whether rows and columns are even or odd matters
+    loss, validate = values_loss(values), validate_values(values, seen_held_out)
+    run_stage(values, loss, validate, seen, schedule, checkpoint, device, emit)
 
 
 def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
@@ -191,13 +226,22 @@ def load_bins(out: Path, exact: ExactNet) -> BinsNet | None:
     return bins
 
 
+def load_values(out: Path) -> ValuesNet | None:
+    """The networks of values after bins, where they have been trained."""
+    result = out / f"{VALUES}.safetensors"
+    if not result.exists():
+        return None
+    values = ValuesNet()
+    load_checkpoint(result, values)
+    return values
+
+
 def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     """Write `out/model.safetensors` from the tuned networks."""
     exact = load_exact(out)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
-    model = save_model(
-        out / "model.safetensors",
-        export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE, load_bins(out, exact)),
-    )
+    bins, values = load_bins(out, exact), load_values(out)
+    tensors = export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE, bins, values)
+    model = save_model(out / "model.safetensors", tensors)
     size = (out / "model.safetensors").stat().st_size
     emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

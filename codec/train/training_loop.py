@@ -36,6 +36,7 @@ class Schedule:
     log_every: int = 50
     valid_every: int = 1000
     save_minutes: float = 3.0
+    augment: bool = True
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
@@ -63,7 +64,7 @@ def run_stage(
     groups = [{"params": p, "factor": factors.get(name, 1.0)} for name, p in model.named_parameters()]
     optimiser = torch.optim.Adam(groups, schedule.rate)
     step = load_checkpoint(checkpoint, model, optimiser) if checkpoint.exists() else 0
-    source = batches(tiles, schedule.batch, schedule.seed, step)
+    source = batches(tiles, schedule.batch, schedule.seed, step, schedule.augment)
     sums: dict[str, float] = {}
     saved = started = time.monotonic()
     count = 0

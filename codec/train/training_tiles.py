@@ -32,20 +32,22 @@ def load_tiles(folder: Path) -> NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
-def batches(tiles: NDArray[np.uint8], size: int, seed: int, start_step: int) -> Iterator[Tensor]:
+def batches(
+    tiles: NDArray[np.uint8], size: int, seed: int, start_step: int, augment: bool = True
+) -> Iterator[Tensor]:
     """Endless random batches uint8 [size, 3, 128, 128].
 
     A function of seed and step, so a resumed run sees what it would have. Augmentation: flips and
-    transposition, which leave the statistics of camera noise alone (rescaling does not).
+    transposition, which leave the statistics of camera noise alone (rescaling does not). augment: whether.
     """
     step = start_step
     while True:
         rng = np.random.default_rng((seed, step))
         x = torch.from_numpy(tiles[rng.integers(0, len(tiles), size)])
         flip_v, flip_h, transpose = rng.integers(0, 2, 3)
-        if flip_v:
+        if flip_v and augment:
             x = x.flip(-2)
-        if flip_h:
+        if flip_h and augment:
             x = x.flip(-1)
-        yield (x.transpose(-1, -2) if transpose else x).contiguous()
+        yield (x.transpose(-1, -2) if transpose and augment else x).contiguous()
         step += 1
