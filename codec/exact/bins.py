@@ -1,4 +1,4 @@
-"""Bins before values: the exact grids in steps of 2 bound + 1 of G, R and B (docs/format.md, section 12).
+"""Bins before values: the exact grids in steps of 2 bound + 1 of G, R and B (docs/format.md, section 11.7).
 
 A symbol says how many steps a sample lies from its rounded mean. So no decoded sample is further from the
 picture than the bound, and all that follows sees the decoded ones.

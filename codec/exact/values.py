@@ -1,4 +1,4 @@
-"""Values after bins: which sample of its bin each one is (docs/format.md, section 13).
+"""Values after bins: which sample of its bin each one is (docs/format.md, section 11.8).
 
 A small network adjusts what the bins were predicted with, mean and scale, by all bins around and by the
 values known so far. The two give the table of a sample's distance from the middle of its bin.
