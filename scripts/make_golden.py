@@ -25,9 +25,11 @@ from vbc.codec.lossy.map_coding import SQUARE, VALUE_LIMIT
 from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings
+from vbc.codec.train.bins_net import BinsNet
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, known_answers, save_model
 from vbc.codec.train.lossy_net import LossyNet, Widths
+from vbc.codec.train.values_net import ValuesNet
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -163,6 +165,33 @@ CASES = {
     "refined-groups": Case(
         photo(19, LOSSY_LONG + 20), EncodeSettings(lossless=True, quality=30, refinements=1, tune="psnr")
     ),
+    # bins: near-lossless files of several bounds, and values after bins
+    "near": Case(photo(37, 53), EncodeSettings(levels=0, near=1)),
+    "near-coarse": Case(photo(40, 31), EncodeSettings(levels=0, near=8)),
+    "near-layered": Case(photo(37, 53), EncodeSettings(near=4, refinements=1, quality=70), values=wild(37, 53)),
+    "near-gray-alpha": Case(
+        gray(photo(21, 22)), EncodeSettings(near=3), {"gray": True, "alpha": soft(21, 22)}
+    ),
+    "near-noise": Case(noise(16, 19), EncodeSettings(levels=0, near=1)),
+    "near-groups": Case(smooth(LONG + 3, 14), EncodeSettings(levels=0, near=2)),
+    "near-tuned": Case(smooth(79, LONG + 2), EncodeSettings(levels=0, near=2, effort=2)),
+    "progressive": Case(photo(37, 53), EncodeSettings(lossless=True, progressive=True)),
+    "progressive-row": Case(photo(1, 77), EncodeSettings(lossless=True, progressive=True)),
+    "progressive-refined": Case(
+        photo(81, 150),
+        EncodeSettings(lossless=True, progressive=True, quality=70, refinements=2),
+        values=wild(81, 150),
+    ),
+    "progressive-archival": Case(
+        photo(50, 33), EncodeSettings(levels=0, lossless=True, progressive=True), {"alpha": soft(50, 33)}
+    ),
+    "progressive-groups": Case(
+        smooth(14, LONG + 5), EncodeSettings(lossless=True, progressive=True, quality=20)
+    ),
+    "progressive-noise": Case(
+        torch.cat((noise(9, 40), smooth(9, LONG)), 2),
+        EncodeSettings(levels=0, lossless=True, progressive=True, effort=0),
+    ),
 }
 
 
@@ -171,11 +200,12 @@ def tiny_model() -> None:
     torch.manual_seed(11)
     exact = ExactNet(width=8)
     lossy = LossyNet(Widths(analysis=8, context=8, prior=8, neighbours=8, enhance=8))
-    for net in (exact, lossy):
+    bins, values = BinsNet(8), ValuesNet(8)
+    for net in (exact, lossy, bins, values):
         for p in net.parameters():
             if not p.detach().any():  # what starts at zero must be pinned too
                 torch.nn.init.normal_(p, std=0.02)
-    save_model(TINY, export_model(exact, lossy, None))
+    save_model(TINY, export_model(exact, lossy, None, bins=bins, values=values))
 
 
 def encode(case: Case, model: Model) -> bytes:

@@ -21,10 +21,10 @@ from vbc.codec.train.lossy_net import Chain, pad
 class ValuesNet(nn.Module):
     """The three phases' networks."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = VALUES_WIDTH) -> None:
         super().__init__()
         self.chains = nn.ModuleDict(
-            {p: Chain(VALUES_PLANES[p], VALUES_WIDTH, VALUES_HIDDEN, 9, N_LEVEL_CLASSES) for p in PHASES}
+            {p: Chain(VALUES_PLANES[p], width, VALUES_HIDDEN, 9, N_LEVEL_CLASSES) for p in PHASES}
         )
 
     def chain(self, phase: str) -> Chain:
