@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -214,6 +214,13 @@ Near = Annotated[
     ),
 ]
 
+Progressive = Annotated[
+    bool,
+    typer.Option(
+        "--progressive", help="With --lossless: a picture that goes on getting better up to the last byte."
+    ),
+]
+
 
 @app.command()
 def encode(
@@ -237,6 +244,7 @@ def encode(
     roi_first: RoiFirst = False,
     refinements: Refinements = 0,
     near: Near = 0,
+    progressive: Progressive = False,
     metadata: MetadataOption = KeepMetadata.all,
     device: DeviceOption = "cpu",
     model: Model = None,
@@ -253,15 +261,16 @@ def encode(
     settings = checked_settings(
         levels,
         quality,
-        lossless,
-        effort,
-        tune,
-        max_bytes,
-        interest,
-        roi_quality,
-        roi_first,
-        refinements,
-        near,
+        lossless=lossless,
+        effort=effort,
+        tune=tune,
+        max_bytes=max_bytes,
+        roi=interest,
+        roi_quality=roi_quality,
+        roi_first=roi_first,
+        refinements=refinements,
+        near=near,
+        progressive=progressive,
     )
     check_device(device)
     options = EncodeOptions(settings, metadata is KeepMetadata.all, device, model)
@@ -454,7 +463,9 @@ def evaluate(
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
     qualities: Sequence[int | None] = quality or [None]
-    settings = checked_settings(levels, qualities[0], lossless, effort, tune, refinements=refinements)
+    settings = checked_settings(
+        levels, qualities[0], lossless=lossless, effort=effort, tune=tune, refinements=refinements
+    )
     check_device(device)
     todo = [Job(str(file), "") for file, _ in batch.files_below(folder, INPUT_SUFFIXES)]
     if not todo:
@@ -592,26 +603,13 @@ def limits_of(max_pixels: int, max_memory_mib: int | None) -> Limits:
     return replace(DEFAULT_LIMITS, max_pixels=max_pixels, max_memory=memory)
 
 
-def checked_settings(
-    levels: int | None,
-    quality: int | None,
-    lossless: bool,
-    effort: int,
-    tune: Tune,
-    max_bytes: int | None = None,
-    roi: Roi | None = None,
-    roi_quality: int | None = None,
-    roi_first: bool = False,
-    refinements: int = 0,
-    near: int = 0,
-) -> EncodeSettings:
-    """The encoder's settings; a usage error where the options do not go together."""
+def checked_settings(levels: int | None, quality: int | None, **others: Any) -> EncodeSettings:
+    """The encoder's settings; a usage error where the options do not go together. others: as they have
+    them."""
     if levels is None:
-        levels = 0 if near else LOSSY_LEVELS
+        levels = 0 if others.get("near") else LOSSY_LEVELS
     try:
-        return EncodeSettings(
-            levels, quality, lossless, effort, tune, max_bytes, roi, roi_quality, roi_first, refinements, near
-        )
+        return EncodeSettings(levels, quality, **others)
     except ValueError as e:
         fail_usage(str(e))
 
@@ -748,7 +746,8 @@ def show_info(report: Report) -> str:
         elif is_lossy(level) and stage_of(level)[0]:
             kind = "lossy, refinement {} of level {}".format(*stage_of(level))
         state = "" if level in report["levels"] else "  (missing)"
-        lines.append(f"  level {level:2}  {kind}  ends at byte {end}{state}")
+        share = 100 * end / report["n_bytes_complete"]
+        lines.append(f"  level {level:2}  {kind}  ends at byte {end} ({share:.1f} %){state}")
     if tuple(report["ranges"]) != ((0, report["n_bytes_complete"]),):
         needed = sum(end - start for start, end in report["ranges"])
         lines.append(f"  {needed} bytes are needed: " + " ".join(f"{a}-{b - 1}" for a, b in report["ranges"]))

@@ -151,7 +151,7 @@ def encode_image(
             quality = choose_quality(model, picture, settings).refined(settings.refinements)
         levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
-    if settings.has_exact and settings.levels:
+    if settings.has_exact and (settings.levels or settings.progressive):
         bytes_a_pixel = (channels + (alpha is not None)) * (1 if low is None else 2)
         limit = size_limit(bytes_a_pixel * n_pixels) + sum(meta.n_bytes().values())
         # exact levels grow as the lossy ones shrink, to plain samples at worst
