@@ -83,6 +83,9 @@ DECODE_BASE, DECODE_PER_PIXEL = 384 << 20, 40
 LATENT_BYTES_PER_PIXEL = 6
 """A refinement keeps a plane of latents of its own, and in some orders of packets all of them are needed."""
 
+BINS_BYTES_PER_PIXEL = 16
+"""Where values follow bins both grids are kept, and what the bins were predicted with."""
+
 FIELDS = struct.Struct("<8sBBHIIBBBB8s8sI")
 """Magic, major, minor, flags, width, height, channels, bit depth, colour, quality, model hash, tables hash,
 bytes of the index."""
@@ -543,6 +546,7 @@ def decode_memory(header: Header) -> int:
     docs/reliability.md has the measurements.
     """
     per_pixel = DECODE_PER_PIXEL + LATENT_BYTES_PER_PIXEL * header.geometry.refinements
+    per_pixel += BINS_BYTES_PER_PIXEL * (header.bound > 0)
     return DECODE_BASE + per_pixel * header.width * header.height + header.file_bytes
 
 

@@ -48,7 +48,7 @@ def checkered(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("levels", [0, 3])
 @pytest.mark.parametrize(
     ("picture", "near"),
-    [(photo(37, 53), n) for n in range(1, 9)]
+    [(photo(37, 53), n) for n in (1, 2, 5, 8)]
     + [(noise(20, 17), 1), (noise(20, 17), 8), (stripes(20, 33), 3), (checkered(31, 18), 5)]
     + [
         (constant(9, 40), 8),
@@ -192,7 +192,7 @@ def test_regions_read_their_packets_alone(tiny: Model, small_groups: None, setti
             blank[start:end] = data[start:end]
         part = decode_image(bytes(blank), model=tiny, region=(x, y, w, h)).rgb
         assert torch.equal(part, whole[:, y : y + h, x : x + w])
-    assert sum(end - start for start, end in read_info(data, region=(0, 0, 5, 7)).ranges) < len(data) / 2
+    assert sum(end - start for start, end in read_info(data, region=(0, 0, 5, 7)).ranges) < 0.7 * len(data)
 
 
 def test_damaged_bins_cost_their_groups_alone(tiny: Model, small_groups: None) -> None:
