@@ -61,6 +61,8 @@ class Stage(StrEnum):
     eye = "eye"
     tune_exact = "tune-exact"
     tune_layered = "tune-layered"
+    bins = "bins"
+    values = "values"
     export = "export"
 
 
