@@ -259,7 +259,8 @@ def test_tuned_levels_come_back(
         windows = tiles(*fine.shape[-2:], side)
         lossy = None if guide is None else guide[..., :: 1 << k, :: 1 << k]
         step = GridStep(tiny.exact, coarse, written, lossy, k, 60)
-        shared, packets, written = encode_level(tiny, step, windows, fine, 3, 2, True)
+        encoded = encode_level(tiny, step, windows, fine, 3, 2, True)
+        shared, packets, written = encoded.shared, encoded.groups, encoded.errors
         assert shared is not None
         numbers = list(range(len(windows)))[::-1]
         parts = {n: [memoryview(packets[n])] for n in numbers}
@@ -285,8 +286,9 @@ def test_tuned_groups_need_what_they_share(tiny: Model, monkeypatch: pytest.Monk
     monkeypatch.setattr(exact_level, "MIN_POSITIONS", 100)
     monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 100)
     monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
-    shared, packets, _ = encode_level(tiny, step, windows, x, 3, 1, False)
-    assert shared is not None
+    encoded = encode_level(tiny, step, windows, x, 3, 1, False)
+    packets = encoded.groups
+    assert encoded.shared is not None
     writer = tiny.writer(1)
     for phase in PHASES:
         code_tuning(tiny.exact, writer, phase, None, torch.device("cpu"))

@@ -69,9 +69,12 @@ def test_logistic_tables_sum_to_one() -> None:
 def test_initial_tables_cover_every_parameter() -> None:
     tensors, prior = initial_tables()
     index = tensors["exact.table_index"]
-    assert len(prior) <= 1024
+    assert len(prior) <= 2048
+    of_bins = tensors["exact.bins_table_index"]
     assert index.min() == 0
-    assert set(index.flatten().tolist()) == set(range(int(tensors["lossy.first_table"])))
+    assert of_bins.min() == index.max() + 1
+    both = torch.cat((index, of_bins)).flatten().tolist()
+    assert set(both) == set(range(int(tensors["lossy.first_table"])))
     assert (tensors["tables"].long().sum(1) == 1 << 16).all()
 
 
@@ -223,9 +226,9 @@ def test_tuning_pays_for_itself(tiny: Model, layered: bool, monkeypatch: pytest.
             for top in range(0, 240, side)
             for left in range(0, 256, side)
         ]
-        shared, packets, _ = encode_level(tiny, step, windows, x, 3, effort, False)
-        assert (shared is not None) == (effort > 0)
-        return len(shared or b"") + sum(map(len, packets))
+        encoded = encode_level(tiny, step, windows, x, 3, effort, False)
+        assert (encoded.shared is not None) == (effort > 0)
+        return len(encoded.shared or b"") + sum(map(len, encoded.groups))
 
     plain = size(512, 0)
     for side in (512, 64):
@@ -252,15 +255,15 @@ def test_what_does_not_pay_is_left_out(tiny: Model, monkeypatch: pytest.MonkeyPa
     x = photo(220, 220)[None].contiguous(memory_format=torch.channels_last)
     windows: list[Window] = [(slice(0, 220), slice(0, 220))]
     monkeypatch.setattr(tuning_fit, "COST_BITS", 1e9)
-    shared, packets, _ = encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 1, False)
-    assert shared is None
-    assert packets[0][0] == level.CODED
+    encoded = encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 1, False)
+    assert encoded.shared is None
+    assert encoded.groups[0][0] == level.CODED
 
 
 def test_few_positions_are_not_tuned(tiny: Model) -> None:
     x = photo(199, 199)[None].contiguous(memory_format=torch.channels_last)
     windows: list[Window] = [(slice(0, 199), slice(0, 199))]
-    assert encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 2, False)[0] is None
+    assert encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 2, False).shared is None
 
 
 def test_samples_in_windows_are_those_at_positions(tiny: Model) -> None:
