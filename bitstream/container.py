@@ -13,7 +13,15 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from .errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
-from .geometry import FIRST_REFINED, LOSSY_LEVELS, Geometry, is_lossy, rank, refinements_of
+from .geometry import (
+    FIRST_REFINED,
+    LOSSY_LEVELS,
+    Geometry,
+    is_lossy,
+    lossy_level_before,
+    rank,
+    refinements_of,
+)
 from .source import Buffer, Source, as_source
 from .varint import pack_varints, unpack_varint
 
@@ -632,7 +640,7 @@ def _check_needs(header: Header, places: dict[int, list[int | None]]) -> None:
     """Raises Corrupt unless what a packet needs is in the index, before it."""
     never = len(header.packets)
     for level, groups in places.items():
-        if level >= FIRST_REFINED and (LOSSY_LEVELS if level == FIRST_REFINED else level - 1) not in places:
+        if level >= FIRST_REFINED and lossy_level_before(level) not in places:
             raise Corrupt(f"level {level} without the lossy level before it")
         shared = header.find(level)
         own = [never if i is None else i for i in groups]
