@@ -21,6 +21,7 @@ from .geometry import (
     is_level,
     is_lossy,
     is_value,
+    lossy_level_before,
     rank,
     refinements_of,
 )
@@ -662,7 +663,7 @@ def _check_needs(header: Header, places: dict[int, list[int | None]]) -> None:
     never = len(header.packets)
     for level, groups in places.items():
         refined = is_lossy(level) and level >= FIRST_REFINED
-        if refined and (LOSSY_LEVELS if level == FIRST_REFINED else level - 1) not in places:
+        if refined and lossy_level_before(level) not in places:
             raise Corrupt(f"level {level} without the lossy level before it")
         shared = header.find(level)
         own = [never if i is None else i for i in groups]

@@ -360,24 +360,28 @@ def strip(
     Where something of the levels goes, low bytes and pixel hash go too, so samples of 16 bits keep their
     upper bytes alone, and the file is no lossless one any more. Alpha stays whole. Metadata stays unless
     `keep_metadata` says otherwise; ancillary packets, of which nothing is known, go.
-    Raises FormatError for a bad file and for damaged packets among those that stay, ValueError for regions
-    that the picture does not have.
+    Raises FormatError for a bad file and for damaged packets among those that stay, NothingLeft where the
+    file has no packet that the regions need, ValueError for regions that the picture does not have.
     """
     from vbc.bitstream.rewrite import rewrite
+    from vbc.codec.files.cutting import NothingLeft
     from vbc.codec.flow.decode_plan import places_for
 
     roi = as_roi(outside_roi)
     if roi is None:
         raise ValueError("a region that is to stay is missing")
-    header = container.unpack_header(data, limits)
+    source = as_source(data)
+    header = container.unpack_header(source, limits)
     needed = set(places_for(header, roi))
+    if not any(header.packets[i].part for i in needed):
+        raise NothingLeft("the file has nothing of these regions")
     left_out = () if keep_metadata else METADATA_UNITS.values()
     places = (
         i
         for i, packet in enumerate(header.packets)
         if (i in needed if packet.level else not packet.is_ancillary and packet.unit not in left_out)
     )
-    return rewrite(data, header, places)
+    return rewrite(source, header, places)
 
 
 def read_info(

@@ -357,6 +357,7 @@ def strip(
     output: Out,
     outside_roi: OutsideRoi,
     metadata: MetadataOption = KeepMetadata.all,
+    max_pixels: MaxPixels = DEFAULT_LIMITS.max_pixels,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -367,7 +368,8 @@ def strip(
     """
     roi = checked_roi(outside_roi, "--outside-roi")
     todo = plan_jobs(inputs, output, (batch.ENDING,), batch.ENDING)
-    work = partial(batch.strip_file, roi=roi, keep_metadata=metadata is KeepMetadata.all)
+    limits = limits_of(max_pixels, None)
+    work = partial(batch.strip_file, roi=roi, keep_metadata=metadata is KeepMetadata.all, limits=limits)
     code(work, todo, title="stripping", as_json=as_json, quiet=quiet, resume=not overwrite)
 
 

@@ -20,9 +20,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any
 
-from vbc.bitstream.container import DEFAULT_LIMITS, Limits
+from vbc.bitstream.container import DEFAULT_LIMITS, Limits, unpack_header
 from vbc.bitstream.errors import FormatError, LimitExceeded, ModelMissing, UnsupportedVersion
-from vbc.bitstream.source import FileSource, MemorySource
+from vbc.bitstream.source import FileSource, MemorySource, Source
 from vbc.codec import api
 from vbc.codec.files.cutting import NothingLeft
 from vbc.codec.files.reading import read_header, read_image, read_vbc
@@ -165,7 +165,7 @@ def cut_file(job: Job, max_bytes: int | None, stage: int | None, limits: Limits 
     """Put a shorter file in place, made from another without decoding it. Arguments as `api.cut`."""
     started = time.perf_counter()
     with open_input(job.source) as f:
-        source = FileSource(f) if f.seekable() else MemorySource(read_vbc(f, limits))
+        source = source_of(f, limits)
         data = api.cut(source, max_bytes=max_bytes, stage=stage, limits=limits)
     write_output(job.target, data)
     return report_of_file(job, api.read_info(data), started)
@@ -239,23 +239,25 @@ def verify_file(job: Job, device: api.Device, model: Path | None, limits: Limits
     return {"input": job.source, "n_bytes": len(data), "levels": list(api.read_info(data).levels), "ok": True}
 
 
-def strip_file(job: Job, roi: Roi, keep_metadata: bool) -> Report:
-    """Put a file in place without the packets that regions do not need.
+def strip_file(job: Job, roi: Roi, keep_metadata: bool, limits: Limits = DEFAULT_LIMITS) -> Report:
+    """Put a file in place without the packets that regions do not need. Of a file on disk only the others are
+    read.
 
     n_left_out: how many packets those are; 0 where a picture is so small that every region needs them all.
     """
     started = time.perf_counter()
     with open_input(job.source) as f:
-        data = read_vbc(f)
-    stripped = api.strip(data, roi, keep_metadata=keep_metadata)
+        source = source_of(f, limits)
+        before = unpack_header(source, limits)
+        stripped = api.strip(source, roi, keep_metadata=keep_metadata, limits=limits)
     write_output(job.target, stripped)
-    before, info = api.read_info(data), api.read_info(stripped)
+    info = api.read_info(stripped)
     return {
         "input": job.source,
         "output": job.target,
-        "n_bytes_before": len(data),
+        "n_bytes_before": source.n_bytes,
         "n_bytes": len(stripped),
-        "n_left_out": before.n_packets - info.n_packets,
+        "n_left_out": len(before.packets) - info.n_packets,
         "levels": list(info.levels),
         "time_s": round(time.perf_counter() - started, 3),
     }
@@ -433,6 +435,14 @@ def open_input(source: str) -> Iterator[IO[bytes]]:
         raise OSError("standard input is closed")
     else:
         yield sys.stdin.buffer
+
+
+def source_of(file: IO[bytes], limits: Limits) -> Source:
+    """A .vbc file to read parts of; of a pipe all that comes, as far as the header goes.
+
+    Raises a FormatError where it is a pipe and its header is bad or above the limits.
+    """
+    return FileSource(file) if file.seekable() else MemorySource(read_vbc(file, limits))
 
 
 def write_output(target: str, data: bytes) -> None:

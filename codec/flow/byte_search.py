@@ -19,15 +19,16 @@ def best_that_fits(
     top: int,
     growth: float,
     enough: float = 1.0,
+    bottom: int = 0,
 ) -> T | None:
-    """What `trial` gives at the highest place of 0 to `top` at which its bytes are at most `max_bytes`.
+    """What `trial` gives at the highest place, `bottom` to `top`, at which its bytes are at most `max_bytes`.
 
     The bytes are to grow with the place, nearly by one factor for each; where they do not, it is some place
     that fits. start: the place of the first trial, to the nearest. growth: the typical factor, above 1.
-    enough: a share of `max_bytes`; the first trial that has it and fits is taken. None where not even place 0
-    fits.
+    enough: a share of `max_bytes`; the first trial that has it and fits is taken. None where not even
+    `bottom` fits.
     """
-    low, high = -1, top + 1  # fits, does not fit
+    low, high = bottom - 1, top + 1  # fits, does not fit
     best: T | None = None
     sizes: dict[int, float] = {}
     goal = math.log(max(1, max_bytes) * (1 + enough) / 2)

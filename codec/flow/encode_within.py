@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vbc.bitstream.container import MAX_QUALITY
+from vbc.bitstream.container import MAX_QUALITY, REFINEMENT_QUALITY
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.choose_quality import sample_of
@@ -27,6 +27,8 @@ ENOUGH = 0.97
 """A file that uses so much of its bytes is taken; another trial would cost more than it shows."""
 TYPICAL_QUALITY, TYPICAL_BPP = 50, 0.5
 """What photographs take, give or take a factor of 2: where the search starts."""
+ONE_MORE = PLACES * REFINEMENT_QUALITY
+"""Places to the quality that allows one refinement more."""
 SAMPLE_SHARE, SAMPLE_ENOUGH = 1 / 4, 0.9
 """A sample that is at most this share of the picture is searched first, for a better start."""
 
@@ -105,18 +107,39 @@ def _search(
     start: int,
     enough: float,
 ) -> Trial | None:
-    """The first levels at the highest quality that fits; None where quality 0 does not."""
+    """The first levels at the highest quality that fits; None where quality 0 does not.
 
-    def trial(place: int) -> Trial:
-        quality = map_of_quality(place / PLACES, changes).refined(refinements * (levels == LOSSY_LEVELS))
-        return Trial(place, quality, encode_lossy(picture, model, levels, quality)[0])
+    refinements: of all three levels. There are as many as fit at the quality that allows them. One more costs
+    bytes at once, so each number of them has a search of its own; where one more than there are does not fit,
+    the quality rises with fewer.
+    """
 
-    return best_that_fits(
-        trial,
-        lambda t: size(t.packets),
-        max_bytes,
-        start=start,
-        top=MAX_QUALITY * PLACES,
-        growth=TYPICAL_GROWTH ** (1 / PLACES),
-        enough=enough,
-    )
+    def search(count: int, start: int) -> Trial | None:
+        def trial(place: int) -> Trial:
+            quality = map_of_quality(place / PLACES, changes).refined(count)
+            return Trial(place, quality, encode_lossy(picture, model, levels, quality)[0])
+
+        return best_that_fits(
+            trial,
+            lambda t: size(t.packets),
+            max_bytes,
+            start=start,
+            top=MAX_QUALITY * PLACES,
+            growth=TYPICAL_GROWTH ** (1 / PLACES),
+            enough=enough,
+            bottom=count * ONE_MORE,
+        )
+
+    most = refinements if levels == LOSSY_LEVELS else 0
+    count = min(most, start // ONE_MORE)
+    best = search(count, start)
+    while best is None and count:
+        count = most = count - 1
+        best = search(count, (count + 1) * ONE_MORE)
+    while best is not None and count < most and best.place >= (count + 1) * ONE_MORE:
+        count += 1
+        more = search(count, best.place)
+        if more is None:
+            break
+        best = more
+    return best

@@ -28,6 +28,23 @@ def searched(
     return found, tried
 
 
+@pytest.mark.parametrize("start", [-3, 30, 55, 200])
+def test_places_from_a_bottom_on(start: float) -> None:
+    """Those below are not tried, though they would fit."""
+    tried: list[int] = []
+
+    def trial(place: int) -> int:
+        tried.append(place)
+        return place
+
+    for max_bytes, want in ((39, None), (40, 40), (71, 71), (1000, TOP)):
+        found = best_that_fits(
+            trial, lambda place: place, max_bytes, start=start, top=TOP, growth=1.035, bottom=40
+        )
+        assert found == want
+    assert min(tried) == 40
+
+
 def growing(factor: float, first: float = 500.0) -> list[int]:
     return [round(first * factor**place) for place in range(TOP + 1)]
 

@@ -12,7 +12,7 @@ from pictures import photo, soft_mask, stripes
 from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, LOW, PIXEL_HASH, XMP
 from vbc.bitstream.errors import Corrupt, LimitExceeded, NotVbc, Truncated
-from vbc.bitstream.geometry import is_level, rank
+from vbc.bitstream.geometry import FIRST_REFINED, is_level, rank, stage_of
 from vbc.bitstream.rewrite import rewrite
 from vbc.codec import api
 from vbc.codec.files.cutting import NothingLeft
@@ -31,6 +31,8 @@ PARTS = (
     "layered-tuned",
     "archival-tuned",
     "half-noise",
+    "refined-twice",
+    "refined-layered",
     "deep",
     "deep-gray-alpha",
     "packed",
@@ -178,6 +180,34 @@ def test_a_file_in_another_order(tiny: Model, name: str) -> None:
             break
     else:
         raise AssertionError("some cut has just the region")
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_refinements_that_stand_before_what_they_follow(tiny: Model) -> None:
+    """A refinement of level 1 needs level 1 alone, so a file may have it before level 3; a shorter one does
+    not without."""
+    data = grouped_file("refined-twice")
+    header = container.unpack_header(data)
+    refined_first = sorted(
+        range(len(header.packets)), key=lambda i: (stage_of(header.packets[i].level)[1], i)
+    )
+    other = rewrite(data, header, refined_first)
+    new = container.unpack_header(other)
+    places = [(p.unit, p.part) for p in new.packets]
+    assert list(dict.fromkeys(level for level, _ in places))[:3] == [1, 33, 36]
+    seen = set()
+    for n, out in enumerate(shorter_files(other)):
+        kept = units(out)
+        assert all(level >= FIRST_REFINED for level, _ in set(places[: places.index(kept[-1])]) - set(kept))
+        seen.add(frozenset(level for level, _ in kept))
+        if n % 9 == 0 or len(kept) < 3:
+            damaged = bytearray(other)
+            for i, place in enumerate(places):
+                damaged[new.span(i)[0]] ^= place not in kept
+            want = decode_image(damaged, model=tiny, allow_partial=True)
+            assert torch.equal(decode_image(out, model=tiny).rgb, want.rgb)
+    lossy = [1, 2, 3, *range(33, 39)]
+    assert seen == {frozenset(lossy[:n]) for n in (1, 2, 5, 8, 9)}
 
 
 # levels

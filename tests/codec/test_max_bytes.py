@@ -112,6 +112,34 @@ def test_level_1_is_cut_last(tiny: Model) -> None:
     assert len(groups[2]) > 1
 
 
+@pytest.mark.parametrize("refinements", [1, 3])
+def test_refinements_leave_no_gap(tiny: Model, refinements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One refinement more costs bytes at once. Where it does not fit, a higher quality with fewer uses them;
+    where it does, it is there."""
+    x = photo(112, 128)
+    counts: list[int] = []
+    trials = 0
+    real = module.encode_lossy
+
+    def spy(*arguments: object, **named: object) -> object:
+        nonlocal trials
+        trials += 1
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "encode_lossy", spy)
+    budgets = [round(700 * 1.68**n) for n in range(7)]
+    for max_bytes in budgets:
+        data = encode_image(x, model=tiny, settings=within(max_bytes, refinements=refinements))
+        header = container.unpack_header(data)
+        assert len(data) <= max_bytes
+        assert len(data) >= 0.97 * max_bytes or header.final_quality == 100
+        counts.append(header.geometry.refinements)
+        assert header.final_quality >= 25 * counts[-1]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, refinements)
+    assert trials <= 8 * len(budgets)
+
+
 # metadata
 
 

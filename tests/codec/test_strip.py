@@ -4,16 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from checks import check_format_error, payloads_of, rewritten
+from checks import check_format_error, file_without_levels, payloads_of, rewritten
 from grouped import CASES, HEIGHT, WIDTH, grouped_file, header_of
 from pictures import photo
 from test_roi import ROIS, needed_parts, packets_in
 
 from vbc.bitstream import container
 from vbc.bitstream.container import ALPHA, EXIF, ICC, LOSSLESS, LOW, PIXEL_HASH, XMP
-from vbc.bitstream.errors import Corrupt, Truncated
+from vbc.bitstream.errors import Corrupt, LimitExceeded, Truncated
 from vbc.bitstream.geometry import is_lossy
+from vbc.bitstream.rewrite import rewrite
+from vbc.bitstream.source import MemorySource
 from vbc.codec import api
+from vbc.codec.files.cutting import NothingLeft
 from vbc.codec.files.image_io import Metadata
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image, window_of
@@ -95,6 +98,47 @@ def test_metadata_and_what_is_unknown(tiny: Model) -> None:
     for roi, keep in ((ROIS["everything"], True), (ROIS["first pixel"], True), (ROIS["first pixel"], False)):
         units = {p.unit for p in container.unpack_header(api.strip(data, roi, keep_metadata=keep)).packets}
         assert units == {1, 2, 3} | (metadata if keep else set())
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_of_a_file_that_lacks_some_of_it(tiny: Model) -> None:
+    """Where a region has no group of level 3 left, its refinements of level 1 go with it; where it has
+    nothing at all, that is said."""
+    data, header = grouped_file("refined-twice"), header_of("refined-twice")
+    box = (0, 0, 4, 4)
+    there = container.usable(header, lambda i: header.packets[i].level != 3 or header.packets[i].part > 8)
+    part = rewrite(data, header, [i for i, good in enumerate(there) if good])
+    stripped = api.strip(part, box)
+    assert {p.level for p in container.unpack_header(part).packets} == {1, 2, 3, *range(33, 39)}
+    assert {p.level for p in container.unpack_header(stripped).packets} == {1, 2}
+    want = decode_image(part, model=tiny, levels=2, region=box).rgb
+    assert torch.equal(decode_image(stripped, model=tiny, region=box).rgb, want)
+    far = container.usable(header, lambda i: header.packets[i].level != 1 or header.packets[i].part > 3)
+    part = rewrite(data, header, [i for i, good in enumerate(far) if good])
+    for empty in (part, file_without_levels(tiny)):
+        with pytest.raises(NothingLeft, match="nothing of these regions"):
+            api.strip(empty, box)
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_only_the_packets_that_stay_are_read(tiny: Model) -> None:
+    """From a source of bytes; its header is checked against the limits first."""
+    data, header, roi = grouped_file("lossy"), header_of("lossy"), ROIS["first pixel"]
+    read: list[tuple[int, int]] = []
+
+    class Watched(MemorySource):
+        def read(self, start: int, end: int) -> memoryview:
+            read.append((start, end))
+            return super().read(start, end)
+
+    assert api.strip(Watched(data), roi) == api.strip(data, roi)
+    needed = {header.find(*place) for place in needed_parts(header, roi, header.geometry.last_lossy)}
+    spans = {header.span(i) for i in needed if i is not None}
+    assert {span for span in read if span[0] >= header.header_bytes} == spans
+    limits = container.Limits(max_pixels=WIDTH * HEIGHT - 1)
+    read.clear()
+    check_format_error(lambda: api.strip(Watched(data), roi, limits=limits), LimitExceeded)
+    assert max(end for _, end in read) <= header.header_bytes
 
 
 # errors

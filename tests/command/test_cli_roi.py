@@ -164,4 +164,7 @@ def test_strip_of_a_folder(tmp_path: Path) -> None:
     ):
         assert codec("strip", folder / name, "-o", target, "--outside-roi", region).exit_code == exit_code
     assert codec("strip", folder / "a.vbc", "-o", out / "b.vbc").exit_code == 2
+    for source, stdin in ((folder / "a.vbc", None), ("-", data)):
+        arguments = ("strip", source, "-o", out / "d.vbc", "--outside-roi", "0,0,1,1", "--max-pixels", 43999)
+        assert codec(*arguments, stdin=stdin).exit_code == 5
     assert [p.name for p in out.iterdir()] == ["a.vbc"]

@@ -1,11 +1,12 @@
 """The acceptance list (docs/reliability.md) with small numbers; scripts/torture has the full ones.
 
-Row 16 is tests/test_cli.py's here, and of row 3 the findings of earlier fuzzing are replayed.
+Row 16 is tests/command/test_cli.py's here, and of row 3 the findings of earlier fuzzing are replayed. Row 11
+looks at every fifth file: tests/codec/test_golden.py has them all.
 """
 
 import pytest
 from torture import ROWS
-from torture.material import TINY, grouped_files
+from torture.material import TINY, all_files, decoded_key, grouped_files, picture_key, subset
 from torture.tally import Slice, Tally
 from torture.targets import SEEDS, TARGETS, seeds
 
@@ -16,8 +17,12 @@ from vbc.codec import IncrementalReader, api
 QUICK = {row: quick for row, (_, _, quick, _) in ROWS.items() if quick}
 
 
+STEPS = {7, 20}
+"""Rows whose number is a step: a smaller one means more cases."""
+
+
 def test_every_row_has_a_function() -> None:
-    assert list(ROWS) == list(range(1, 21))
+    assert list(ROWS) == list(range(1, 24))
     assert set(ROWS) - set(QUICK) == {3, 16}
 
 
@@ -53,6 +58,39 @@ def test_files_of_groups_are_of_every_kind() -> None:
     assert shared
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_rows_have_refinements(quick: bool) -> None:
+    """Among the files that rows damage, and among those of groups, lossy and layered."""
+    chosen = Slice(1, quick=quick).some(all_files())
+    headers = [container.unpack_header(all_files()[name]) for name in chosen]
+    assert any(header.geometry.refinements for header in headers)
+    refined = [
+        h for data in grouped_files().values() if (h := container.unpack_header(data)).geometry.refinements
+    ]
+    assert {header.lossless for header in refined} == {False, True}
+    assert max(header.geometry.refinements for header in refined) > 1
+
+
+def test_what_is_left_of_refinements() -> None:
+    """A file of its own of level 1 and its refinement, without the level before that: no index may be so, and
+    what the index names besides is not there."""
+    data = all_files()["refined groups"]
+    header = container.unpack_header(data)
+    keep = tuple(packet.level in (1, 33) for packet in header.packets)
+    own = subset(data, keep)
+    new = container.unpack_header(own)
+    assert {
+        p.level for p, good in zip(new.packets, container.usable(new, len(own)), strict=True) if good
+    } == {1, 33}
+    assert {packet.level for packet in new.packets} == {1, 2, 3, 33}
+    damaged = bytearray(data)
+    for i, stays in enumerate(keep):
+        damaged[header.span(i)[0]] ^= not stays
+    assert picture_key("refined groups", keep) == decoded_key(damaged, allow_partial=True)
+    level_1 = tuple(packet.level == 1 for packet in header.packets)
+    assert picture_key("refined groups", keep) != picture_key("refined groups", level_1)
+
+
 # the harness itself can fail
 
 
@@ -80,7 +118,7 @@ def test_slices_cover_every_case_once() -> None:
     assert sorted(n for part in parts for n in part) == list(range(10))
 
 
-@pytest.mark.parametrize("row", [1, 2, 7, 8, 14, 19, 20])
+@pytest.mark.parametrize("row", [1, 2, 7, 8, 14, 19, 20, 21, 22, 23])
 def test_rows_notice_a_broken_decoder(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that lets anything out, or shows something else, fails every row that looks."""
 
@@ -88,7 +126,8 @@ def test_rows_notice_a_broken_decoder(row: int, monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("not a FormatError")
 
     monkeypatch.setattr(api, "decode_picture", broken)
-    tally = ROWS[row][0](Slice(min(QUICK[row], 10), quick=True))
+    n = QUICK[row] if row in STEPS else min(QUICK[row], 10)
+    tally = ROWS[row][0](Slice(n, quick=True))
     assert tally.failures
 
 

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import cache
 from itertools import product
 
 import pytest
@@ -27,6 +28,7 @@ Needs = dict[int, set[tuple[int, int]]]
 """Level -> (row, column) of the groups."""
 
 
+@cache
 def by_hand(geometry: Geometry, level: int, row: int, col: int, archival: bool) -> Needs:
     """docs/format.md section 4 for one group: each position it sees, and the group that has it."""
 

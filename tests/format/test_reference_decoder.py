@@ -425,8 +425,10 @@ def test_the_codec_agrees(
         assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
 
 
-@pytest.mark.parametrize("size", [(3, 5), (270, 21), (21, 530)])
-@pytest.mark.parametrize(("quality", "refinements"), [(20, 1), (60, 2), (100, 3)])
+@pytest.mark.parametrize(
+    ("size", "quality", "refinements"),
+    [((3, 5), 60, 2), ((3, 5), 100, 3), ((270, 21), 20, 1), ((270, 21), 100, 3), ((21, 530), 60, 2)],
+)
 def test_the_codec_agrees_on_refinements(
     monkeypatch: pytest.MonkeyPatch,
     weights: Weights,

@@ -14,6 +14,7 @@ from torture.rows_groups import group_cases
 from torture.rows_images import image_mutations
 from torture.rows_pictures import devices, generated, golden, missing_model, self_check, threads
 from torture.rows_process import bad_files, bombs, fuzzing, interruptions, no_pickle
+from torture.rows_shorter import budget_cases, cut_cases, strip_cases
 from torture.tally import Slice, Tally
 
 # rows 11 and 13 call tests that live beside the others
@@ -40,7 +41,10 @@ ROWS: dict[int, tuple[Row, int, int, str]] = {
     16: (bad_files, 200, 0, "folder with 5 % bad files"),
     17: (self_check, 200, 8, "the encoder's self-check against faults put in"),
     18: (image_mutations, 40_000, 400, "mutations of image files to encode"),
-    19: (group_cases, 4_000, 45, "regions, cut and stripped files, other orders, damaged packets"),
+    19: (group_cases, 4_000, 55, "regions, cut and stripped files, other orders, damaged packets"),
     20: (others_pictures, 1, 20, "pictures of other projects that are installed; the number is the step"),
+    21: (cut_cases, 4_000, 40, "files cut to a number of bytes or a level"),
+    22: (strip_cases, 4_000, 25, "files without what regions do not need"),
+    23: (budget_cases, 2_000, 30, "files encoded for a number of bytes"),
 }
 """Number -> function, full number, quick number (0: covered elsewhere in the suite), what it is."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from vbc.bitstream import container
 from vbc.bitstream.container import ANCILLARY, LOSSLESS, Header, Packet
-from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import is_level
 from vbc.bitstream.varint import pack_varints
 from vbc.codec import api
@@ -97,14 +96,43 @@ def grouped_files() -> dict[str, bytes]:
         ("five gray groups", long[..., 1], {"lossless": True, "levels": 0}),
         ("RGBA groups", np.concatenate((lying, alpha), 2), {"lossless": True, "effort": 0}),
         ("16 bits in groups", deep(long), {"lossless": True, "effort": 0, "levels": 0}),
+        ("refined groups", lying, {"quality": 90, "refinements": 2}),
+        ("layered refined groups", long, {"lossless": True, "effort": 0, "refinements": 1}),
     ):
         files[name] = api.encode(np.ascontiguousarray(image), metadata=META, model=TINY, **options)  # type: ignore[arg-type]
     return files
 
 
+@functools.cache
+def interest_files() -> dict[str, bytes]:
+    """Valid files of several groups that were made for regions of interest, of every kind that those differ
+    in."""
+    lying = make_example(530, 530)[100:170]
+    long = np.concatenate([lying[10 * i : 10 * i + 10] for i in range(4)], 1)
+    right, far = (500, 10, 20, 30), [(1500, 0, 9, 10), (2100, 3, 20, 5)]
+    files = {}
+    for name, image, options in (
+        ("lossy with a region", lying, {"quality": 40, "roi": right, "roi_quality": 80}),
+        (
+            "refined, a region first",
+            lying,
+            {"quality": 60, "refinements": 1, "roi": right, "roi_first": True},
+        ),
+        ("layered, regions first", long, {"lossless": True, "effort": 0, "roi": far, "roi_first": True}),
+        ("16 bits with regions", deep(long), {"lossless": True, "effort": 0, "levels": 0, "roi": far}),
+    ):
+        files[name] = api.encode(image, metadata=META, model=TINY, **options)  # type: ignore[arg-type]
+    return files
+
+
 def all_files() -> dict[str, bytes]:
-    """Small files and those of several groups."""
+    """Small files and those of several groups, but those of regions of interest."""
     return small_files() | grouped_files()
+
+
+def file_named(name: str) -> bytes:
+    """One of `all_files` or `interest_files`."""
+    return all_files()[name] if name in all_files() else interest_files()[name]
 
 
 # What is left of a file
@@ -115,23 +143,47 @@ def subset(data: bytes, keep: Sequence[bool]) -> bytes:
 
     keep: for each packet whether it stays; one whose needs go must go too. The file does not say that it is
     lossless any more where a packet of a level or the low bytes are left out; then the low bytes go too.
+    Where refinements stay and the index must therefore name packets that do not, those stand at the end, and
+    the file is cut off before them.
     """
     header = container.unpack_header(data)
-    kept = [
-        (packet, bytes(data[slice(*header.span(i))])) for i, packet in enumerate(header.packets) if keep[i]
-    ]
-    with_groups = {packet.level for packet, _ in kept if packet.part}
-    kept = [(packet, body) for packet, body in kept if not packet.level or packet.level in with_groups]
+    levels = {
+        packet.level for packet, stays in zip(header.packets, keep, strict=True) if stays and packet.part
+    }
+    kept = [i for i, p in enumerate(header.packets) if keep[i] and (not p.level or p.level in levels)]
     dropped = [packet for packet, stays in zip(header.packets, keep, strict=True) if not stays]
     whole = header.lossless and not any(packet.level or packet.unit == container.LOW for packet in dropped)
-    if not whole:
-        kept = [(packet, body) for packet, body in kept if packet.unit != container.LOW]
-    return rewritten(
+    behind = sorted(named_besides(header, levels) - set(kept))
+    useless = set() if whole else {container.LOW}
+    useless |= {container.PIXEL_HASH} if behind else set()  # nothing of the picture may stand behind it
+    kept = [i for i in kept if header.packets[i].unit not in useless]
+    entries = [
+        (header.packets[i].unit, header.packets[i].part, bytes(data[slice(*header.span(i))]))
+        for i in (*kept, *behind)
+    ]
+    out = rewritten(
         header,
-        [(packet.unit, packet.part, body) for packet, body in kept],
+        entries,
         flags=header.flags if whole else header.flags & ~LOSSLESS,
         bit_depth=header.bit_depth if whole else 8,
     )
+    return out[: len(out) - sum(len(body) for _, _, body in entries[len(kept) :])]
+
+
+def named_besides(header: Header, levels: set[int]) -> set[int]:
+    """Places of packets that the index of a file with these levels must name for its refinements' sake.
+
+    Of the lossy level before each refinement, if that is not among the levels, a packet with all it needs.
+    """
+    found: set[int] = set()
+    for level in levels:
+        before = 3 if level == 33 else level - 1
+        if 33 <= level <= 41 and before not in levels:
+            todo = [next(i for i, packet in enumerate(header.packets) if packet.level == before)]
+            while todo:
+                found.add(todo[-1])
+                todo += [j for j in needed_packets(header, todo.pop()) if j is not None]
+    return found
 
 
 def rewritten(header: Header, payloads: list[tuple[int, int, bytes]], **changes: int) -> bytes:
@@ -147,41 +199,30 @@ def usable_packets(header: Header, there: int | Callable[[int], bool]) -> tuple[
 
     def is_sound(i: int) -> bool:
         if i not in sound:
-            packet, geometry = header.packets[i], header.geometry
             good = header.ends[i] <= there if isinstance(there, int) else there(i)
-            needed: list[int | None] = []
-            if packet.level and packet.part:
-                needed += [header.find(packet.level)] if header.find(packet.level) is not None else []
-                needs = geometry.needs(packet.level, packet.part - 1, header.archival)
-                for level, groups in needs.items():
-                    needed += [header.find(level, 1 + n) for n in geometry.numbers(level, groups)]
-            sound[i] = good and all(j is not None and is_sound(j) for j in needed)
+            sound[i] = good and all(j is not None and is_sound(j) for j in needed_packets(header, i))
         return sound[i]
 
     return tuple(is_sound(i) for i in range(len(header.packets)))
 
 
+def needed_packets(header: Header, i: int) -> list[int | None]:
+    """Places of the packets that packet i needs itself; None for one that is not in the index."""
+    packet, geometry = header.packets[i], header.geometry
+    if not packet.level or not packet.part:
+        return []
+    shared = header.find(packet.level)
+    needs = geometry.needs(packet.level, packet.part - 1, header.archival)
+    groups = [
+        header.find(level, 1 + n) for level, area in needs.items() for n in geometry.numbers(level, area)
+    ]
+    return groups if shared is None else [shared, *groups]
+
+
 @functools.cache
 def picture_key(name: str, keep: tuple[bool, ...]) -> str:
-    """Hash of the picture that these packets of one of `all_files` give, made into a file of their own.
-
-    Refinements without a packet of the level before them are no file: there the others stay, damaged.
-    """
-    data = all_files()[name]
-    try:
-        own = subset(data, keep)
-    except Corrupt:
-        own = with_damage(data, keep)
-    return decoded_key(own, allow_partial=True)
-
-
-def with_damage(data: bytes, keep: Sequence[bool]) -> bytes:
-    """The file, each packet that is not kept with another first byte."""
-    header, out = container.unpack_header(data), bytearray(data)
-    for i, stays in enumerate(keep):
-        if not stays and header.packets[i].length:
-            out[header.span(i)[0]] ^= 0xFF
-    return bytes(out)
+    """Hash of the picture that these packets of a file (`file_named`) give, made into a file of their own."""
+    return decoded_key(subset(file_named(name), keep), allow_partial=True)
 
 
 def shows_group(header: Header, keep: Sequence[bool]) -> bool:

@@ -154,6 +154,7 @@ def limits(todo: Slice) -> Tally:
             "decode_image(path)": lambda x: api.decode_image(path, "cpu", limits=x, model=model),
             "decode_image(list)": lambda x: api.decode_image([data, path], "cpu", limits=x, model=model),
             "cut": lambda x: api.cut(data, stage=1, limits=x),
+            "strip": lambda x: api.strip(data, region, limits=x),
             "verify": lambda x: api.verify(data, limits=x, model=model),
             "pipeline.decode_image": lambda x: pipeline.decode_image(data, limits=x, model=model),
             "pipeline.verify": lambda x: pipeline.verify(data, limits=x, model=model),

@@ -23,7 +23,7 @@ from torture.tally import Slice, Tally
 from vbc.bitstream import container
 from vbc.bitstream.container import Header
 from vbc.bitstream.errors import Corrupt, Truncated
-from vbc.bitstream.geometry import BLOCK, LOSSY_LEVELS, PICTURE_REACH
+from vbc.bitstream.geometry import BLOCK, LOSSY_LEVELS, PICTURE_REACH, is_lossy
 from vbc.codec import api
 
 Region = tuple[int, int, int, int]
@@ -106,8 +106,7 @@ def stripped_case(tally: Tally, what: str, name: str, rng: np.random.Generator) 
     data = all_files()[name]
     header = container.unpack_header(data)
     region = random_region(rng, header.width, header.height)
-    last = header.geometry.last_level if container.levels_present(header)[-1] > LOSSY_LEVELS else LOSSY_LEVELS
-    groups = header.geometry.region_groups(region, last, header.archival)
+    groups = header.geometry.region_groups(region, last_used(header), header.archival)
     keep = [not p.level or not p.part or p.part - 1 in groups.get(p.level, ()) for p in header.packets]
     stripped = subset(data, keep)
     tally.count("packets left out", keep.count(False))
@@ -216,11 +215,16 @@ def damage_case(tally: Tally, what: str, name: str, rng: np.random.Generator) ->
         tally.check(key(crop) == key(cropped(whole(name), beside)), f"{what}: region {beside}")
 
 
+def last_used(header: Header) -> int:
+    """The level that completes the picture of all levels of a file."""
+    exact = not is_lossy(container.levels_present(header)[-1])
+    return header.geometry.last_level if exact else header.geometry.last_lossy
+
+
 def needs_packet(header: Header, region: Region, i: int) -> bool:
     """Whether a region's picture of all levels needs packet i."""
     packet = header.packets[i]
-    last = header.geometry.last_level if container.levels_present(header)[-1] > LOSSY_LEVELS else LOSSY_LEVELS
-    groups = header.geometry.region_groups(region, last, header.archival)
+    groups = header.geometry.region_groups(region, last_used(header), header.archival)
     return packet.level in groups and (packet.part == 0 or packet.part - 1 in groups[packet.level])
 
 
@@ -228,10 +232,9 @@ def lost_pixels(header: Header, keep: tuple[bool, ...]) -> np.ndarray:
     """Where the picture may differ for packets that cannot be used: bool [H, W]."""
     lost = np.zeros((header.height, header.width), bool)
     geometry, present = header.geometry, container.levels_present(header)
-    packed = present[-1] == LOSSY_LEVELS + 1
-    exact = present[-1] > LOSSY_LEVELS
-    level = geometry.last_level if exact else LOSSY_LEVELS
-    if packed:
+    level = last_used(header)
+    exact = not is_lossy(level)
+    if present[-1] == LOSSY_LEVELS + 1:  # the whole picture, packed
         lost[:] = not keep[header.find(LOSSY_LEVELS + 1, 1) or 0]
         return lost
     for n in range(geometry.n_groups(level)):
