@@ -178,8 +178,8 @@ class Geometry:
             return []
         if self.binned and level in VALUE_LEVELS:
             return [level - 1, BINS + level]
-        before = FIRST_EXACT if level == BIN_LEVELS[0] else level - 1
-        return [before] if archival else [before, self.last_lossy]
+        coarser = FIRST_EXACT if level == BIN_LEVELS[0] else level - 1
+        return [coarser] if archival else [coarser, self.last_lossy]
 
     @property
     def last_lossy(self) -> int:
