@@ -31,8 +31,17 @@ from reference.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from reference.exact import rgb_to_ycocg
-from reference.geometry import LOSSY_LEVELS, Geometry, Rectangle
+from reference.geometry import (
+    BIN_LEVELS,
+    BINS,
+    FIRST_EXACT,
+    LOSSY_LEVELS,
+    VALUE_LEVELS,
+    Geometry,
+    Rectangle,
+    order,
+)
+from reference.groups import rgb_to_ycocg
 from reference.lanes import NOTHING, Lanes
 from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
@@ -102,17 +111,25 @@ def shipped() -> Path:
     return folder / json.loads((folder / "index.json").read_text())[-1]["file"]
 
 
-@pytest.mark.parametrize("lossy_levels", [0, 3])
-def test_crops_under_the_shipped_weights(shipped: Path, lossy_levels: int) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EncodeSettings(levels=0, lossless=True, effort=2),
+        EncodeSettings(levels=3, lossless=True, effort=2),
+        EncodeSettings(levels=0, near=3, effort=2),
+        EncodeSettings(levels=3, lossless=True, progressive=True, effort=2),
+    ],
+    ids=["archival", "layered", "near", "progressive"],
+)
+def test_crops_under_the_shipped_weights(shipped: Path, settings: EncodeSettings) -> None:
     """Trained networks, real symbols and corrections: crops of a photograph-like picture."""
     picture = make_example(384, 256)
     weights, model = Weights(shipped.read_bytes()), load_model(shipped)
-    settings = EncodeSettings(levels=lossy_levels, lossless=True, effort=2)
     for x, y in ((40, 0), (160, 80), (300, 180)):
         rgb = np.ascontiguousarray(picture[y : y + 64, x : x + 64].transpose(2, 0, 1))
         data = encode_image(torch.from_numpy(rgb), model=model, settings=settings)
-        assert (decode(data, weights).rgb == rgb).all()
-        for count in range(1, len(File(data).levels)):
+        assert np.abs(decode(data, weights).rgb.astype(int) - rgb).max() <= settings.near
+        for count in range(1, len(File(data).levels) + 1):
             want = decode_image(data, model=model, levels=count).rgb.numpy()
             assert (decode(data, weights, levels=count).rgb == want).all()
 
@@ -137,8 +154,8 @@ def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None
             wanted[f"{part}.bias"] = wanted[f"{part}.shift"] = "i32", size[:1]
     assert wanted.keys() == have.keys()
     for name, (dtype, shape) in wanted.items():
-        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+).*", r"\1\3", name)
-        hidden = "third" if group.startswith("exact.") else "0"
+        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+(\.values\b)?).*", r"\1\3", name)
+        hidden = "third" if re.fullmatch(r"exact\.\w+", group) else "0"
         known = {"w": len(have.get(f"{group}.{hidden}.bias", ())), "T": len(have["tables"])}
         kind = have[name].dtype
         assert kind.kind + str(8 * kind.itemsize) == dtype, name
@@ -156,15 +173,28 @@ def tensors_of_the_text() -> list[tuple[str, str, list[str]]]:
     """Name, type (or "layer", "chain") and dimensions of each tensor of the table of section 6."""
     found = []
     for name, dtype, shape in re.findall(r"^\| `([\w.]+)` \| (\w+) \| \[(.*?)\] \|", TEXT, re.MULTILINE):
-        for phase, inputs in (("D", 9), ("H", 9), ("V", 15)) if "PHASE" in name else (("", 0),):
+        phases = (("D", 9, 15), ("H", 9, 18), ("V", 15, 21)) if "PHASE" in name else (("", 0, 0),)
+        for phase, inputs, of_values in phases:
             for kind in range(3) if "CLASS" in name else range(1):
                 full = name.replace("PHASE", phase).replace("CLASS", str(kind))
-                size = shape.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
+                size = shape.replace("VALUE_INPUTS", str(of_values))
+                size = size.replace("INPUTS + 12", str(inputs + 12)).replace("INPUTS", str(inputs))
                 found.append((full, dtype, size.split(", ")))
     return found
 
 
-@pytest.mark.parametrize("name", ["layered.vbc", "deep.vbc", "alpha-lossy.vbc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layered.vbc",
+        "deep.vbc",
+        "alpha-lossy.vbc",
+        "near.vbc",
+        "near-gray-alpha.vbc",
+        "progressive.vbc",
+        "progressive-archival.vbc",
+    ],
+)
 def test_prefixes_of_a_golden_file(weights: Weights, name: str) -> None:
     data = (FOLDER / name).read_bytes()
     file = File(data)
@@ -180,6 +210,23 @@ def test_prefixes_of_a_golden_file(weights: Weights, name: str) -> None:
         if last < len(data):
             with pytest.raises(Truncated):
                 decode(prefix, weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["near-tuned.vbc", "near-groups.vbc", "near-noise.vbc", "progressive-groups.vbc"]
+)
+def test_cut_and_damaged_golden_files(weights: Weights, tiny: Model, name: str) -> None:
+    """With some groups of bins, or of values, as the codec shows them."""
+    data = (FOLDER / name).read_bytes()
+    file = File(data)
+    exact = [p for p in file.level_packets.values() if p.unit not in LOSSY_LEVELS and p.length]
+    for i in (1, len(exact) // 3, len(exact) // 2, -2):
+        cut = data[: exact[i].offset + exact[i].length - 1]
+        damaged = bytearray(data)
+        damaged[exact[i].offset] ^= 1
+        for broken in (cut, bytes(damaged)):
+            shown = decode(broken, weights, partial=True).rgb
+            assert (decode_image(broken, model=tiny, allow_partial=True).rgb.numpy() == shown).all()
 
 
 def test_pixel_hash_of_a_golden_file(weights: Weights) -> None:
@@ -338,14 +385,20 @@ def make_up(
     """Packets of all groups of all levels with made-up symbols, and the picture they give.
 
     plain: every so many exact groups hold plain pixels; tuned: every so many levels have a part 0. 0: none.
-    Odd parts of level 1 have a map of qualities.
+    Odd parts of level 1 have a map of qualities. With a bound each level of bins stands before its values, of
+    which there are none but in a lossless file.
     """
-    geometry = Geometry(header.height, header.width)
+    geometry = Geometry(header.height, header.width, header.bound > 0)
     rng = np.random.default_rng(11)
     shells: Packets = []
-    lossy = () if header.archival else LOSSY_LEVELS[: 3 + 3 * refinements]
-    for level in (*lossy, *range(4, geometry.last_level + 1)):
-        has_part0 = bool(tuned) and 4 < level < 33 and level % tuned == 0
+    levels = [] if header.archival else [*LOSSY_LEVELS[: 3 + 3 * refinements]]
+    levels.append(FIRST_EXACT)
+    for level in geometry.value_levels:
+        levels += [BINS + level] if header.bound else []
+        levels += [level] if not header.bound or header.flags & container.LOSSLESS else []
+    for level in levels:
+        is_finer = level in (BIN_LEVELS if header.bound else VALUE_LEVELS)
+        has_part0 = bool(tuned) and is_finer and level % tuned == 0
         if has_part0:
             shells.append((level, 0, b"\2"))
         for part, group in geometry.groups(level):
@@ -353,7 +406,7 @@ def make_up(
             if level == 4:
                 body = rng.integers(0, 256, 3 * rows * columns, np.uint8).tobytes()
                 shells.append((level, part, b"\1" + body))
-            elif 4 < level < 33 and plain and part % plain == 0:
+            elif is_finer and plain and part % plain == 0:
                 new = rows * columns - -(-rows // 2) * -(-columns // 2)
                 shells.append((level, part, b"\3" + rng.integers(0, 256, new, np.uint8).tobytes()))
             elif level == 1:
@@ -392,10 +445,14 @@ SIZES = [(513, 20), (21, 520), (3, 5)]
 WIDE = (5, 2060)
 """Two groups on level 1, of which the first one has a map."""
 LAYERED, ARCHIVAL = container.LOSSLESS, container.LOSSLESS | container.ARCHIVAL
+BOUNDS = [n << container.BOUND_SHIFT for n in range(9)]
+"""In the flags."""
+BINNED = [LAYERED | BOUNDS[2], ARCHIVAL | BOUNDS[2], BOUNDS[1], container.ARCHIVAL | BOUNDS[8]]
+"""Values after bins, and bins alone."""
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL, *BINNED])
 def test_any_order_within_the_rules(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, size: tuple[int, int], flags: int
 ) -> None:
@@ -405,12 +462,12 @@ def test_any_order_within_the_rules(
     # the last group first, with what it needs, then the others
     file = File(write_file(header, packets))
     first = closure(file, [(file.levels[-1], file.geometry.n_groups(file.levels[-1]))])
-    moved = sorted(packets, key=lambda p: (p[:2] not in first, p[:2]))
+    moved = sorted(packets, key=lambda p: (p[:2] not in first, order(p[0]), p[1]))
     assert (decode(write_file(header, moved), weights).rgb == want).all()
 
 
 @pytest.mark.parametrize("size", [*SIZES, (530, 130), WIDE])
-@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL, *BINNED])
 def test_the_codec_agrees(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, size: tuple[int, int], flags: int
 ) -> None:
@@ -527,7 +584,7 @@ def closure(file: File, wanted: list[tuple[int, int]]) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("size", SIZES[:2])
-@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL])
+@pytest.mark.parametrize("flags", [LAYERED, ARCHIVAL, *BINNED[:2]])
 def test_needs_are_enough(
     monkeypatch: pytest.MonkeyPatch, weights: Weights, size: tuple[int, int], flags: int
 ) -> None:
@@ -537,7 +594,7 @@ def test_needs_are_enough(
     file = File(write_file(header, packets))
     geometry = file.geometry
     for level in file.levels:
-        whole = decode(write_file(header, [p for p in packets if p[0] <= level]), weights).rgb
+        whole = decode(write_file(header, [p for p in packets if order(p[0]) <= order(level)]), weights).rgb
         for part, group in geometry.groups(level):
             needed = closure(file, [(level, part)])
             alone = decode(write_file(header, [p for p in packets if p[:2] in needed]), weights).rgb
@@ -661,7 +718,8 @@ BROKEN: dict[str, tuple[type[FormatError], Change]] = {
     "the hash before a level": (Corrupt, lambda h, p: (h, [p[3], *p[:3]])),
     "a short hash": (Corrupt, lambda h, p: (h, [*p[:3], (container.PIXEL_HASH, 0, bytes(7))])),
     "unit 64": (UnsupportedVersion, lambda h, p: (h, [*p, (64, 0, b"")])),
-    "unit 71": (UnsupportedVersion, lambda h, p: (h, [*p, (71, 0, b"")])),
+    "unit 99": (UnsupportedVersion, lambda h, p: (h, [*p, (99, 0, b"")])),
+    "level 71 without a bound": (Corrupt, lambda h, p: (h, [*p[:2], (71, 1, p[2][2]), *p[2:]])),
     "a large profile": (LimitExceeded, lambda h, p: (h, [(container.ICC, 0, bytes((1 << 20) + 1)), *p[1:]])),
     "large metadata": (LimitExceeded, lambda h, p: (h, [*p, (container.XMP, 0, bytes((16 << 20) + 1))])),
     "a large level": (LimitExceeded, lambda h, p: (h, [*p[:2], (5, 1, bytes(2 << 20)), p[3]])),
@@ -690,6 +748,127 @@ def test_broken_rule(weights: Weights, tiny: Model, what: str) -> None:
     error, change = BROKEN[what]
     header, packets = change(*small(weights))
     check_refused(write_file(header, packets), weights, tiny, error)
+
+
+def only(packets: Packets, *levels: int) -> Packets:
+    """The packets of these levels, in this order."""
+    return [packet for level in levels for packet in packets if packet[0] == level]
+
+
+def in_mode(packets: Packets, level: int, mode: int) -> Packets:
+    """The packets with another mode on a level."""
+    return [(n, part, bytes([mode]) + body[1:] if n == level else body) for n, part, body in packets]
+
+
+ARCHIVAL_BINS = container.ARCHIVAL | BOUNDS[2]
+PACKED = (4, 1, b"\4\3\0")
+
+# of files of the levels 4, 71, 5, 72 and 6
+BROKEN_BINS: dict[str, tuple[type[FormatError], Change]] = {
+    "bound 9": (UnsupportedVersion, lambda h, p: (replace(h, flags=h.flags & 3 | 9 << 8), p)),
+    "bound 15": (UnsupportedVersion, lambda h, p: (replace(h, flags=h.flags & 3 | 15 << 8), p)),
+    "bit 12": (UnsupportedVersion, lambda h, p: (replace(h, flags=h.flags | 1 << 12), p)),
+    "bit 7": (UnsupportedVersion, lambda h, p: (replace(h, flags=h.flags | 1 << 7), p)),
+    "bins without a bound": (Corrupt, lambda h, p: (replace(h, flags=ARCHIVAL), p)),
+    **{
+        f"values after bins of {n}": (Corrupt, lambda h, p, n=n: (replace(h, flags=ARCHIVAL | BOUNDS[n]), p))
+        for n in (1, 3, 8)
+    },
+    "part 0 of values": (UnsupportedVersion, lambda h, p: (h, [*p, (5, 0, b"\2")])),
+    "part 0 of values before them": (UnsupportedVersion, lambda h, p: (h, [*p[:2], (5, 0, b"\2"), *p[2:]])),
+    "bins of no level": (Corrupt, lambda h, p: (h, [*p, (73, 1, b"\0")])),
+    "values of no level": (Corrupt, lambda h, p: (h, [*p, (7, 1, b"\0")])),
+    "a second group of bins": (Corrupt, lambda h, p: (h, [*p, (72, 2, b"\0")])),
+    "bins twice": (Corrupt, lambda h, p: (h, [*p, p[1]])),
+    "bins before level 4": (Corrupt, lambda h, p: (h, only(p, 71, 4, 5, 72, 6))),
+    "bins before coarser ones": (Corrupt, lambda h, p: (h, only(p, 4, 72, 71, 5, 6))),
+    "values before their bins": (Corrupt, lambda h, p: (h, only(p, 4, 71, 5, 6, 72))),
+    "values before coarser ones": (Corrupt, lambda h, p: (h, only(p, 4, 71, 72, 6, 5))),
+    "bins without level 4": (Corrupt, lambda h, p: (replace(h, flags=ARCHIVAL_BINS), only(p, 71))),
+    "part 0 of bins without level 4": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=ARCHIVAL_BINS), [(71, 0, b"\2")]),
+    ),
+    "bins without coarser ones": (Corrupt, lambda h, p: (replace(h, flags=ARCHIVAL_BINS), only(p, 4, 72))),
+    "part 0 of bins without coarser ones": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=ARCHIVAL_BINS), [p[0], (72, 0, b"\2")]),
+    ),
+    "values without their bins": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=ARCHIVAL_BINS), only(p, 4, 71, 5, 6)),
+    ),
+    "values without any bins": (Corrupt, lambda h, p: (replace(h, flags=ARCHIVAL_BINS), only(p, 4, 5))),
+    "values without coarser ones": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=ARCHIVAL_BINS), only(p, 4, 71, 72, 6)),
+    ),
+    "bins without a lossy picture": (Corrupt, lambda h, p: (replace(h, flags=BOUNDS[2]), only(p, 4, 71))),
+    "part 0 of bins without a lossy picture": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=BOUNDS[2]), [p[0], (71, 0, b"\2")]),
+    ),
+    "part 0 of bins behind its group": (Corrupt, lambda h, p: (h, [*p, (71, 0, b"\2")])),
+    "lossless without values": (Corrupt, lambda h, p: (h, only(p, 4, 71, 72))),
+    "lossless without the last values": (Corrupt, lambda h, p: (h, only(p, 4, 71, 72, 5))),
+    "a lossless file of level 4": (Corrupt, lambda h, p: (h, only(p, 4))),
+    "a packed picture before bins": (
+        Corrupt,
+        lambda h, p: (replace(h, flags=ARCHIVAL_BINS), [PACKED, *only(p, 71)]),
+    ),
+    "a lossless packed picture before bins": (Corrupt, lambda h, p: (h, [PACKED, *only(p, 71, 72)])),
+    **{
+        f"values in mode {mode}": (Corrupt, lambda h, p, mode=mode: (h, in_mode(p, 6, mode)))
+        for mode in (1, 2, 3, 4, 255)
+    },
+    **{
+        f"bins in mode {mode}": (Corrupt, lambda h, p, mode=mode: (h, in_mode(p, 71, mode)))
+        for mode in (4, 5)
+    },
+    "tuned bins without part 0": (Corrupt, lambda h, p: (h, in_mode(p, 71, 2))),
+    "bins in mode 1 of another length": (Corrupt, lambda h, p: (h, in_mode(p, 72, 1))),
+    "empty values": (Corrupt, lambda h, p: (h, [*p[:-1], (6, 1, b"")])),
+    "values of other lanes": (Corrupt, lambda h, p: (h, [*p[:-1], (6, 1, p[2][2])])),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_BINS)
+def test_broken_rule_of_bins(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model, what: str
+) -> None:
+    header, packets = small_binned(monkeypatch, weights)
+    error, change = BROKEN_BINS[what]
+    header, packets = change(header, packets)
+    check_refused(write_file(header, packets), weights, tiny, error)
+
+
+def small_binned(monkeypatch: pytest.MonkeyPatch, weights: Weights) -> tuple[Header, Packets]:
+    """A lossless file of the levels 4, 71, 5, 72 and 6, each of one group."""
+    header = header_of(weights, (17, 9), ARCHIVAL | BOUNDS[2])
+    packets, _ = make_up(monkeypatch, weights, header)
+    assert [packet[:2] for packet in packets] == [(4, 1), (71, 1), (5, 1), (72, 1), (6, 1)]
+    return header, packets
+
+
+def test_what_is_allowed_of_bins(monkeypatch: pytest.MonkeyPatch, weights: Weights, tiny: Model) -> None:
+    header, packets = small_binned(monkeypatch, weights)
+    want = decode(write_file(header, packets), weights).rgb
+    for allowed in (
+        only(packets, 4, 71, 72, 5, 6),
+        [packets[0], (71, 0, b"\7"), *packets[1:]],  # a part 0 that no group looks into
+    ):
+        data = write_file(header, allowed)
+        assert (decode(data, weights).rgb == want).all()
+        assert (decode_image(data, model=tiny).rgb.numpy() == want).all()
+    for bound in range(1, 9):  # a bound alone, and bins of it
+        for some in (only(packets, 4), only(packets, 4, 71)):
+            data = write_file(replace(header, flags=container.ARCHIVAL | BOUNDS[bound]), some)
+            if len(some) == 1:
+                assert (decode_image(data, model=tiny).rgb.numpy() == decode(data, weights).rgb).all()
+            else:
+                assert File(data).levels == [4, 71]
+    small = write_file(header_of(weights, (5, 5), ARCHIVAL | BOUNDS[2]), [(4, 1, b"\1" + bytes(75))])
+    assert (decode_image(small, model=tiny).rgb.numpy() == decode(small, weights).rgb).all()
 
 
 def check_refused(data: bytes, weights: Weights, tiny: Model, error: type[FormatError]) -> None:
@@ -749,9 +928,11 @@ def test_broken_index(weights: Weights, tiny: Model, what: str, index: bytes) ->
     check_refused(join_file(header, index, b""), weights, tiny, Corrupt)
 
 
-def test_an_index_above_its_limit(weights: Weights, tiny: Model) -> None:
-    header = header_of(weights, (5, 5), container.ARCHIVAL)
-    parts = Geometry(5, 5).n_parts()
+@pytest.mark.parametrize("bound", [0, 1, 2])
+def test_an_index_above_its_limit(weights: Weights, tiny: Model, bound: int) -> None:
+    header = header_of(weights, (9, 5), container.ARCHIVAL | BOUNDS[bound])
+    parts = Geometry(9, 5, bound > 0).n_parts()
+    assert parts == 12 * 2 + 2 * 2 + 2 * (bound > 0)
     check_refused(join_file(header, bytes(1025 + 32 * parts), b""), weights, tiny, LimitExceeded)
 
 

@@ -5,14 +5,27 @@ import zlib
 from dataclasses import dataclass
 
 from reference.errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
-from reference.geometry import FIRST_EXACT, LOSSY_LEVELS, REFINED_LEVELS, Geometry, order, stage
+from reference.geometry import (
+    BIN_LEVELS,
+    FIRST_EXACT,
+    LOSSY_LEVELS,
+    REFINED_LEVELS,
+    VALUE_LEVELS,
+    Geometry,
+    order,
+    stage,
+)
 
 MAGIC = b"\x89VBC\r\n\x1a\n"
 MAJOR = 2
 HEADER = struct.Struct("<8sBBHIIBBBB8s8sI")
 HEADER_BYTES = HEADER.size + 4
 LOSSLESS, ARCHIVAL = 1, 2
-LAST_LEVEL_UNIT = 63
+BOUND_SHIFT, MAX_BOUND = 8, 8
+"""Bits 8 to 11 of the flags are the bound."""
+VALUES_BOUND = 2
+"""The only bound whose bins values can follow."""
+LEVEL_UNITS = (*range(1, 64), *BIN_LEVELS)
 ICC, ALPHA, EXIF, XMP, LOW, PIXEL_HASH = range(65, 71)
 FIRST_ANCILLARY = 128
 MAX_SIDE, MAX_PIXELS = 65_535, 178_956_970
@@ -49,6 +62,11 @@ class Header:
     def archival(self) -> bool:
         """Whether the file has no lossy levels."""
         return bool(self.flags & ARCHIVAL)
+
+    @property
+    def bound(self) -> int:
+        """How far a sample of the bins can be from the picture; 0 without bins."""
+        return self.flags >> BOUND_SHIFT & 15
 
 
 class Cursor:
@@ -98,7 +116,7 @@ class File:
     def __init__(self, data: bytes):
         self.data = data
         self.header, index_bytes = read_header(data)
-        self.geometry = Geometry(self.header.height, self.header.width)
+        self.geometry = Geometry(self.header.height, self.header.width, self.header.bound > 0)
         if index_bytes > 1024 + 32 * self.geometry.n_parts():
             raise LimitExceeded(f"an index of {index_bytes} bytes")
         end = HEADER_BYTES + index_bytes
@@ -113,7 +131,7 @@ class File:
         self.end = end + 4 + sum(p.length for p in self.packets)
         if len(data) > self.end:
             raise Corrupt("bytes after the last payload")
-        self.level_packets = {(p.unit, p.part): p for p in self.packets if p.unit <= LAST_LEVEL_UNIT}
+        self.level_packets = {(p.unit, p.part): p for p in self.packets if p.unit in LEVEL_UNITS}
         self.levels = sorted({level for level, _ in self.level_packets}, key=order)
         self.final_quality = min(self.header.quality + 25 * self.geometry.refinements, 100)
         """What exact levels are told."""
@@ -187,7 +205,7 @@ def read_index(index: bytes, offset: int) -> list[Packet]:
     packets: list[Packet] = []
     while cursor.at < len(index):
         unit = cursor.u8()
-        is_level = 1 <= unit <= LAST_LEVEL_UNIT
+        is_level = unit in LEVEL_UNITS
         first, count = (cursor.varint(), cursor.varint()) if is_level else (0, 1)
         last = packets[-1] if packets else None
         if not count or (is_level and last and (last.unit, last.part + 1) == (unit, first)):
@@ -204,30 +222,32 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     if header.quality > 100:
         raise Corrupt(f"quality {header.quality}")
     known = header.channels in (1, 3) and header.bit_depth in (8, 16) and header.colour == 0
-    if not known or header.flags & ~(LOSSLESS | ARCHIVAL):
+    if not known or header.flags & ~(LOSSLESS | ARCHIVAL | 15 << BOUND_SHIFT) or header.bound > MAX_BOUND:
         raise UnsupportedVersion("channels, bit depth, colour or flags")
     units = [p.unit for p in packets if p.unit < FIRST_ANCILLARY]
     for unit in units:
-        if not (1 <= unit <= LAST_LEVEL_UNIT or ICC <= unit <= PIXEL_HASH):
+        if not (unit in LEVEL_UNITS or ICC <= unit <= PIXEL_HASH):
             raise UnsupportedVersion(f"unit {unit}")
-    singles = [unit for unit in units if unit > LAST_LEVEL_UNIT]
+    singles = [unit for unit in units if unit not in LEVEL_UNITS]
     if len(set(singles)) < len(singles):
         raise Corrupt("a unit is there twice")
-    parts = [(p.unit, p.part) for p in packets if p.unit <= LAST_LEVEL_UNIT]
+    parts = [(p.unit, p.part) for p in packets if p.unit in LEVEL_UNITS]
     if len(set(parts)) < len(parts):
         raise Corrupt("a part of a level is there twice")
     # by their places: before all levels, levels, after all levels; EXIF and XMP anywhere
     place = {ICC: 0, ALPHA: 1, LOW: 3, PIXEL_HASH: 4}
-    places = [2 if unit <= LAST_LEVEL_UNIT else place[unit] for unit in units if unit not in (EXIF, XMP)]
+    places = [2 if unit in LEVEL_UNITS else place[unit] for unit in units if unit not in (EXIF, XMP)]
     if places != sorted(places):
         raise Corrupt("units are out of order")
     for level, part in parts:
-        known = level in LOSSY_LEVELS or level <= geometry.last_level
-        if not known or part > geometry.n_groups(level):
+        if level not in geometry.levels or part > geometry.n_groups(level):
             raise Corrupt(f"the size has no part {part} of level {level}")
-        if not part and (level in LOSSY_LEVELS or level == FIRST_EXACT):
+        shares = level in (geometry.bin_levels or geometry.value_levels)
+        if not part and not shares:
             raise UnsupportedVersion(f"part 0 of level {level}")
     levels = {level for level, _ in parts}
+    if header.bound not in (0, VALUES_BOUND) and levels.intersection(VALUE_LEVELS):
+        raise Corrupt(f"values after bins of a bound of {header.bound}")
     for level in levels:  # also where there is nothing but its part 0
         if not levels.issuperset(geometry.needed_levels(level, header.archival)):
             raise Corrupt(f"level {level} needs levels that are not there")
@@ -243,8 +263,8 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
         seen.add((level, part))
     if header.archival and any(level in LOSSY_LEVELS for level, _ in seen):
         raise Corrupt("a lossy level in an archival file")
-    exact = {key for key in seen if key[0] not in LOSSY_LEVELS and key[1]}
-    every = sum(geometry.n_groups(n) for n in range(FIRST_EXACT, geometry.last_level + 1))
+    exact = {key for key in seen if key[0] in (FIRST_EXACT, *VALUE_LEVELS) and key[1]}
+    every = sum(geometry.n_groups(n) for n in (FIRST_EXACT, *geometry.value_levels))
     alone = max((level for level, _ in seen), key=order, default=0) == FIRST_EXACT
     if header.flags & LOSSLESS and not alone and len(exact) < every:
         raise Corrupt("a lossless file lacks exact packets")

@@ -1,107 +1,35 @@
 """The exact levels (docs/format.md, sections 11 and 12). Pixels are int16 YCoCg-R [3, h, w]."""
 
 import lzma
-from dataclasses import dataclass
 
 import numpy as np
 
+from reference.bins import BinsGroup, Values, to_grb
 from reference.container import Cursor
 from reference.errors import Corrupt
-from reference.geometry import FIRST_EXACT, Geometry, Rectangle
-from reference.lanes import Coder, Lanes, Say, Zeros, brief
-from reference.lossy import NEAREST, PHASES, phase_part
-from reference.networks import ZERO, around, compand, edge, layer
+from reference.geometry import BINS, FIRST_EXACT, Geometry
+from reference.groups import Group, Seen, Tuning, n_parameters, read_tuning, rgb_to_ycocg, ycocg_to_rgb
+from reference.lanes import Lanes, Say, Zeros, brief
+from reference.lossy import PHASES, phase_part
 from reference.planes import add_prediction
 from reference.weights import Array, Weights
 
 LANES, PLAIN, TUNED, PLAIN_GRAY, PACKED = range(5)
 PLAIN_DEPTH = {PLAIN: 3, PLAIN_GRAY: 1}
-NEIGHBOURHOODS = {
-    "D": ((("A", 0, 0), ("A", 0, 1), ("A", 1, 0), ("A", 1, 1)),),
-    "H": ((("A", 0, 0), ("A", 0, 1)), (("D", -1, 0), ("D", 0, 0))),
-    "V": (
-        (("A", 0, 0), ("A", 1, 0)),
-        (("D", 0, -1), ("D", 0, 0)),
-        (("H", 0, -1), ("H", 0, 0), ("H", 1, -1), ("H", 1, 0)),
-    ),
-}
-LOWEST = (0, -255, -255)
-"""Of the means of Y, Co and Cg."""
-
-
-def rgb_to_ycocg(rgb: Array) -> Array:
-    """int16 YCoCg-R of uint8 RGB [3, h, w]."""
-    r, g, b = rgb.astype(np.int16)
-    co = r - b
-    mid = b + (co >> 1)
-    cg = g - mid
-    return np.stack((mid + (cg >> 1), co, cg))
-
-
-def ycocg_to_rgb(pixels: Array) -> Array:
-    """The inverse; modulo 2^8."""
-    y, co, cg = pixels
-    mid = y - (cg >> 1)
-    b = mid - (co >> 1)
-    return np.stack((b + co, cg + mid, b)).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The parameters of one phase: weight [6, w], bias [6], around [3, g], before [3, 2], widen [3, 2]."""
-
-    weight: Array
-    bias: Array
-    around: Array
-    before: Array
-    widen: Array
-
-
-def n_parameters(weights: Weights, phase: str) -> int:
-    """How many parameters the tuning of a phase has."""
-    return 6 * (width_of(weights, phase) + 1) + 3 * len(NEIGHBOURHOODS[phase]) + 6
-
-
-def width_of(weights: Weights, phase: str) -> int:
-    """Channels of the last hidden layer."""
-    return len(weights[f"exact.{phase}.third.bias"])
-
-
-def read_tuning(weights: Weights, coder: Coder) -> dict[str, Tuning]:
-    """The phases that are tuned, from part 0 of a level."""
-    table = weights.number("exact.tuning_table")
-    tunings = {}
-    for phase in PHASES:
-        if not coder.step(np.array([table]))[0]:
-            continue
-        values = coder.step(np.full(n_parameters(weights, phase), table)).clip(-127, 127)
-        width, n_around = width_of(weights, phase), len(NEIGHBOURHOODS[phase])
-        layers = values[: 6 * (width + 1)].reshape(6, width + 1)
-        rest = iter(values[6 * (width + 1) :].tolist())
-        around_, before, widen = (np.zeros((3, n), np.int32) for n in (n_around, 2, 2))
-        for c in range(3):
-            around_[c] = [next(rest) for _ in range(n_around)]
-            before[c, :c] = [next(rest) for _ in range(c)]
-        for c in range(3):
-            widen[c, :c] = [next(rest) for _ in range(c)]
-        tunings[phase] = Tuning(layers[:, :width], layers[:, width], around_, before, widen)
-    return tunings
 
 
 class Grids:
     """The exact levels' way from grid `top` to the picture.
 
-    lossy: the lossy picture, uint8 RGB [3, H, W], or None in an archival file.
+    quality: that exact levels are told. bound: of the bins, 0 without. lossy: the lossy picture, uint8 RGB
+    [3, H, W], or None in an archival file.
     """
 
-    def __init__(self, weights: Weights, geometry: Geometry, quality: int, lossy: Array | None, say: Say):
-        self.weights, self.geometry, self.quality, self.lossy, self.say = (
-            weights,
-            geometry,
-            quality,
-            lossy,
-            say,
-        )
+    def __init__(
+        self, weights: Weights, geometry: Geometry, quality: int, bound: int, lossy: Array | None, say: Say
+    ):
+        self.weights, self.geometry, self.quality, self.bound = weights, geometry, quality, bound
+        self.lossy, self.say = lossy, say
 
     def decode(self, payloads: dict[tuple[int, int], bytes]) -> Array:
         """The picture uint8 RGB [3, H, W] from the payloads of the usable exact packets, by (level, part)."""
@@ -119,11 +47,15 @@ class Grids:
             self.say(f"level 4: Y {brief(pixels[0])}; Co {brief(pixels[1])}; Cg {brief(pixels[2])}")
         errors = np.zeros(pixels.shape, np.int32)
         blind = False
-        for level in range(FIRST_EXACT + 1, self.geometry.last_level + 1):
-            groups = {part: body for (n, part), body in payloads.items() if n == level and part}
-            pixels, errors = self.advance(level, pixels, errors, groups, payloads.get((level, 0)), blind)
-            blind = blind or not groups
-        return ycocg_to_rgb(pixels)
+        bins, exact = pixels, pixels  # on the same grid, level after level
+        for level in self.geometry.value_levels:
+            n = BINS + level if self.bound else level
+            coarse_bins = bins
+            bins, errors, coded = self.advance(n, coarse_bins, errors, payloads, blind)
+            blind = blind or not coded
+            if self.bound:
+                exact = self.advance_values(level, exact, coarse_bins, bins, coded, payloads)
+        return ycocg_to_rgb(exact if self.bound else bins)
 
     def lossy_grid(self, k: int) -> Array:
         """The lossy picture on grid k, int16 YCoCg-R."""
@@ -135,14 +67,15 @@ class Grids:
         level: int,
         coarse: Array,
         errors: Array,
-        groups: dict[int, bytes],
-        shared: bytes | None,
+        payloads: dict[tuple[int, int], bytes],
         blind: bool,
-    ) -> tuple[Array, Array]:
-        """The next finer grid and its prior errors.
+    ) -> tuple[Array, Array, dict[int, Group]]:
+        """The next finer grid, its prior errors, and the level's groups that have a payload, by part.
 
-        groups: payloads by part; shared: part 0. blind: an earlier level had no groups at all.
+        blind: an earlier level had no groups at all.
         """
+        groups = {part: body for (n, part), body in payloads.items() if n == level and part}
+        coded: dict[int, Group] = {}
         k = self.geometry.grid_of(level)
         lossy = None if self.lossy is None else self.lossy_grid(k)
         fine = np.zeros((3, *self.geometry.grids[k]), np.int16) if lossy is None else lossy.copy()
@@ -150,9 +83,10 @@ class Grids:
         phase_part(fine, "A")[:] = coarse
         phase_part(fine_errors, "A")[:] = errors
         is_tuned = any(split(body)[0] == TUNED for body in groups.values())
-        tunings = self.tunings(level, shared) if is_tuned else {}
+        tunings = self.tunings(level, payloads.get((level, 0))) if is_tuned else {}
+        seen = Seen(self.weights, self.quality, k, coarse, errors, lossy, self.say)
         for part, rectangle in self.geometry.groups(level):
-            group = Group(self, k, rectangle, coarse, errors, lossy)
+            group = BinsGroup(seen, rectangle, self.bound) if self.bound else Group(seen, rectangle)
             if part not in groups:
                 if lossy is not None:
                     continue  # the lossy pixels are there already
@@ -169,10 +103,45 @@ class Grids:
                     lanes.finish()
                 else:
                     raise Corrupt(f"a group of level {level} has mode {mode}")
+                coded[part] = group
             for phase in PHASES:
                 phase_part(fine[:, *rectangle.slices], phase)[:] = group.pixels[phase]
                 phase_part(fine_errors[:, *rectangle.slices], phase)[:] = group.errors[phase]
-        return fine, fine_errors
+        return fine, fine_errors, coded
+
+    def advance_values(
+        self,
+        level: int,
+        coarse: Array,
+        coarse_bins: Array,
+        bins: Array,
+        coded_bins: dict[int, Group],
+        payloads: dict[tuple[int, int], bytes],
+    ) -> Array:
+        """The next finer grid of a file with values after bins.
+
+        coarse, coarse_bins: the coarser grid, and what its bins are. bins, coded_bins: the finer grid's, and
+        its groups that have a payload, by part.
+        """
+        fine = bins.copy()
+        phase_part(fine, "A")[:] = coarse
+        distances = to_grb(coarse) - to_grb(coarse_bins)
+        for part, rectangle in self.geometry.groups(level):
+            if (level, part) not in payloads:
+                continue
+            mode, body = split(payloads[level, part])
+            self.say(f"level {level}, part {part}: values, mode {mode}")
+            if mode != LANES:
+                raise Corrupt(f"values of level {level} have mode {mode}")
+            group_of_bins = coded_bins[part]
+            assert isinstance(group_of_bins, BinsGroup)
+            group = Values(group_of_bins, distances)
+            lanes = Lanes(self.weights.starts, body, group_of_bins.n_symbols, self.say)
+            group.code(lanes)
+            lanes.finish()
+            for phase, pixels in group.pixels().items():
+                phase_part(fine[:, *rectangle.slices], phase)[:] = pixels
+        return fine
 
     def tunings(self, level: int, shared: bytes | None) -> dict[str, Tuning]:
         """The tuning of a level, from its part 0."""
@@ -187,162 +156,6 @@ class Grids:
         tunings = read_tuning(self.weights, lanes)
         lanes.finish()
         return tunings
-
-
-class Group:
-    """A group of a level above 4 while its phases are coded.
-
-    pixels, errors: of its parts of D, H and V, [3, h, w]. Positions count in the phases of the whole picture.
-    """
-
-    def __init__(
-        self, grids: Grids, k: int, rectangle: Rectangle, coarse: Array, errors: Array, lossy: Array | None
-    ):
-        self.weights, self.quality, self.say = grids.weights, grids.quality, grids.say
-        self.coarse, self.coarse_errors, self.lossy = coarse, errors, lossy
-        self.level_class = min(k, 2)
-        self.part = rectangle.divided(2)
-        blank = np.zeros((3, *rectangle.size), np.int16)
-        self.pixels = {phase: phase_part(blank, phase).copy() for phase in PHASES}
-        self.errors = {phase: self.pixels[phase].astype(np.int32) for phase in PHASES}
-
-    @property
-    def n_symbols(self) -> int:
-        """The most symbols that the group can have."""
-        return sum(pixels.size for pixels in self.pixels.values())
-
-    def fill(self, phases: list[Array]) -> None:
-        """Take plain pixels."""
-        self.pixels = dict(zip(PHASES, phases, strict=True))
-
-    def forget_errors(self) -> None:
-        """A missing group has no prior errors."""
-        self.errors = {phase: np.zeros_like(errors) for phase, errors in self.errors.items()}
-
-    def seen(self, phase: str, rows: Array, columns: Array, errors: bool = False) -> Array:
-        """Pixels (or prior errors) of A, D or H at these positions, as the group sees them."""
-        whole = self.coarse_errors if errors else self.coarse
-        if phase == "A":
-            return edge(whole, rows, columns)
-        own = (self.errors if errors else self.pixels)[phase]
-        i, j = rows - self.part.top, columns - self.part.left
-        if not own.size:
-            return edge(whole[:, *self.part.slices], i, j)
-        if errors or self.lossy is None:
-            return edge(own, i, j)
-        # in layered files the difference to the lossy picture is repeated, not the pixel
-        inside = (start + np.arange(n) for start, n in zip(self.part.corner, own.shape[1:], strict=True))
-        return self.lossy_seen(phase, rows, columns) + edge(own - self.lossy_seen(phase, *inside), i, j)
-
-    def lossy_seen(self, phase: str, rows: Array, columns: Array) -> Array:
-        """Pixels of the lossy picture on A or a phase."""
-        assert self.lossy is not None
-        plane = phase_part(self.lossy, phase)
-        return edge(plane if plane.size else phase_part(self.lossy, "A"), rows, columns)
-
-    def base_and_inputs(self, phase: str, i: Array, j: Array) -> tuple[Array, Array]:
-        """Base int16 [3, h, w] and input planes [C, h, w] at these positions; arithmetic modulo 2^16."""
-        four = [self.seen(plane, i + dy, j + dx) for plane, dy, dx in NEAREST[phase]]
-        if self.lossy is None:
-            base = (four[0] + four[1] + four[2] + four[3] + 2) >> 2
-        else:
-            places = zip(four, NEAREST[phase], strict=True)
-            e = [n - self.lossy_seen(plane, i + dy, j + dx) for n, (plane, dy, dx) in places]
-            base = self.lossy_seen(phase, i, j) + ((e[0] + e[1] + e[2] + e[3] + 2) >> 2)
-        inputs = [n - base for n in four[:3]]
-        if phase == "V":
-            inputs += [self.seen("H", i, j - 1) - base, self.seen("H", i, j) - base]
-        if self.lossy is not None:
-            inputs.append(self.seen("A", i, j) - self.lossy_seen("A", i, j))
-            inputs += [self.lossy_seen(p, i, j) - base for p in PHASES]
-        return base, compand(np.concatenate(inputs))
-
-    def parameters(self, phase: str, inputs: Array) -> tuple[Array, Array]:
-        """Outputs [9, h, w] and features [w, h, w] from inputs at three more positions on each side."""
-        name = f"exact.{phase}"
-        ends, conditioned_by = name, self.level_class
-        if self.lossy is not None:
-            ends, conditioned_by = f"{name}.layered{self.level_class}", self.quality
-        x = inputs.astype(np.int32) + ZERO
-        bias = self.weights[f"{ends}.condition"][conditioned_by]
-        feature = layer(self.weights, f"{ends}.first", x, bias=bias)
-        feature = layer(self.weights, f"{name}.third", layer(self.weights, f"{name}.second", feature))
-        skip = layer(self.weights, f"{ends}.skip", x[:, 2:-2, 2:-2], head=True)
-        return layer(self.weights, f"{ends}.head", feature, head=True) + skip, feature
-
-    def code(self, coder: Coder, tunings: dict[str, Tuning], network: bool = True) -> None:
-        """All phases; without a network each pixel is its base."""
-        for phase in PHASES:
-            _, rows, columns = self.pixels[phase].shape
-            if not rows or not columns:
-                continue
-            i = around(self.part.top, self.part.top + rows, 3)
-            j = around(self.part.left, self.part.left + columns, 3)
-            base, inputs = self.base_and_inputs(phase, i, j)
-            base = base[:, 3:-3, 3:-3]
-            if network:
-                output, feature = self.parameters(phase, inputs)
-                self.say(f"  phase {phase}: base {brief(base)}")
-                self.say(f"    outputs at its first pixel {brief(output[:, 0, 0])}")
-                self.code_phase(coder, phase, base, output, feature, tunings.get(phase))
-            else:
-                self.pixels[phase] = base
-
-    def code_phase(
-        self, coder: Coder, phase: str, base: Array, output: Array, feature: Array, tuning: Tuning | None
-    ) -> None:
-        """The three channels of a phase: pixels and prior errors."""
-        linear, follow = self.tuned_terms(phase, feature, tuning)
-        log2_residual = self.weights.integers("exact.log2_residual")
-        table_index = self.weights.integers("exact.table_index")
-        added = self.weights.integers(f"exact.{phase}.surprise")
-        coefficient = output.clip(-127, 127)
-        r: list[Array] = []
-        ratio: list[Array] = []
-        surprise: list[Array] = []
-        for c in range(3):
-            mean = 16 * base[c].astype(np.int32) + output[c]
-            for b in range(c):
-                mean = mean + ((coefficient[5 + c + b] * r[b] + 32) >> 6)
-            scale = output[3 + c].clip(-64, 96)
-            if c:
-                scale = scale + added[c - 1, surprise[0] if c == 1 else np.maximum(*surprise)]
-            coded_mean, coded_scale = mean, scale
-            if tuning is not None:
-                for b in range(c):
-                    follow[c] += tuning.before[c, b] * r[b]
-                coded_mean = mean + linear[c] + (follow[c] >> 8)
-                change = np.full_like(mean, 128)
-                for b in range(c):
-                    change += tuning.widen[c, b] * ratio[b]
-                coded_scale = scale + linear[3 + c] + (change >> 8)
-            coded_mean = coded_mean.clip(16 * LOWEST[c], 16 * 255)
-            coded_scale = coded_scale.clip(-64, 96)
-            rounded = (coded_mean + 8) >> 4
-            tables = table_index[c, 16 * (coded_scale + 64) + coded_mean - 16 * rounded + 8]
-            self.say(f"    channel {c}: means {brief(coded_mean)}; scales {brief(coded_scale)}")
-            value = (rounded + coder.step(tables)).astype(np.int16)
-            self.say(f"      values {brief(value)}")
-            self.pixels[phase][c] = value
-            r.append(16 * value.astype(np.int32) - mean)
-            ratio.append(log2_residual[np.abs(r[c]).clip(0, 8191)] - scale)
-            surprise.append((((ratio[c] + 8) >> 4) + 4).clip(0, 8))
-            self.errors[phase][c] = ((r[c] + 2) >> 2).clip(-127, 127)
-
-    def tuned_terms(self, phase: str, feature: Array, tuning: Tuning | None) -> tuple[Array, Array]:
-        """linear [6, h, w], and of follow [3, h, w] what the prior errors give, before it is divided."""
-        _, rows, columns = feature.shape
-        follow = np.full((3, rows, columns), 128, np.int32)
-        if tuning is None:
-            return np.zeros((6, rows, columns), np.int32), follow
-        linear = np.tensordot(tuning.weight, feature, 1) + 64 * tuning.bias[:, None, None]
-        i = np.arange(self.part.top, self.part.top + rows)
-        j = np.arange(self.part.left, self.part.left + columns)
-        for g, neighbourhood in enumerate(NEIGHBOURHOODS[phase]):
-            for plane, dy, dx in neighbourhood:
-                errors = self.seen(plane, i + dy, j + dx, errors=True)
-                follow += 4 * tuning.around[:, g, None, None] * errors
-        return (linear + 128) >> 8, follow
 
 
 def split(payload: bytes) -> tuple[int, bytes]:

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 PLAIN_LEVELS = (1, 2, 3)
 REFINED_LEVELS = tuple(range(33, 42))
 LOSSY_LEVELS = PLAIN_LEVELS + REFINED_LEVELS
-"""In the order of the levels, in which the exact ones follow."""
 FIRST_EXACT = 4
+BINS = 66
+"""Level 66 + n has the bins of exact level n."""
+VALUE_LEVELS = tuple(range(FIRST_EXACT + 1, 33))
+"""The exact levels that lead from a grid to the next finer one."""
+BIN_LEVELS = tuple(BINS + level for level in VALUE_LEVELS)
+ORDER = (*LOSSY_LEVELS, FIRST_EXACT, *BIN_LEVELS, *VALUE_LEVELS)
+"""All levels in their order."""
 BLOCK = 8
 LOSSY_SIDES = (256, 128, 64)
 """Sides of the groups of levels 1, 2 and 3, in blocks."""
@@ -28,7 +34,7 @@ def ceil_div(a: int, b: int) -> int:
 
 def order(level: int) -> int:
     """By which levels are sorted."""
-    return LOSSY_LEVELS.index(level) if level in LOSSY_LEVELS else len(LOSSY_LEVELS) + level
+    return ORDER.index(level)
 
 
 def stage(level: int) -> tuple[int, int]:
@@ -91,12 +97,13 @@ class Rectangle:
 class Geometry:
     """Levels, grids and groups of a picture of height x width pixels.
 
-    refinements: that the file has; set once its index is read.
+    binned: whether the file has a bound. refinements: that the file has; set once its index is read.
     """
 
     refinements = 0
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, binned: bool = False):
+        self.binned = binned
         self.blocks = ceil_div(height, BLOCK), ceil_div(width, BLOCK)
         self.grids = [(height, width)]
         while max(self.grids[-1]) > 8:
@@ -105,9 +112,25 @@ class Geometry:
         self.top = len(self.grids) - 1
         self.last_level = FIRST_EXACT + self.top
 
+    @property
+    def value_levels(self) -> list[int]:
+        """The exact levels above level 4 that the size has."""
+        return [level for level in VALUE_LEVELS if level <= self.last_level]
+
+    @property
+    def bin_levels(self) -> list[int]:
+        """The levels of bins of the size; none without a bound."""
+        return [BINS + level for level in self.value_levels if self.binned]
+
+    @property
+    def levels(self) -> list[int]:
+        """All levels that a file of the size can have, in their order."""
+        return [*LOSSY_LEVELS, FIRST_EXACT, *self.bin_levels, *self.value_levels]
+
     def grid_of(self, level: int) -> int:
-        """The number of the grid that an exact level completes."""
-        return self.top - (level - FIRST_EXACT)
+        """The number of the grid that an exact level, or one of bins, completes."""
+        exact = level - BINS if level in BIN_LEVELS else level
+        return self.top - (exact - FIRST_EXACT)
 
     def size_of(self, level: int) -> tuple[int, int]:
         """Rows and columns of a level's grid."""
@@ -128,8 +151,7 @@ class Geometry:
 
     def n_parts(self) -> int:
         """The number of parts of the size: the groups of all levels, and one more for each level."""
-        levels = [*LOSSY_LEVELS, *range(FIRST_EXACT, self.last_level + 1)]
-        return sum(self.n_groups(level) + 1 for level in levels)
+        return sum(self.n_groups(level) + 1 for level in self.levels)
 
     def group(self, level: int, part: int) -> Rectangle:
         """The rectangle of a group, on its level's grid."""
@@ -154,7 +176,10 @@ class Geometry:
             return [*before, *LOSSY_LEVELS[3 * refinement : 3 * refinement + plain - 1]]
         if level == FIRST_EXACT:
             return []
-        return [level - 1] if archival else [level - 1, self.last_lossy]
+        if self.binned and level in VALUE_LEVELS:
+            return [level - 1, BINS + level]
+        coarser = FIRST_EXACT if level == BIN_LEVELS[0] else level - 1
+        return [coarser] if archival else [coarser, self.last_lossy]
 
     @property
     def last_lossy(self) -> int:
@@ -174,8 +199,11 @@ class Geometry:
             return needs
         k = self.grid_of(level)
         near = group.divided(2).grown(4).cut(*self.grids[k + 1])
-        needs = self.meeting(level - 1, near)
-        if not archival:
+        before, *others = self.needed_levels(level, archival)
+        needs = self.meeting(before, near)
+        if others == [BINS + level]:
+            needs.append((BINS + level, part))
+        elif others:
             seen = near.times(1 << (k + 1)).cut(*self.grids[0]).divided(BLOCK).grown(2).cut(*self.blocks)
             needs += self.meeting(self.last_lossy, seen)
         return needs

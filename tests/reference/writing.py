@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reference.container import HEADER, LAST_LEVEL_UNIT, MAGIC, MAJOR, Header
+from reference.container import HEADER, LEVEL_UNITS, MAGIC, MAJOR, Header
 from reference.lanes import ESCAPE, NOTHING, SYMBOL_MAX
 from reference.weights import Array
 
@@ -76,7 +76,7 @@ def runs(packets: Sequence[tuple[int, int, bytes]]) -> list[list[tuple[int, int,
     found: list[list[tuple[int, int, bytes]]] = []
     for packet in packets:
         unit, part, _ = packet
-        if found and unit <= LAST_LEVEL_UNIT and found[-1][-1][:2] == (unit, part - 1):
+        if found and unit in LEVEL_UNITS and found[-1][-1][:2] == (unit, part - 1):
             found[-1].append(packet)
         else:
             found.append([packet])
@@ -86,7 +86,7 @@ def runs(packets: Sequence[tuple[int, int, bytes]]) -> list[list[tuple[int, int,
 def write_run(packets: Sequence[tuple[int, int, bytes]]) -> bytes:
     """The entries of a run."""
     unit, first, _ = packets[0]
-    head = bytes([unit]) + (varint(first) + varint(len(packets)) if unit <= LAST_LEVEL_UNIT else b"")
+    head = bytes([unit]) + (varint(first) + varint(len(packets)) if unit in LEVEL_UNITS else b"")
     return head + b"".join(varint(len(body)) + struct.pack("<I", zlib.crc32(body)) for _, _, body in packets)
 
 
