@@ -23,7 +23,7 @@ from vbc.kernels.predict import COEFFICIENT_MAX, LOG_SCALE_MAX, LOG_SCALE_MIN
 
 VALUES_HALO = 2
 """Positions around its own that the networks of a phase see."""
-VALUES_WIDTH, VALUES_HIDDEN = 24, 2
+VALUES_WIDTH, VALUES_HIDDEN = 40, 2
 VALUES_PLANES = {p: 12 + 3 * (1 + n) for n, p in enumerate(PHASES)}
 """Inputs of the networks: distances of means from bins and scales, and distances of known values."""
 N_VALUE_SCALES, N_VALUE_OFFSETS = 25, 13
