@@ -94,7 +94,7 @@ def encode(
     roi: "Interest" = None,
     roi_quality: int | None = None,
     roi_first: bool = False,
-    refinements: int = 0,
+    refinements: int | None = None,
     metadata: "Metadata | None" = None,
     device: Device = "cpu",
     model: "Weights" = None,

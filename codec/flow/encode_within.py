@@ -109,7 +109,7 @@ def _search(
 
     def trial(place: int) -> Trial:
         quality = map_of_quality(place / PLACES, changes).refined(refinements * (levels == LOSSY_LEVELS))
-        return Trial(place, quality, encode_lossy(picture, model, levels, quality)[0])
+        return Trial(place, quality, encode_lossy(picture, model, levels, quality, keep_all=False)[0])
 
     return best_that_fits(
         trial,
