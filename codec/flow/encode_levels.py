@@ -1,6 +1,6 @@
 """Packets of a picture's levels: the encoder's half of what `decode_state` reads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry, level_of, stage_of
+from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry, level_of
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.groups import GridStep
 from vbc.codec.exact.level import PACKED, RAW, RAW_DEPTH, RAW_GRAY, encode_level
@@ -17,6 +17,7 @@ from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
 from vbc.codec.flow.keep_paying import Place, Worth, best_first, that_pay
+from vbc.codec.flow.shown_gains import Refined
 from vbc.codec.lossy.analysis import analyse_stages, gains_of_groups
 from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import LEVEL_START, level_latents
@@ -79,24 +80,23 @@ def encode_lossy(
     assert stage is not None
     worth = {place: Worth(gain, len(body)) for place, (gain, body) in refined.items()}
     latents = stage.latents
-    if not keep_all:
-        kept = that_pay(worth, geometry)
-        latents = _with_latents_of(planes, kept, geometry)
+    if len(planes) > 1:
+        coded_all = Refined(model.lossy, picture, geometry, qualities, planes)
+        kept = _kept(worth, coded_all)
+        latents = coded_all.latents(kept)
         worth = {place: worth[place] for place in kept}
     return packets + [(*place, refined[place][1]) for place in best_first(worth, geometry)], latents
 
 
-def _with_latents_of(planes: list[Tensor], kept: Iterable[Place], geometry: Geometry) -> Tensor:
-    """The latents that a decoder has of the levels and some packets of refinements.
-
-    planes: by refinement, 0 for none, the latents of all groups. The first is written to and returned.
-    """
-    shown = planes[0]
-    for level, part in sorted(kept):
-        refinement, n = stage_of(level)
-        place = 0, level_latents(n), *geometry.window(level, part - 1)
-        shown[place] = planes[refinement][place]
-    return shown
+def _kept(worth: dict[Place, Worth], refined: Refined) -> set[Place]:
+    """The packets that pay, by what latents gain, and where that is too little also by what is seen of it."""
+    kept = that_pay(worth, refined.geometry)
+    if len(kept) == len(worth):
+        return kept
+    seen = {
+        place: Worth(gain, worth[place].n_bytes) for place, gain in refined.gains_of_dropped(kept).items()
+    }
+    return that_pay(worth | seen, refined.geometry)
 
 
 @dataclass(frozen=True)
