@@ -186,9 +186,7 @@ def encode(case: Case, model: Model) -> bytes:
             patch.setattr("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: values)
         data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
     if case.some_maps:
-        without = replace(
-            case, settings=replace(case.settings, tune="psnr"), values=None, some_maps=False
-        )
+        without = replace(case, settings=replace(case.settings, tune="psnr"), values=None, some_maps=False)
         data = with_a_group_of(data, encode(without, model), model)
     return data
 

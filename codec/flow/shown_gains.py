@@ -82,9 +82,7 @@ class Refined:
         squares = {(rows.start // side, cols.start // side) for rows, cols in windows}
         levels = np.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS)
         size = geometry.grids[0]
-        shown = synthesise(
-            self.model, latents, size, levels, self.qualities, sorted(squares), refined=counts
-        )
+        shown = synthesise(self.model, latents, size, levels, self.qualities, sorted(squares), refined=counts)
         return [self._error(shown, window) for window in windows]
 
     def _error(self, shown: Tensor, window: Window) -> float:
