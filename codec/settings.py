@@ -14,8 +14,8 @@ DEFAULT_QUALITY, LAYERED_QUALITY = 60, 50
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
 REFINED_FROM = 60
-"""Quality from which on a lossy file has a refinement unless told otherwise. It costs 1.2 % at 60, 0.7 to 1.0 %
-above, but 2.5 % at 50 (docs/decisions/0009-refinement.md)."""
+"""Quality from which on a lossy file has a refinement unless told otherwise. It costs 1.2 % at 60, 0.7 to
+1.0 % above, but 2.5 % at 50 (docs/decisions/0009-refinement.md)."""
 ROI_GAIN = 20
 """A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from vbc.bitstream.geometry import FIRST_REFINED, LOSSY_LEVELS, Geometry, level_of, stage_of
+from vbc.bitstream.geometry import FIRST_REFINED, LOSSY_LEVELS, MAX_REFINEMENTS, Geometry, level_of, stage_of
 
 Place = tuple[int, int]
 """Level and part of a packet of a refinement."""
@@ -55,11 +55,13 @@ def that_pay(packets: Mapping[Place, Worth], geometry: Geometry) -> set[Place]:
             if place in kept and sum(packets[p].profit_bits for p in lost) < 0:
                 kept -= lost
                 shrinking = True
-    last = max((stage_of(level)[0] for level, _ in kept), default=0)
-    for refinement in range(1, last):
-        whole = level_of(refinement, LOSSY_LEVELS)
-        if all(level != whole for level, _ in kept):
-            return {p for p in kept if p[0] <= whole}
+        open_levels = {level for level, _ in kept}
+        for refinement in range(1, MAX_REFINEMENTS):
+            whole = level_of(refinement, LOSSY_LEVELS)
+            if whole not in open_levels and max(open_levels, default=0) > whole:
+                kept = {place for place in kept if place[0] <= whole}
+                shrinking = True
+                break
     return kept
 
 

@@ -21,8 +21,8 @@ def with_stages_that_pay(model: Model, picture: Tensor, quality: QualityMap) -> 
     those leave it.
 
     picture: uint8 RGB [1, 3, H, W]. Exact levels need all packets of the last refinement, so it is kept or
-    dropped whole. From the last one on each is tried both ways, by coding a sample of the picture (`sample_of`)
-    to the last bit at effort 0.
+    dropped whole. From the last one on each is tried both ways, by coding a sample of the picture
+    (`sample_of`) to the last bit at effort 0.
     """
     if not quality.refinements:
         return quality

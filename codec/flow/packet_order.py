@@ -8,10 +8,10 @@ from vbc.codec.regions import Roi
 def order_for(roi: Roi, packets: Packets, geometry: Geometry, archival: bool, first: bool) -> Packets:
     """The packets of lossy levels, or of exact ones, again: those that the regions need before others.
 
-    packets: in the usual order, level by level, what a level's groups share before them; of a refinement, whose
-    levels count as one here, as its packets stand. first: the regions' packets of all these levels stand
-    before all others; otherwise those of each level before others of that level. What the regions need needs
-    nothing else, so that either order is valid.
+    packets: in the usual order, level by level, what a level's groups share before them; those of a
+    refinement, whose levels count as one here, in any order that is valid. first: the regions' packets of all
+    these levels stand before all others; otherwise those of each level before others of that level. What the
+    regions need needs nothing else, so that either order is valid.
     """
     exact = not all(is_lossy(level) for level, _, _ in packets)
     last_level = geometry.last_level if exact else geometry.last_lossy

@@ -61,7 +61,7 @@ class Refined:
         return counts.reshape(self.geometry.group_counts(first))
 
     def gains_of_dropped(self, kept: Collection[Place]) -> dict[Place, float]:
-        """What all that is dropped in a square of 32 x 32 blocks takes away of the error shown there, in bits.
+        """What all that is dropped in a square of 32 x 32 blocks takes away of the error seen there, in bits.
 
         By the first packet of level 3 that is dropped there. An error counts as in the encoder's rounding
         (`step_worth`), and is that of the picture with the enhancement, not of latents.
@@ -77,7 +77,10 @@ class Refined:
         }
 
     def _errors(self, latents: Tensor, counts: NDArray[np.int64], windows: list[Window]) -> list[float]:
-        """What the error in windows of blocks is worth, in bits, as latents with so many refinements show it."""
+        """What the error seen in windows of blocks is worth, in bits.
+
+        counts: refinements of the latents, as `counts` gives them.
+        """
         geometry, side = self.geometry, self.geometry.side(LOSSY_LEVELS)
         squares = {(rows.start // side, cols.start // side) for rows, cols in windows}
         levels = np.full(geometry.group_counts(LOSSY_LEVELS), LOSSY_LEVELS)

@@ -33,8 +33,8 @@ BRIGHTNESS_SLOPE = 3.0
 """Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
 dark."""
 CLAMPED_SHARE = 1 / 50
-"""Squares that may need a quality below 0 before refinements, which they cannot have: they get finer than they
-should be in the end (quality 60 in three stages where nearly all do: 13 % more bytes)."""
+"""Squares that may need a quality below 0 before refinements, which they cannot have: they get finer than
+they should be in the end (docs/decisions/0009-refinement.md)."""
 BAND_ROWS = 1024
 """Rows of pixels looked at together: multiples of a square."""
 

@@ -64,7 +64,7 @@ def usual_place(place: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_order(header: Header, roi: Roi, first: bool) -> None:
-    """The regions' packets stand before others: of each level or refinement, or of the lossy and the exact levels.
+    """The regions' packets stand before others: of each level or refinement, or of lossy and exact levels.
 
     Levels follow each other, and parts of a level, but in refinements.
     """
