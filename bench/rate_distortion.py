@@ -51,7 +51,10 @@ PUBLISHED = "published"
 
 
 def our_curve(model_path: Path | None, quick: bool) -> list[Codec]:
-    """All three lossy levels at each quality: as the encoder does by itself, at effort 2, tuned for PSNR."""
+    """All three lossy levels at each quality: as the encoder does by itself, at effort 2, tuned for PSNR.
+
+    Refinements are those that a user gets by default: one from quality 60 on, none below.
+    """
     from vbc.codec import api
 
     qualities = rivals.QUALITIES[::2] if quick else rivals.QUALITIES

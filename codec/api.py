@@ -96,7 +96,7 @@ def encode(
     roi: "Interest" = None,
     roi_quality: int | None = None,
     roi_first: bool = False,
-    refinements: int = 0,
+    refinements: int | None = None,
     near: int = 0,
     progressive: bool = False,
     metadata: "Metadata | None" = None,

@@ -26,7 +26,7 @@ from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
 from vbc.codec.regions import Region, Roi, parse_region, united
-from vbc.codec.settings import MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
+from vbc.codec.settings import MAX_EFFORT, REFINED_FROM, ROI_GAIN, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -196,12 +196,13 @@ TuneOption = Annotated[
 
 
 Refinements = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--refinements",
         min=0,
         max=MAX_REFINEMENTS,
-        help="Stages in which the lossy levels reach their quality after a first, coarser one.",
+        help="Stages in which the lossy levels reach their quality after a first, coarser one "
+        f"[default: 1 in a lossy file of quality {REFINED_FROM} or more without --max-bytes, else 0].",
     ),
 ]
 
@@ -244,7 +245,7 @@ def encode(
     roi: RoiOption = None,
     roi_quality: RoiQuality = None,
     roi_first: RoiFirst = False,
-    refinements: Refinements = 0,
+    refinements: Refinements = None,
     near: Near = 0,
     progressive: Progressive = False,
     metadata: MetadataOption = KeepMetadata.all,
@@ -457,7 +458,7 @@ def evaluate(
     lossless: Lossless = False,
     effort: Effort = 1,
     tune: TuneOption = "eye",
-    refinements: Refinements = 0,
+    refinements: Refinements = None,
     device: DeviceOption = "cpu",
     model: Model = None,
     threads: Threads = None,

@@ -40,6 +40,7 @@ from vbc.codec.flow.encode_levels import (
     n_bytes,
 )
 from vbc.codec.flow.encode_within import encode_lossy_within
+from vbc.codec.flow.layered_stages import with_stages_that_pay
 from vbc.codec.flow.packet_order import order_for
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
@@ -148,7 +149,9 @@ def encode_image(
         levels = lossy_levels_within(picture, model, settings, pack, meta, settings.max_bytes)
     else:
         if settings.levels:
-            quality = choose_quality(model, picture, settings).refined(settings.refinements)
+            quality = choose_quality(model, picture, settings).refined(settings.asked_refinements)
+            if settings.lossless and not settings.progressive:
+                quality = with_stages_that_pay(model, picture, quality)
         levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.has_exact and (settings.levels or settings.progressive):
@@ -210,7 +213,7 @@ def lossy_levels_within(
         return len(pack(EncodedLevels(0, packets, []), kept))
 
     quality, packets = encode_lossy_within(
-        picture, model, settings.levels, settings.refinements, settings.tune, file_bytes, max_bytes
+        picture, model, settings.levels, settings.asked_refinements, settings.tune, file_bytes, max_bytes
     )
     return EncodedLevels(quality.base, packets, [])
 
@@ -230,7 +233,8 @@ def encode_levels(
     if settings.levels:
         report("lossy", 0.0)
         if max_lossy_bytes is None:
-            packets, latents = encode_lossy(picture, model, settings.levels, quality)
+            keep_all = settings.has_exact
+            packets, latents = encode_lossy(picture, model, settings.levels, quality, keep_all=keep_all)
         else:
             quality, packets, latents = encode_lossy_below(picture, model, quality, max_lossy_bytes)
         if settings.has_exact:

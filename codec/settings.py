@@ -13,6 +13,9 @@ MAX_EFFORT = 2
 DEFAULT_QUALITY, LAYERED_QUALITY = 60, 50
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show."""
+REFINED_FROM = 60
+"""Quality from which on a lossy file has a refinement unless told otherwise. It costs 1.2 % at 60, 0.7 to
+1.0 % above, but 2.5 % at 50 (docs/decisions/0009-refinement.md)."""
 ROI_GAIN = 20
 """A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 
@@ -35,10 +38,11 @@ class EncodeSettings:
     below `quality`; None: 20 above it, at most 100; with max_bytes regions have no quality of their own.
     roi_first: what the regions need of all levels stands before everything else. refinements: in how many
     stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
-    where the quality is not as high. The file is a little larger, and its first part shows more. near: the
-    largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
-    none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample lies, so that
-    the picture goes on getting better up to the last byte.
+    where the quality is not as high, or where in a lossless file they cost too much. The file is a little
+    larger, and its first part shows more. None: 1 in a lossy file of all three levels with a quality of 60 or
+    more and no `max_bytes`, else 0. near: the largest error of any sample of R, G and B, 1 to 8, of a
+    near-lossless file, whose levels are 0 or 3; 0 for none. progressive: of a lossless file, the exact levels
+    say first in which bin of 5 a sample lies, so that the picture goes on getting better up to the last byte.
     """
 
     levels: int = LOSSY_LEVELS
@@ -50,7 +54,7 @@ class EncodeSettings:
     roi: Roi | None = None
     roi_quality: int | None = None
     roi_first: bool = False
-    refinements: int = 0
+    refinements: int | None = None
     near: int = 0
     progressive: bool = False
 
@@ -81,7 +85,7 @@ class EncodeSettings:
             )
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"a file has 1 byte or more, not {self.max_bytes}")
-        if not 0 <= self.refinements <= MAX_REFINEMENTS:
+        if self.refinements is not None and not 0 <= self.refinements <= MAX_REFINEMENTS:
             raise ValueError(f"refinements is 0 to {MAX_REFINEMENTS}, not {self.refinements}")
         if self.refinements and self.levels != LOSSY_LEVELS:
             raise ValueError(f"refinements go with levels {LOSSY_LEVELS}, not {self.levels}")
@@ -115,6 +119,14 @@ class EncodeSettings:
     def bound(self) -> int:
         """Of the bins of the exact levels, or 0 where they have none."""
         return VALUES_BOUND if self.progressive else self.near
+
+    @property
+    def asked_refinements(self) -> int:
+        """How many refinements, or what stands for none said."""
+        if self.refinements is not None:
+            return self.refinements
+        small = self.has_exact or self.levels != LOSSY_LEVELS or self.max_bytes is not None
+        return int(not small and self.asked_quality >= REFINED_FROM)
 
     @property
     def asked_roi_quality(self) -> int:

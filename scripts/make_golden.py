@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from vbc.codec.train.values_net import ValuesNet
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from checks import decoded_hash, payloads_of, rebuild  # noqa: E402
+from checks import decoded_hash, every_refinement, payloads_of, rebuild  # noqa: E402
 from pictures import checker, noise, photo, smooth, soft_mask, stripes  # noqa: E402
 
 FOLDER = ROOT / "tests" / "golden"
@@ -96,14 +96,14 @@ def wild(height: int, width: int, blank: int = 0) -> Tensor:
     return torch.from_numpy(values.astype(np.int16))[None, None]
 
 
-LOSSY, LAYERED = EncodeSettings(), EncodeSettings(lossless=True)
+LOSSY, LAYERED = EncodeSettings(refinements=0), EncodeSettings(lossless=True)
 ARCHIVAL = EncodeSettings(levels=0, lossless=True)
 CASES = {
     "lossy-1": Case(photo(37, 53), EncodeSettings(levels=1)),
     "lossy-2": Case(photo(37, 53), EncodeSettings(levels=2, quality=30)),
     "lossy-3": Case(photo(37, 53), LOSSY),
     "lossy-low": Case(photo(64, 40), EncodeSettings(quality=0)),
-    "lossy-high": Case(photo(40, 64), EncodeSettings(quality=100)),
+    "lossy-high": Case(photo(40, 64), EncodeSettings(quality=100, refinements=0)),
     "archival": Case(photo(37, 53), ARCHIVAL),
     "layered": Case(photo(37, 53), LAYERED),
     "layered-stripes": Case(stripes(20, 33), EncodeSettings(lossless=True, quality=95)),
@@ -143,7 +143,7 @@ CASES = {
     "groups-lossy-square": Case(photo(LOSSY_LONG + 8, LOSSY_LONG + 9), EncodeSettings(quality=12)),
     "groups-lossy-wide": Case(photo(16, FIRST_LONG + 20), LOSSY),
     # maps of qualities: none, and wilder ones than the encoder chooses
-    "no-map": Case(photo(37, 53), EncodeSettings(tune="psnr")),
+    "no-map": Case(photo(37, 53), EncodeSettings(tune="psnr", refinements=0)),
     "no-map-layered": Case(photo(33, 40), EncodeSettings(lossless=True, tune="psnr")),
     "map-wild": Case(photo(173, 131), EncodeSettings(quality=45), values=wild(173, 131)),
     "map-wild-layered": Case(photo(81, 150), LAYERED, values=wild(81, 150)),
@@ -209,13 +209,14 @@ def tiny_model() -> None:
 
 
 def encode(case: Case, model: Model) -> bytes:
-    """The file of a case."""
-    if case.values is None:
-        return encode_image(case.rgb, model=model, settings=case.settings, **case.others)
-    with patch("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: case.values):
+    """The file of a case, with all the refinements that its settings name."""
+    values = case.values
+    with every_refinement(), pytest.MonkeyPatch.context() as patch:
+        if values is not None:
+            patch.setattr("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: values)
         data = encode_image(case.rgb, model=model, settings=case.settings, **case.others)
     if case.some_maps:
-        without = replace(case, settings=replace(case.settings, tune="psnr"), values=None)
+        without = replace(case, settings=replace(case.settings, tune="psnr"), values=None, some_maps=False)
         data = with_a_group_of(data, encode(without, model), model)
     return data
 

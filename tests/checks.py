@@ -1,6 +1,7 @@
 """The small vocabulary of the tests."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,6 +54,16 @@ def group_sides(sides: Sides = SMALL_SIDES) -> Iterator[None]:
         patch.setattr("vbc.bitstream.geometry.SIDES", sides)
         patch.setattr("vbc.codec.lossy.synthesis.SQUARE", sides.lossy[-1])
         patch.setattr("vbc.codec.lossy.synthesis.REFINED_SQUARE", sides.refined[-1])
+        yield
+
+
+@contextmanager
+def every_refinement() -> Iterator[None]:
+    """An encoder that writes all refinements asked for, and all their packets, whether they pay or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vbc.codec.flow.encode_levels.that_pay", lambda packets, geometry: set(packets))
+        patch.setattr("vbc.codec.flow.layered_stages.PRICE", math.inf)
+        patch.setattr("vbc.codec.lossy.quality_map.CLAMPED_SHARE", 1.0)
         yield
 
 

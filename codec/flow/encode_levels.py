@@ -17,7 +17,9 @@ from vbc.codec.exact.values import ValuesStep
 from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.byte_search import best_that_fits
 from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
-from vbc.codec.lossy.analysis import analyse_stages
+from vbc.codec.flow.keep_paying import Place, Worth, best_first, that_pay
+from vbc.codec.flow.shown_gains import Refined
+from vbc.codec.lossy.analysis import analyse_stages, gains_of_groups
 from vbc.codec.lossy.coding import code_groups, code_maps
 from vbc.codec.lossy.latents import LEVEL_START, level_latents
 from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
@@ -41,27 +43,61 @@ SURELY_PACKED = 1 / 50
 
 
 def encode_lossy(
-    picture: Tensor, model: Model, levels: int, quality: QualityMap, nonzero_levels: int = LOSSY_LEVELS
+    picture: Tensor,
+    model: Model,
+    levels: int,
+    quality: QualityMap,
+    nonzero_levels: int = LOSSY_LEVELS,
+    *,
+    keep_all: bool = True,
 ) -> tuple[Packets, Tensor]:
     """Packets of the first lossy levels of uint8 RGB [1, 3, H, W], and the latents as they will be decoded.
 
-    Of all three levels the refinements follow that `quality` has. nonzero_levels: levels above it have zeros
-    for latents, which take a few bytes. Latents: int16 [1, C, h, w], eighths.
+    Of all three levels the refinements follow that `quality` has, the packets of each in the order of
+    `best_first`. nonzero_levels: levels above it have zeros for latents, which take a few bytes. keep_all:
+    with all packets of refinements, as exact levels need them; else with those `that_pay`. Latents: int16
+    [1, C, h, w], eighths.
     """
     geometry = geometry_of(picture)
     qualities = quality.on_blocks(*geometry.level_size(1), picture.device)
     stage: Stage | None = None
     packets: Packets = []
+    refined: dict[Place, tuple[float, bytes]] = {}
+    planes: list[Tensor] = []
     worker = ThreadPoolExecutor(1)
     for target in analyse_stages(model.lossy, picture, qualities, quality.refinements):
         target[:, LEVEL_START[nonzero_levels] :] = 0
         latents = torch.empty_like(target[:, : LEVEL_START[levels]])
         stage = Stage(0, target, latents) if stage is None else stage.refined(target, latents)
         for level in range(1, levels + 1):
-            packets += _encode_level(model, worker, geometry, level, stage, quality, qualities)
+            coded, gains = _encode_level(model, worker, geometry, level, stage, quality, qualities)
+            if stage.refinement:
+                refined |= {(unit, part): (gains[part], body) for unit, part, body in coded}
+            else:
+                packets += coded
+        if not keep_all:
+            planes.append(latents)
     worker.shutdown()
     assert stage is not None
-    return packets, stage.latents
+    worth = {place: Worth(gain, len(body)) for place, (gain, body) in refined.items()}
+    latents = stage.latents
+    if len(planes) > 1:
+        coded_all = Refined(model.lossy, picture, geometry, qualities, planes)
+        kept = _kept(worth, coded_all)
+        latents = coded_all.latents(kept)
+        worth = {place: worth[place] for place in kept}
+    return packets + [(*place, refined[place][1]) for place in best_first(worth, geometry)], latents
+
+
+def _kept(worth: dict[Place, Worth], refined: Refined) -> set[Place]:
+    """The packets that pay, by what latents gain, and where that is too little also by what is seen of it."""
+    kept = that_pay(worth, refined.geometry)
+    if len(kept) == len(worth):
+        return kept
+    seen = {
+        place: Worth(gain, worth[place].n_bytes) for place, gain in refined.gains_of_dropped(kept).items()
+    }
+    return that_pay(worth | seen, refined.geometry)
 
 
 @dataclass(frozen=True)
@@ -90,19 +126,24 @@ def _encode_level(
     stage: Stage,
     quality: QualityMap,
     qualities: Tensor,
-) -> Packets:
-    """Packets of a level 1 to 3 at a stage, whose latents are filled in. qualities: `quality` on blocks."""
+) -> tuple[Packets, dict[int, float]]:
+    """Packets of a level 1 to 3 at a stage, whose latents are filled in; of a refinement also the gain of
+    each part, in bits.
+
+    qualities: `quality` on blocks.
+    """
     unit, channels = level_of(stage.refinement, level), level_latents(level)
     windows = [geometry.window(unit, n) for n in range(geometry.n_groups(unit))]
     below = None if level == 1 else stage.latents[:, : channels.start]
     with_map = unit == 1 and quality.values is not None
     bodies: dict[int, bytes] = {}
+    gains: dict[int, float] = {}
     for batch in in_batches(windows, HOST_BLOCKS if qualities.device.type == "cpu" else DEVICE_BLOCKS):
         parts = [windows[i] for i in batch]
-        wanted, coarse = (
-            None if plane is None else torch.stack([plane[0, channels, *window] for window in parts])
-            for plane in (stage.target, stage.coarse)
-        )
+        wanted = torch.stack([stage.target[0, channels, *window] for window in parts])
+        coarse = None
+        if stage.coarse is not None:
+            coarse = torch.stack([stage.coarse[0, channels, *window] for window in parts])
         writer = model.writer(len(batch), worker)
         if with_map:
             encode_maps(model, writer, parts, quality)
@@ -118,11 +159,15 @@ def _encode_level(
             coarse=coarse,
             later=quality.refinements - stage.refinement,
         )
+        if coarse is not None:
+            here = torch.cat([qualities[..., *window] for window in parts])
+            won = gains_of_groups(model.lossy, level, quality.refinements, here, wanted, coarse, decoded)
+            gains.update(zip((1 + n for n in batch), won, strict=True))
         for window, part in zip(parts, decoded, strict=True):
             stage.latents[0, channels, *window] = part
         bodies.update(zip(batch, writer.finish(), strict=True))
     mode = CODED_WITH_MAP if with_map else CODED
-    return [(unit, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))]
+    return [(unit, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))], gains
 
 
 def encode_maps(model: Model, writer: Coder, windows: list[Window], quality: QualityMap) -> None:

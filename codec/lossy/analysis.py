@@ -199,6 +199,31 @@ def step_worth(model: LossyModel, level: int, later: int = 0) -> Tensor:
     return gain.to(steps.device) * steps**2 / bit[:, None] * longer
 
 
+def gains_of_groups(
+    model: LossyModel,
+    level: int,
+    refinements: int,
+    quality: Tensor,
+    target: Tensor,
+    coarse: Tensor,
+    fine: Tensor,
+) -> list[float]:
+    """How many bits the error is worth that a refinement takes away from each of N groups of a level.
+
+    As the rounding counts errors: the same worth in bits, of squared steps of the last refinement.
+    refinements: how many there are. quality: int32 [N, 1, h, w], without refinement. target: what is wanted,
+    int16 [N, C, h, w], sixteenths. coarse, fine: latents before and after, likewise, eighths. Summed in
+    float64.
+    """
+    here = quality[:, 0]
+    step = model.steps[refinements][:, level_latents(level)][here].permute(0, 3, 1, 2)
+    worth = step_worth(model, level)[here].permute(0, 3, 1, 2)
+    wanted = target / TARGET_UNIT
+    before, after = ((wanted - z / LATENT_UNIT).mul_(256).div_(step).square_() for z in (coarse, fine))
+    gains: list[float] = before.sub_(after).mul_(worth).double().sum((1, 2, 3)).tolist()
+    return gains
+
+
 def letter(symbols: Tensor) -> Tensor:
     """Position of symbols in a table, the outermost for all beyond."""
     return symbols.clamp(-LETTER_MAX, LETTER_MAX).long() + LETTER_MAX

@@ -32,6 +32,9 @@ ACTIVITY_SLOPE = 2.1
 BRIGHTNESS_SLOPE = 3.0
 """Units that it loses for each octave of brightness: pixel values are far apart for the eye where it is
 dark."""
+CLAMPED_SHARE = 1 / 50
+"""Squares that may need a quality below 0 before refinements, which they cannot have: they get finer than
+they should be in the end (docs/decisions/0009-refinement.md)."""
 BAND_ROWS = 1024
 """Rows of pixels looked at together: multiples of a square."""
 
@@ -70,9 +73,20 @@ class QualityMap:
         return min(self.base + REFINEMENT_QUALITY * self.refinements, MAX_QUALITY)
 
     def refined(self, refinements: int) -> "QualityMap":
-        """The same final quality in so many refinements, or in as many as a base of 0 or more allows."""
-        count = min(refinements, self.final // REFINEMENT_QUALITY)
+        """The same final quality in so many refinements, or in as many as a base of 0 or more allows.
+
+        With a map fewer, so that hardly any square (`CLAMPED_SHARE`) would need a quality below 0 at first.
+        """
+        count = min(refinements, self._lowest() // REFINEMENT_QUALITY)
         return replace(self, base=self.final - REFINEMENT_QUALITY * count, refinements=count)
+
+    def _lowest(self) -> int:
+        """The final quality that all squares have but for a few, 0 at least."""
+        if self.values is None:
+            return self.final
+        values = self.values.flatten().sort().values
+        lowest = int(values[min(int(len(values) * CLAMPED_SHARE), len(values) - 1)])
+        return max(0, min(self.final, self.final + MAP_UNIT * lowest))
 
     def on_blocks(self, height: int, width: int, device: torch.device) -> Tensor:
         """Qualities of so many blocks without refinements, int32 [1, 1, height, width]."""

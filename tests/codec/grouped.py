@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import SMALL_SIDES, group_sides, payloads_of, rebuild
+from checks import SMALL_SIDES, every_refinement, group_sides, payloads_of, rebuild
 from pictures import checker, noise, photo, soft_mask
 from torch import Tensor
 
@@ -57,10 +57,10 @@ ARCHIVAL = EncodeSettings(levels=0, lossless=True, effort=0)
 SOFT, CHECKER = soft_mask(HEIGHT, WIDTH), checker(HEIGHT, WIDTH)
 GRAY = photo(HEIGHT, WIDTH)[1:2].expand(3, -1, -1).contiguous()
 CASES = {
-    "lossy": Case(photo(HEIGHT, WIDTH), EncodeSettings()),
+    "lossy": Case(photo(HEIGHT, WIDTH), EncodeSettings(refinements=0)),
     "lossy-2": Case(photo(HEIGHT, WIDTH), EncodeSettings(levels=2, quality=80), {"alpha": planes(SOFT)[0]}),
-    "lossy-some-maps": Case(photo(HEIGHT, WIDTH), EncodeSettings(), some_maps=True),
-    "lossy-no-map": Case(photo(HEIGHT, WIDTH), EncodeSettings(tune="psnr")),
+    "lossy-some-maps": Case(photo(HEIGHT, WIDTH), EncodeSettings(refinements=0), some_maps=True),
+    "lossy-no-map": Case(photo(HEIGHT, WIDTH), EncodeSettings(tune="psnr", refinements=0)),
     "refined": Case(photo(HEIGHT, WIDTH), EncodeSettings(quality=90, refinements=1)),
     "refined-twice": Case(photo(HEIGHT, WIDTH), EncodeSettings(quality=80, refinements=2), some_maps=True),
     "refined-layered": Case(photo(HEIGHT, WIDTH), EncodeSettings(lossless=True, effort=0, refinements=1)),
@@ -84,7 +84,7 @@ CASES = {
 def grouped_file(name: str) -> bytes:
     """The file of a case, made with the tiny model under small groups."""
     case = CASES[name]
-    with group_sides(), pytest.MonkeyPatch.context() as patch:
+    with group_sides(), every_refinement(), pytest.MonkeyPatch.context() as patch:
         if case.tuned:
             for module in ("level", "tuning_fit"):
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)

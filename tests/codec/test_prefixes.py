@@ -104,8 +104,8 @@ def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     level = container.levels_present(header)[-1]
     places = [i for i in level_places(header) if header.packets[i].level == level and header.packets[i].part]
-    before = decode_image(data[: header.span(places[0])[0]], model=tiny, allow_partial=True).rgb
     for i in places:
+        before = decode_image(data[: header.span(i)[0]], model=tiny, allow_partial=True).rgb
         after = decode_image(data[: header.ends[i]], model=tiny, allow_partial=True).rgb
         rows, cols = header.geometry.window(level, header.packets[i].part - 1)
         if is_lossy(level):
@@ -114,7 +114,6 @@ def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
         assert changed[rows, cols].any()
         changed[rows, cols] = False
         assert not changed.any()
-        before = after
 
 
 def test_every_level_boundary(tiny: Model, layered: bytes) -> None:

@@ -1,0 +1,110 @@
+"""Files of which refinements are left out: where they do not pay, and as they are shown."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from checks import every_refinement
+from pictures import constant, noise, photo
+
+from vbc.bitstream import container
+from vbc.bitstream.source import as_source
+from vbc.codec.flow.decode_plan import make_plan, read_packets
+from vbc.codec.flow.decode_state import DecodeState
+from vbc.codec.flow.encode_levels import encode_lossy, n_bytes
+from vbc.codec.flow.layered_stages import with_stages_that_pay
+from vbc.codec.lossy.quality_map import QualityMap
+from vbc.codec.model import Model, load_model
+from vbc.codec.pipeline import decode_image, encode_image, verify
+from vbc.codec.settings import EncodeSettings
+
+
+@pytest.fixture(scope="module")
+def half_flat() -> torch.Tensor:
+    """A photograph beside a flat half, each of one group of refined level 3: uint8 [3, 256, 512]."""
+    return torch.cat((photo(256, 256), constant(256, 256)), 2)
+
+
+def refined_parts(data: bytes) -> set[tuple[int, int]]:
+    return {(p.level, p.part) for p in container.unpack_header(data).packets if p.level > 32}
+
+
+def test_half_of_a_picture(half_flat: torch.Tensor) -> None:
+    """Its flat half has no refinement of level 3; the file is smaller and hardly worse, and shows what was
+    meant."""
+    model = load_model(tune="psnr")
+    settings = EncodeSettings(tune="psnr")
+    data = encode_image(half_flat, model=model, settings=settings)
+    with every_refinement():
+        whole = encode_image(half_flat, model=model, settings=settings)
+    assert refined_parts(whole) == {(33, 1), (34, 1), (35, 1), (35, 2)}
+    assert refined_parts(data) == {(33, 1), (34, 1), (35, 1)}
+    assert len(data) < len(whole)
+    verify(data, model=model)
+    error, full = (
+        (decode_image(d, model=model).rgb.float() - half_flat).square().mean() for d in (data, whole)
+    )
+    assert error < 1.01 * full
+    quality = QualityMap(container.unpack_header(data).quality, refinements=1)
+    picture = half_flat[None].contiguous(memory_format=torch.channels_last)
+    packets, latents = encode_lossy(picture, model, 3, quality, keep_all=False)
+    header = container.unpack_header(data)
+    assert packets == [
+        (p.unit, p.part, bytes(container.read_packet(data, header, i))) for i, p in enumerate(header.packets)
+    ]
+    plan, state = make_plan(header, None, None), DecodeState(model, header)
+    for level, parts in read_packets(as_source(data), header, plan, False).items():
+        state = state.advance_parts(level, parts)
+    assert torch.equal(state.planes.latents[1], latents)
+    _, all_latents = encode_lossy(picture, model, 3, quality)
+    assert not torch.equal(all_latents, latents), "what is dropped leaves the coarser latents"
+
+
+def test_layered_files_keep_what_costs_little(tiny: Model) -> None:
+    """All packets of a stage or none, as exact levels need them all; decided by what a sample takes."""
+    model, quality = load_model(tune="eye"), QualityMap(30, refinements=1)
+    for make, count in ((photo, 1), (noise, 0)):
+        picture = make(64, 80)[None].contiguous(memory_format=torch.channels_last)
+        assert with_stages_that_pay(model, picture, quality).refinements == count
+    plain = replace(quality, refinements=0)
+    assert with_stages_that_pay(tiny, picture, plain) == plain
+    data = encode_image(
+        noise(64, 80), model=model, settings=EncodeSettings(lossless=True, quality=80, refinements=2)
+    )
+    assert not refined_parts(data)
+    assert decode_image(data, model=model).exact
+    tall = torch.cat((photo(64, 40), constant(64, 40)), 2)[None].contiguous(memory_format=torch.channels_last)
+    everything = encode_lossy(tall, tiny, 3, quality)[0]
+    assert {level for level, _, _ in everything} == {1, 2, 3, 33, 34, 35}
+    assert n_bytes(everything) >= n_bytes(encode_lossy(tall, tiny, 3, quality, keep_all=False)[0])
+
+
+def test_hardly_any_square_is_clamped() -> None:
+    """A base from which a map would fall below 0 gets fewer refinements."""
+    values = torch.zeros((1, 1, 10, 10), dtype=torch.int16)
+    values[..., 0, :2] = -9  # 27 units lower, of 2 % of the squares
+    assert QualityMap(60, values).refined(2).refinements == 2
+    values[..., 0, 2] = -9
+    for base, refinements in ((77, 2), (76, 1), (60, 1), (52, 1), (51, 0), (20, 0)):
+        got = QualityMap(base, values).refined(2)
+        assert (got.refinements, got.final) == (refinements, base)
+    values.fill_(5)
+    assert QualityMap(49, values).refined(3).refinements == 1, "higher ones open nothing"
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        (EncodeSettings(), 1),
+        (EncodeSettings(quality=59), 0),
+        (EncodeSettings(quality=60, tune="psnr"), 1),
+        (EncodeSettings(levels=2, quality=90), 0),
+        (EncodeSettings(max_bytes=9000), 0),
+        (EncodeSettings(lossless=True, quality=90), 0),
+        (EncodeSettings(lossless=True, levels=0), 0),
+        (EncodeSettings(refinements=0), 0),
+        (EncodeSettings(quality=30, refinements=2), 2),
+    ],
+)
+def test_default(settings: EncodeSettings, count: int) -> None:
+    assert settings.asked_refinements == count
