@@ -10,9 +10,9 @@ from vbc.codec.regions import Roi
 Tune = Literal["eye", "psnr"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
 MAX_EFFORT = 2
-DEFAULT_QUALITY, LAYERED_QUALITY = 60, 50
+DEFAULT_QUALITY, LAYERED_QUALITY, PROGRESSIVE_QUALITY = 60, 50, 75
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
-show."""
+show. Those of a progressive one lead up to bins of 45 dB."""
 REFINED_FROM = 60
 """Quality from which on a lossy file has a refinement unless told otherwise. It costs 1.2 % at 60, 0.7 to
 1.0 % above, but 2.5 % at 50 (docs/decisions/0009-refinement.md)."""
@@ -108,7 +108,9 @@ class EncodeSettings:
         """The quality, or what stands for none."""
         if self.quality is not None:
             return self.quality
-        return LAYERED_QUALITY if self.has_exact and self.levels else DEFAULT_QUALITY
+        if self.has_exact and self.levels:
+            return PROGRESSIVE_QUALITY if self.progressive else LAYERED_QUALITY
+        return DEFAULT_QUALITY
 
     @property
     def has_exact(self) -> bool:
@@ -125,6 +127,8 @@ class EncodeSettings:
         """How many refinements, or what stands for none said."""
         if self.refinements is not None:
             return self.refinements
+        if self.progressive:
+            return int(self.levels > 0)
         small = self.has_exact or self.levels != LOSSY_LEVELS or self.max_bytes is not None
         return int(not small and self.asked_quality >= REFINED_FROM)
 
