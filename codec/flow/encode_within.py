@@ -117,7 +117,7 @@ def _search(
     def search(count: int, start: int) -> Trial | None:
         def trial(place: int) -> Trial:
             quality = map_of_quality(place / PLACES, changes).refined(count)
-            return Trial(place, quality, encode_lossy(picture, model, levels, quality, keep_all=False)[0])
+            return Trial(place, quality, encode_lossy(picture, model, levels, quality)[0])
 
         return best_that_fits(
             trial,

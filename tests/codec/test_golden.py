@@ -1,14 +1,14 @@
 """Golden files decode to the same pixels for ever; scripts/make_golden.py alone writes them."""
 
-import itertools
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 from checks import decode_answer, decoded_hash
 
 from vbc.bitstream import container
-from vbc.bitstream.geometry import is_bins, is_lossy
+from vbc.bitstream.geometry import is_bins, is_lossy, is_value
 from vbc.codec.exact import level
 from vbc.codec.flow.decode_state import CODED, CODED_WITH_MAP
 from vbc.codec.model import Model
@@ -20,12 +20,13 @@ ANSWERS: dict[str, dict[str, str]] = json.loads((FOLDER / "answers.json").read_t
 def test_no_file_is_missing() -> None:
     assert len(ANSWERS) >= 35
     assert {p.name for p in FOLDER.glob("*.vbc")} == set(ANSWERS)
-    assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 2_000_000
+    assert sum(p.stat().st_size for p in FOLDER.iterdir()) < 1_800_000
 
 
 def test_they_have_every_mode_and_kind() -> None:
     """Modes of packets; several groups at every kind of level; all units but metadata."""
-    modes, lossy_modes, units, flags, divided = set(), set(), set(), set(), set()
+    lossy_modes, units, flags, divided = set(), set(), set(), set()
+    modes: dict[str, set[int]] = {"exact": set(), "bins": set(), "values": set()}
     for name in ANSWERS:
         data = (FOLDER / name).read_bytes()
         header = container.unpack_header(data)
@@ -34,18 +35,22 @@ def test_they_have_every_mode_and_kind() -> None:
             units.add(packet.unit)
             if packet.level == 1:
                 lossy_modes.add(container.read_packet(data, header, i)[0])
+            kind = "bins" if is_bins(packet.level) else "exact"
+            if header.bound and is_value(packet.level):
+                kind = "values"
             if packet.level and not is_lossy(packet.level):
-                modes.add(container.read_packet(data, header, i)[0])
+                modes[kind].add(container.read_packet(data, header, i)[0])
             if packet.part > 1:
-                exact = (header.archival, is_bins(packet.level))
-                divided.add(packet.level if is_lossy(packet.level) else exact)
-    assert modes == {level.CODED, level.RAW, level.TUNED, level.RAW_GRAY, level.PACKED}
+                divided.add(packet.level if is_lossy(packet.level) else (header.archival, kind))
+    assert modes["exact"] == {level.CODED, level.RAW, level.TUNED, level.RAW_GRAY, level.PACKED}
+    assert modes["bins"] >= {level.CODED, level.RAW, level.TUNED}
+    assert modes["values"] == {level.CODED}
     assert lossy_modes == {CODED, CODED_WITH_MAP}
-    kinds = {flag & 3 for flag in flags}
-    bounds = {(flag & container.LOSSLESS, flag >> container.BOUND_SHIFT) for flag in flags}
-    assert kinds == {0, container.LOSSLESS, container.ARCHIVAL, container.LOSSLESS | container.ARCHIVAL}
-    assert bounds >= {(0, 0), (0, 1), (0, 8), (container.LOSSLESS, 0), (container.LOSSLESS, 2)}
-    assert divided == {1, 2, 3, 34, 35, *itertools.product((False, True), (False, True))}
+    lossless, archival = container.LOSSLESS, container.ARCHIVAL
+    assert {n & (lossless | archival) for n in flags} == {0, lossless, archival, lossless | archival}
+    bounds = {(n & (lossless | archival), n >> container.BOUND_SHIFT) for n in flags}
+    assert bounds >= {(0, 3), (archival, 8), (lossless, 2), (lossless | archival, 2)}
+    assert divided == {1, 2, 3, 34, 35, *product((True, False), ("exact", "bins", "values"))}
     assert units >= {*range(33, 42)}
     assert units >= {container.ALPHA, container.LOW, container.PIXEL_HASH}
 

@@ -20,6 +20,7 @@ from vbc.bitstream.container import (
     ALPHA,
     ANCILLARY,
     ARCHIVAL,
+    BOUND_SHIFT,
     EXIF,
     FIXED_BYTES,
     ICC,
@@ -50,7 +51,7 @@ from vbc.bitstream.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from vbc.bitstream.geometry import Geometry, Sides, is_lossy, stage_of
+from vbc.bitstream.geometry import Geometry, Sides, is_bins, is_lossy, is_value, stage_of
 from vbc.bitstream.source import FileSource, MemorySource, as_source
 from vbc.bitstream.varint import pack_varints
 from vbc.codec.files.reading import read_vbc
@@ -85,17 +86,24 @@ FILE = write_file(PAYLOADS, **FIELDS)
 HEADER = unpack_header(FILE)
 HEADER_BYTES = FILE[: HEADER.header_bytes]
 
+LEVEL_UNITS = {*range(1, 64), *range(71, 99)}
+BOUNDS = [bound << BOUND_SHIFT for bound in range(16)]
+"""In the flags; up to 8 there are."""
+
 TINY = Sides(lossy=(2, 1, 1), refined=(2, 1, 1), exact=(8, 4, 2))
 """Sides that give a small picture many groups."""
 
 
 def entry(unit: int, part: int | None = None, length: int = 8) -> tuple[int, int, int, int]:
     """(unit, part, length, CRC); part: by default that of the first group of a level."""
-    return (unit, (1 if unit < 64 else 0) if part is None else part, length, 0)
+    return (unit, (1 if unit in LEVEL_UNITS else 0) if part is None else part, length, 0)
 
 
 EXACT = [entry(level) for level in (4, 5, 6, 7)]
 WHOLE = [entry(1), entry(2), entry(3), *EXACT]
+BINS = [entry(level) for level in (71, 72, 73)]
+BINNED = [*WHOLE[:4], *BINS, *EXACT[1:]]
+"""With a bound of 2."""
 
 
 def index_of(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
@@ -103,7 +111,7 @@ def index_of(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
     out, before = b"", None
     runs: list[list[tuple[int, int, int, int]]] = []
     for unit, part, length, crc in entries:
-        if before == (unit, part - 1) and 1 <= unit < 64:
+        if before == (unit, part - 1) and unit in LEVEL_UNITS:
             runs[-1].append((unit, part, length, crc))
         else:
             runs.append([(unit, part, length, crc)])
@@ -111,7 +119,7 @@ def index_of(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
     for run in runs:
         unit, part = run[0][:2]
         out += bytes([unit])
-        if 1 <= unit < 64:
+        if unit in LEVEL_UNITS:
             out += pack_varints([part, len(run)])
         for _, _, length, crc in run:
             out += pack_varints([length], 63) + struct.pack("<I", crc)
@@ -134,12 +142,15 @@ def many_groups(
     width: int, height: int, flags: int, *, shared: bool = True, refinements: int = 0
 ) -> list[tuple[int, int, bytes]]:
     """Payloads of all groups of a size in the default order: level, part, a few bytes of their own."""
-    geometry = Geometry(width, height, refinements=refinements)
+    bound = flags >> BOUND_SHIFT
+    geometry = Geometry(width, height, refinements=refinements, binned=bound > 0)
     out = []
     for level in geometry.levels:
         if is_lossy(level) and (flags & ARCHIVAL or stage_of(level)[0] > refinements):
             continue
-        shares = shared and level > 4 and not is_lossy(level)
+        if is_value(level) and bound not in (0, 2):
+            continue
+        shares = shared and (is_bins(level) if bound else is_value(level))
         for part in range(0 if shares else 1, geometry.n_groups(level) + 1):
             out.append((level, part, bytes([level, part % 256]) * (part % 3 + 1)))
     return out
@@ -156,6 +167,11 @@ def test_header_inverse() -> None:
     assert len(check_inverse(pack_header, unpack_header, gray)) == FIXED_BYTES + 4 == 52
     archival = replace(HEADER, flags=LOSSLESS | ARCHIVAL, packets=HEADER.packets[:2] + HEADER.packets[5:])
     check_inverse(pack_header, unpack_header, archival)
+    for bound in range(1, 9):
+        near = replace(gray, flags=BOUNDS[bound])
+        data = check_inverse(pack_header, unpack_header, near)
+        assert data[10:12] == bytes([0, bound])
+        assert (near.bound, near.lossless, near.archival, near.has_values) == (bound, False, False, False)
 
 
 def test_layout() -> None:
@@ -197,6 +213,9 @@ def test_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         (LOSSLESS, False, 0),
         (LOSSLESS, True, 3),
         (LOSSLESS | ARCHIVAL, True, 0),
+        (LOSSLESS | BOUNDS[2], True, 1),
+        (LOSSLESS | ARCHIVAL | BOUNDS[2], False, 0),
+        (BOUNDS[7], True, 0),
     ):
         payloads = many_groups(61, 47, flags, shared=shared, refinements=refinements)
         data = write_file(payloads, **FIELDS | {"width": 61, "height": 47, "flags": flags})
@@ -340,7 +359,7 @@ def usable_by_hand(header: Header, there: Sequence[bool]) -> list[bool]:
             return good
 
 
-@pytest.mark.parametrize("flags", [0, ARCHIVAL])
+@pytest.mark.parametrize("flags", [0, ARCHIVAL, BOUNDS[2], ARCHIVAL | BOUNDS[2]])
 def test_usable(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
     payloads = many_groups(61, 47, flags)
@@ -422,6 +441,79 @@ def test_what_refinements_do_not_have() -> None:
     check_format_error(lambda: unpack_header(packed(flags=ARCHIVAL, entries=archival)), Corrupt)
 
 
+def test_bins() -> None:
+    """Levels in their order; a group of values falls with its bins."""
+    header = unpack_header(packed(flags=LOSSLESS | BOUNDS[2], entries=BINNED))
+    assert (header.bound, header.lossless, header.archival, header.has_values) == (2, True, False, True)
+    assert header.geometry.binned
+    levels = (1, 2, 3, 4, 71, 72, 73, 5, 6, 7)
+    assert levels_present(header) == tuple(level_ends(header)) == levels
+    assert [p.level for p in header.packets] == list(levels)
+    assert complete_levels(header, usable(header, header.ends[5])) == levels[:6]
+    for lost, left in (
+        (72, (1, 2, 3, 4, 71, 5)),
+        (5, (1, 2, 3, 4, 71, 72, 73)),
+        (73, (1, 2, 3, 4, 71, 72, 5, 6)),
+        (4, (1, 2, 3)),
+        (3, (1, 2, 4)),
+    ):
+        good = usable(header, lambda i, lost=lost: header.packets[i].unit != lost)
+        assert complete_levels(header, good) == left
+    # each level of bins before its values
+    places = [0, 1, 2, 3, 4, 7, 5, 8, 6, 9]
+    mixed = unpack_header(packed(flags=LOSSLESS | BOUNDS[2], entries=[BINNED[i] for i in places]))
+    assert levels_present(mixed) == levels
+    near = unpack_header(packed(flags=ARCHIVAL | BOUNDS[8], entries=[EXACT[0], *BINS]))
+    assert (near.bound, near.has_values, levels_present(near)) == (8, False, (4, 71, 72, 73))
+
+
+@pytest.mark.parametrize(
+    ("what", "flags", "entries"),
+    [
+        ("without a bound", 0, [*WHOLE[:4], BINS[0]]),
+        ("that the size has not", BOUNDS[2], [*WHOLE[:4], *BINS, entry(74)]),
+        ("a part that the size has not", BOUNDS[2], [*WHOLE[:4], entry(71, 2)]),
+        ("twice", BOUNDS[2], [*WHOLE[:4], BINS[0], BINS[0]]),
+        ("without level 4", BOUNDS[2], [*WHOLE[:3], BINS[0]]),
+        ("a part 0 without level 4", BOUNDS[2], [*WHOLE[:3], entry(71, 0)]),
+        ("before level 4", BOUNDS[2], [*WHOLE[:3], BINS[0], EXACT[0]]),
+        ("without coarser ones", BOUNDS[2], [*WHOLE[:4], BINS[1]]),
+        ("a part 0 without coarser ones", BOUNDS[2], [*WHOLE[:4], entry(72, 0)]),
+        ("before coarser ones", BOUNDS[2], [*WHOLE[:4], BINS[1], BINS[0]]),
+        ("a part 0 behind them", BOUNDS[2], [*WHOLE[:4], BINS[0], entry(71, 0)]),
+        ("without a lossy picture", BOUNDS[2], [EXACT[0], BINS[0]]),
+        ("a part 0 without a lossy picture", BOUNDS[2], [EXACT[0], entry(71, 0)]),
+        ("before the lossy picture", BOUNDS[2], [EXACT[0], BINS[0], *WHOLE[:3]]),
+        ("before the last refinement", BOUNDS[2], [*WHOLE[:4], BINS[0], entry(33), entry(34), entry(35)]),
+        ("with a lossy picture in an archival file", ARCHIVAL | BOUNDS[2], BINNED),
+        ("values without any", BOUNDS[2], WHOLE),
+        ("values without theirs", BOUNDS[2], [*WHOLE[:4], BINS[0], *EXACT[1:3]]),
+        ("values before theirs", BOUNDS[2], [*WHOLE[:4], BINS[0], *EXACT[1:3], BINS[1]]),
+        ("values without coarser ones", BOUNDS[2], [*WHOLE[:4], *BINS, EXACT[2]]),
+        ("values before coarser ones", BOUNDS[2], [*WHOLE[:4], *BINS, EXACT[2], EXACT[1]]),
+        ("values after a bound of 1", BOUNDS[1], BINNED),
+        ("values after a bound of 3", ARCHIVAL | BOUNDS[3], [EXACT[0], BINS[0], EXACT[1]]),
+        ("lossless without values", LOSSLESS | BOUNDS[2], BINNED[:7]),
+        ("lossless without the last values", LOSSLESS | BOUNDS[2], BINNED[:-1]),
+        ("lossless with another bound", LOSSLESS | BOUNDS[1], BINNED[:7]),
+        ("after the pixel hash", BOUNDS[2], [*WHOLE[:4], entry(PIXEL_HASH), BINS[0]]),
+        ("before ALPHA", ARCHIVAL | BOUNDS[2], [EXACT[0], BINS[0], entry(ALPHA)]),
+    ],
+)
+def test_bins_refused(what: str, flags: int, entries: list[tuple[int, int, int, int]]) -> None:
+    check_format_error(lambda: unpack_header(packed(flags=flags, entries=entries)), Corrupt)
+
+
+def test_values_after_bins_share_nothing() -> None:
+    """A part 0 is one of the bins; the header says so before any packet is looked at."""
+    shared = [*BINNED[:7], entry(5, 0), *BINNED[7:]]
+    check_format_error(lambda: unpack_header(packed(flags=BOUNDS[2], entries=shared)), UnsupportedVersion)
+    shared = [*BINNED[:4], entry(71, 0), *BINNED[4:]]
+    header = unpack_header(packed(flags=BOUNDS[2], entries=shared))
+    good = usable(header, lambda i: header.packets[i].part > 0)
+    assert complete_levels(header, good) == (1, 2, 3, 4)
+
+
 def test_parts_of_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file may have some groups of a level only: the level is present, but never complete."""
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
@@ -440,12 +532,13 @@ def test_parts_of_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 # order and needs
 
 
-def test_region_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", [0, 2])
+def test_region_first(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """What a region needs may stand first, level by level or group by group, and nothing needed later."""
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
-    size = {"width": 61, "height": 47, "flags": ARCHIVAL | LOSSLESS}
-    geometry = Geometry(61, 47)
-    payloads = many_groups(61, 47, ARCHIVAL)
+    size = {"width": 61, "height": 47, "flags": ARCHIVAL | LOSSLESS | BOUNDS[bound]}
+    geometry = Geometry(61, 47, binned=bound > 0)
+    payloads = many_groups(61, 47, ARCHIVAL | BOUNDS[bound])
     region = geometry.region_groups((3, 20, 9, 5), geometry.last_level, archival=True)
     first = [p for p in payloads if p[1] == 0 or p[1] - 1 in region.get(p[0], [])]
     rest = [p for p in payloads if p not in first]
@@ -456,14 +549,18 @@ def test_region_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert good == (True,) * len(first) + (False,) * len(rest)
     assert check_inverse(pack_header, unpack_header, header) == data[: header.header_bytes]
     # one packet that the region's last group needs, moved behind it
-    for level in range(4, geometry.last_level):
+    levels = {level for level, _, _ in payloads} - {geometry.last_level}
+    assert len(levels) == (geometry.top * 2 if bound else geometry.top)
+    for level in levels:
         moved = next(p for p in first if p[0] == level and p[1])
         others = [p for p in first if p != moved]
         with pytest.raises(Corrupt):
             write_file([*others, moved, *rest], **FIELDS | size)
 
 
-@pytest.mark.parametrize(("flags", "refinements"), [(0, 0), (0, 1), (ARCHIVAL, 0)])
+@pytest.mark.parametrize(
+    ("flags", "refinements"), [(0, 0), (0, 1), (ARCHIVAL, 0), (BOUNDS[2], 1), (ARCHIVAL | BOUNDS[2], 0)]
+)
 def test_every_need_is_checked(flags: int, refinements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two neighbours in the file change places: refused exactly where one needs the other."""
     monkeypatch.setattr(
@@ -492,7 +589,7 @@ def test_every_need_is_checked(flags: int, refinements: int, monkeypatch: pytest
     assert outcomes == {True, False}
 
 
-@pytest.mark.parametrize("flags", [0, ARCHIVAL])
+@pytest.mark.parametrize("flags", [0, ARCHIVAL, BOUNDS[2], BOUNDS[3], ARCHIVAL | BOUNDS[2]])
 def test_missing_needs(flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a packet that another needs a file is refused; what nothing needs may be left out."""
     monkeypatch.setattr("vbc.bitstream.geometry.SIDES", TINY)
@@ -567,9 +664,9 @@ def test_random_indices() -> None:
     for n_bytes in range(600):
         index = rng.randbytes(n_bytes % 300)
         if n_bytes % 2:
-            index = bytes([rng.choice([4, 5, 65, 66, 128])]) + bytes([1]) * (n_bytes % 7) + index
+            index = bytes([rng.choice([4, 5, 65, 66, 71, 128])]) + bytes([1]) * (n_bytes % 7) + index
         try:
-            header = unpack_header(packed(index=index))
+            header = unpack_header(packed(index=index, flags=BOUNDS[n_bytes % 4 // 2]))
         except FormatError:
             continue
         assert pack_header(header)[48:-4] == index
@@ -610,6 +707,10 @@ def test_empty_input() -> None:
         (UnsupportedVersion, {"bit_depth": 12}),
         (UnsupportedVersion, {"colour": 1}),
         (UnsupportedVersion, {"flags": 4}),
+        (UnsupportedVersion, {"flags": 0x80}),
+        (UnsupportedVersion, {"flags": BOUNDS[9]}),
+        (UnsupportedVersion, {"flags": BOUNDS[15] | ARCHIVAL, "entries": EXACT}),
+        (UnsupportedVersion, {"flags": 0x1000 | BOUNDS[2], "entries": BINNED}),
         (UnsupportedVersion, {"flags": 0x8000 | LOSSLESS}),
         # what goes together
         (Corrupt, {"bit_depth": 16, "flags": LOSSLESS}),
@@ -624,7 +725,7 @@ def test_empty_input() -> None:
         # units, levels and parts
         (UnsupportedVersion, {"entries": [entry(0, 0)]}),
         (UnsupportedVersion, {"entries": [entry(64)]}),
-        (UnsupportedVersion, {"entries": [entry(71)]}),
+        (UnsupportedVersion, {"entries": [entry(99)]}),
         (UnsupportedVersion, {"entries": [entry(127)]}),
         (Corrupt, {"entries": [*WHOLE, entry(8)]}),
         (Corrupt, {"entries": [entry(63)]}),
@@ -665,6 +766,7 @@ def test_empty_input() -> None:
         (Corrupt, {"entries": [entry(1, 1, 2**62)]}),
         # the index itself
         (LimitExceeded, {"n_index": 1024 + 32 * 32 + 1}),
+        (LimitExceeded, {"n_index": 1024 + 32 * 38 + 1, "flags": BOUNDS[2]}),
         (LimitExceeded, {"n_index": 2**32 - 1}),
         (LimitExceeded, {"entries": [entry(ANCILLARY)] * 400}),
         (Corrupt, {"index": b"\1"}),
@@ -705,6 +807,10 @@ def test_a_run_is_as_long_as_it_can_be() -> None:
 
 def test_index_is_judged_before_it_is_read() -> None:
     """By the header alone, so that a reader asks for no more than the size can need."""
+    limit = 1024 + 32 * Geometry(33, 17, binned=True).n_parts
+    assert Geometry(33, 17, binned=True).n_parts == 14 + 18 + 6
+    assert header_end(packed(n_index=limit, flags=BOUNDS[1])[:48]) == 48 + limit + 4
+    check_format_error(lambda: header_end(packed(n_index=limit)[:48]), LimitExceeded)
     limit = 1024 + 32 * Geometry(33, 17).n_parts
     assert Geometry(33, 17).n_parts == 14 + 18
     assert header_end(packed(n_index=limit)[:48]) == 48 + limit + 4
@@ -737,6 +843,13 @@ def test_extremes_accepted() -> None:
         {"entries": [*WHOLE[:4], entry(5, 0)]},
         {"entries": []},
         {"width": 1, "height": 1, "flags": LOSSLESS, "entries": [EXACT[0]]},
+        {"flags": LOSSLESS | BOUNDS[2], "entries": BINNED},
+        {"flags": LOSSLESS | ARCHIVAL | BOUNDS[2], "entries": BINNED[3:]},
+        {"flags": LOSSLESS | BOUNDS[8], "entries": WHOLE[:4]},  # level 4 may be the whole picture
+        *({"flags": ARCHIVAL | BOUNDS[bound], "entries": [EXACT[0], *BINS]} for bound in range(1, 9)),
+        {"flags": BOUNDS[1], "entries": [*WHOLE[:4], entry(71, 0), BINS[0]]},
+        {"flags": BOUNDS[2], "entries": [*BINNED[:5], EXACT[1], *BINNED[5:7], *BINNED[8:]]},
+        {"width": 1, "height": 1, "flags": LOSSLESS | BOUNDS[2], "entries": [EXACT[0]]},
         {"minor": 200},
     ):
         data = packed(**changes)

@@ -13,7 +13,10 @@ from vbc.bitstream.geometry import (
     Geometry,
     Rectangle,
     Sides,
+    is_bins,
+    is_level,
     is_lossy,
+    is_value,
     level_of,
     rank,
     refinements_of,
@@ -22,8 +25,16 @@ from vbc.bitstream.geometry import (
 
 TINY = Sides(lossy=(4, 2, 2), refined=(4, 2, 1), exact=(6, 4, 2))
 SIZES = [(1, 1), (1, 9), (9, 1), (8, 8), (17, 23), (100, 31), (1, 300), (257, 129), (150, 211)]
-KINDS = [(False, 0), (False, 1), (False, 3), (True, 0)]
-"""Archival, refinements."""
+KINDS = [
+    (False, 0, False),
+    (False, 1, False),
+    (False, 3, False),
+    (True, 0, False),
+    (False, 0, True),
+    (False, 2, True),
+    (True, 0, True),
+]
+"""Archival, refinements, bins."""
 Needs = dict[int, set[tuple[int, int]]]
 """Level -> (row, column) of the groups."""
 
@@ -43,17 +54,20 @@ def by_hand(geometry: Geometry, level: int, row: int, col: int, archival: bool) 
             for other in range(1, level):
                 size = geometry.level_size(other)[axis]
                 axes.setdefault(other, []).append(seen(mine[0] - 8, mine[-1] + 8, size))
-        elif level > 32:
+        elif 33 <= level <= 41:
             size = geometry.level_size(1)[axis]
             axes.setdefault(level - (33 if level < 36 else 3) + (level < 36), []).append(set(mine))
             for other in range(level - (level - 33) % 3, level):
                 axes.setdefault(other, []).append(seen(mine[0] - 8, mine[-1] + 8, size))
         elif level > 4:
-            finer = geometry.top - (level - 4)
+            exact = level - 66 if level > 70 else level
+            finer = geometry.top - (exact - 4)
             size = geometry.grids[finer + 1][axis]
             coarse = seen(mine[0] // 2 - 4, mine[-1] // 2 + 4, size)
-            axes.setdefault(level - 1, []).append(coarse)
-            if not archival:
+            axes.setdefault(4 if exact == 5 else level - 1, []).append(coarse)
+            if geometry.binned and level < 71:
+                axes.setdefault(66 + level, []).append(set(mine))
+            elif not archival:
                 pixels = {
                     x
                     for c in coarse
@@ -122,6 +136,37 @@ def test_grids_and_levels() -> None:
     assert thin.n_parts == sum(thin.n_groups(n) + 1 for n in (*range(1, 18), *range(33, 42)))
 
 
+def test_levels_of_bins() -> None:
+    """docs/format.md section 4: level 66 + n has the grid and the groups of exact level n."""
+    kodak = Geometry(768, 512, binned=True)
+    assert kodak.levels == [1, 2, 3, *range(33, 42), 4, *range(71, 78), *range(5, 12)]
+    assert kodak.last_bins == 77
+    for level in range(5, 12):
+        assert kodak.grid_index(66 + level) == kodak.grid_index(level)
+        assert kodak.level_size(66 + level) == kodak.level_size(level)
+        assert kodak.side(66 + level) == kodak.side(level)
+        assert kodak.group_counts(66 + level) == kodak.group_counts(level)
+    assert kodak.n_parts - Geometry(768, 512).n_parts == sum(kodak.n_groups(n) + 1 for n in range(5, 12))
+    for size in ((1, 1), (8, 7)):  # level 4 is the picture
+        small = Geometry(*size, binned=True)
+        assert (small.levels, small.last_bins) == (Geometry(*size).levels, 4)
+        assert small.n_parts == Geometry(*size).n_parts
+    assert Geometry(65_535, 1, binned=True).last_bins == 83
+
+
+def test_kinds_of_levels() -> None:
+    """docs/format.md sections 3 and 4: lossy, exact, bins, and units that are no level."""
+    for kind, levels in (
+        (is_lossy, {*range(1, 4), *range(33, 42)}),
+        (is_bins, {*range(71, 99)}),
+        (is_value, {*range(5, 33)}),
+    ):
+        assert {n for n in (*range(1, 42), *range(71, 99)) if kind(n)} == levels
+    assert {unit for unit in range(256) if is_level(unit)} == {*range(1, 64), *range(71, 99)}
+    known = [1, 2, 3, *range(33, 42), 4, *range(71, 99), *range(5, 33)]
+    assert [rank(level) for level in known] == list(range(1, len(known) + 1))
+
+
 def test_numbers_of_refinements() -> None:
     """docs/format.md section 4: refinement r of level n is level 32 + 3 (r - 1) + n."""
     for r, n in product(range(4), range(1, 4)):
@@ -130,23 +175,18 @@ def test_numbers_of_refinements() -> None:
         assert stage_of(level) == (r, n)
         assert is_lossy(level)
     assert not any(is_lossy(level) for level in range(4, 33))
+    assert not any(is_lossy(level) for level in range(71, 99))
     assert sorted(range(1, 42), key=rank) == [1, 2, 3, *range(33, 42), *range(4, 33)]
     assert [rank(level) for level in (1, 3, 33, 41, 4)] == [1, 3, 4, 12, 13]
-    assert [refinements_of(levels) for levels in ((), (1, 2), (3, 33), (35,), (36, 4), (41, 17))] == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        3,
-    ]
+    found = [refinements_of(n) for n in ((), (1, 2), (3, 33), (35,), (36, 4, 71), (41, 17, 98), (2, 71))]
+    assert found == [0, 0, 1, 1, 2, 3, 0]
     assert [Geometry(9, 9, refinements=r).last_lossy for r in range(4)] == [3, 35, 38, 41]
 
 
 @pytest.mark.parametrize("sides", [TINY, Sides()])
 @pytest.mark.parametrize("size", [*SIZES, (65_535, 1), (2, 65_535), (1500, 1201)])
 def test_windows_tile_each_level(size: tuple[int, int], sides: Sides) -> None:
-    geometry = Geometry(*size, sides=sides)
+    geometry = Geometry(*size, sides=sides, binned=True)
     for level in geometry.levels:
         rows, cols = geometry.level_size(level)
         side, counts = geometry.side(level), geometry.group_counts(level)
@@ -169,10 +209,10 @@ def test_windows_tile_each_level(size: tuple[int, int], sides: Sides) -> None:
             assert geometry.numbers(level, geometry.groups_meeting(level, nothing, slice(0, cols))) == []
 
 
-@pytest.mark.parametrize(("archival", "refinements"), KINDS)
+@pytest.mark.parametrize(("archival", "refinements", "binned"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_needs(size: tuple[int, int], archival: bool, refinements: int) -> None:
-    geometry = Geometry(*size, sides=TINY, refinements=refinements)
+def test_needs(size: tuple[int, int], archival: bool, refinements: int, binned: bool) -> None:
+    geometry = Geometry(*size, sides=TINY, refinements=refinements, binned=binned)
     for level in geometry.levels:
         groups = list(enumerate(product(*map(range, geometry.group_counts(level)))))
         for group, place in groups if len(groups) < 30 else random.Random(level).sample(groups, 30):
@@ -182,11 +222,11 @@ def test_needs(size: tuple[int, int], archival: bool, refinements: int) -> None:
             )
 
 
-@pytest.mark.parametrize(("archival", "refinements"), KINDS)
+@pytest.mark.parametrize(("archival", "refinements", "binned"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_closure(size: tuple[int, int], archival: bool, refinements: int) -> None:
+def test_closure(size: tuple[int, int], archival: bool, refinements: int, binned: bool) -> None:
     """A rectangle a level is no more than what is needed group by group; of refined levels about as much."""
-    geometry = Geometry(*size, sides=TINY, refinements=refinements)
+    geometry = Geometry(*size, sides=TINY, refinements=refinements, binned=binned)
     rng = random.Random(sum(size))
     for level in geometry.levels:
         first = [rng.randrange(n) for n in geometry.group_counts(level)]
@@ -198,7 +238,7 @@ def test_closure(size: tuple[int, int], archival: bool, refinements: int) -> Non
         wanted = closure_by_hand(geometry, {level: pairs((rows, cols))}, archival)
         groups = {n: pairs(r) for n, r in found.items()}
         check_about(groups, wanted)
-        assert groups == wanted or refinements or level > 32
+        assert groups == wanted or refinements or 33 <= level <= 41
         assert groups == closure_by_hand(geometry, groups, archival), "closed"
 
 
@@ -209,10 +249,10 @@ def check_about(found: Needs, wanted: Needs) -> None:
     assert sum(map(len, found.values())) <= 1.5 * sum(map(len, wanted.values()))
 
 
-@pytest.mark.parametrize(("archival", "refinements"), KINDS)
+@pytest.mark.parametrize(("archival", "refinements", "binned"), KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_regions(size: tuple[int, int], archival: bool, refinements: int) -> None:
-    geometry = Geometry(*size, sides=TINY, refinements=refinements)
+def test_regions(size: tuple[int, int], archival: bool, refinements: int, binned: bool) -> None:
+    geometry = Geometry(*size, sides=TINY, refinements=refinements, binned=binned)
     width, height = size
     rng = random.Random(width)
     for _ in range(4):
@@ -226,8 +266,7 @@ def test_regions(size: tuple[int, int], archival: bool, refinements: int) -> Non
             }
             for axis, first, n in ((0, y, region[3]), (1, x, region[2]))
         ]
-        last = geometry.last_level
-        side = geometry.side(last)
+        side = geometry.side(geometry.last_level)
         pixels = {(r // side, c // side) for r in range(y, y + region[3]) for c in range(x, x + region[2])}
         for level in geometry.levels:
             if stage_of(level)[0] > refinements and is_lossy(level):
@@ -237,7 +276,8 @@ def test_regions(size: tuple[int, int], archival: bool, refinements: int) -> Non
             squares = {(r // square, c // square) for r in blocks[0] for c in blocks[1]}
             start: Needs = {} if archival else {picture: squares}
             if not is_lossy(level):
-                start[last] = pixels
+                # the picture of bins where the last level is one of them
+                start[geometry.last_bins if level > 70 else geometry.last_level] = pixels
             wanted = closure_by_hand(geometry, start, archival)
             wanted = {n: wanted[n] for n in sorted(wanted, key=rank) if rank(n) <= rank(level)}
             found = geometry.region_groups(region, level, archival)
@@ -251,12 +291,18 @@ def test_regions(size: tuple[int, int], archival: bool, refinements: int) -> Non
 
 
 def test_whole_picture_is_a_region() -> None:
-    geometry = Geometry(1500, 1201)
-    for archival in (False, True):
-        found = geometry.region_groups((0, 0, 1500, 1201), geometry.last_level, archival)
-        assert found == {
-            n: list(range(geometry.n_groups(n))) for n in range(4 if archival else 1, geometry.last_level + 1)
-        }
+    for archival, binned in product((False, True), (False, True)):
+        geometry = Geometry(1500, 1201, binned=binned)
+        last = geometry.last_level
+        found = geometry.region_groups((0, 0, 1500, 1201), last, archival)
+        levels = [
+            *([] if archival else [1, 2, 3]),
+            4,
+            *(range(71, 67 + last) if binned else ()),
+            *range(5, last + 1),
+        ]
+        assert list(found) == levels
+        assert found == {n: list(range(geometry.n_groups(n))) for n in levels}
 
 
 def test_large_pictures_are_quick() -> None:
