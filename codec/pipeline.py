@@ -123,14 +123,15 @@ def encode_image(
         flags = exact * container.LOSSLESS | (not settings.levels) * container.ARCHIVAL
         flags |= binned * settings.bound << container.BOUND_SHIFT
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
-        parts = levels.lossy, levels.exact
+        lossy, fine = levels.lossy, levels.exact
         if settings.roi is not None:
             refinements = refinements_of(level for level, _, _ in levels.lossy)
             here = replace(geometry, refinements=refinements, binned=binned)
-            parts = tuple(
-                order_for(settings.roi, part, here, not settings.levels, settings.roi_first) for part in parts
+            lossy, fine = (
+                order_for(settings.roi, part, here, not settings.levels, settings.roi_first)
+                for part in (lossy, fine)
             )
-        packets = [*single(before), *parts[0], *single(described), *parts[1], *single(after if exact else [])]
+        packets = [*single(before), *lossy, *single(described), *fine, *single(after if exact else [])]
         return container.write_file(
             packets,
             width=geometry.width,

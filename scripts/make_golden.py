@@ -168,7 +168,9 @@ CASES = {
     # bins: near-lossless files of several bounds, and values after bins
     "near": Case(photo(37, 53), EncodeSettings(levels=0, near=1)),
     "near-coarse": Case(photo(40, 31), EncodeSettings(levels=0, near=8)),
-    "near-layered": Case(photo(37, 53), EncodeSettings(near=4, refinements=1, quality=70), values=wild(37, 53)),
+    "near-layered": Case(
+        photo(37, 53), EncodeSettings(near=4, refinements=1, quality=70), values=wild(37, 53)
+    ),
     "near-gray-alpha": Case(
         gray(photo(21, 22)), EncodeSettings(near=3), {"gray": True, "alpha": soft(21, 22)}
     ),

@@ -302,7 +302,8 @@ class GroupBatch:
         errors = torch.cat([predictor.prior_errors() for predictor in predictors], 1)
         self._take_errors(phase, in_windows(errors, n, h, w))
         if self.step.keep:
-            kept = zip(*(predictor.predictions() for predictor in predictors), strict=True)
+            of_bins = [predictor for predictor in predictors if isinstance(predictor, BinPredictor)]
+            kept = zip(*(predictor.predictions() for predictor in of_bins), strict=True)
             self.predictions[phase] = Predictions(*(in_windows(torch.cat(part, 1), n, h, w) for part in kept))
 
     def interpolate(self, phase: str) -> None:

@@ -326,7 +326,8 @@ class DecodeState:
         if self.packed:
             return values.pixels[0]
         exact = not is_lossy(last_level) and BASE_LEVEL in self.done
-        if exact and self.has(geometry.last_level, wanted.get(geometry.last_level, (None,))):
+        finest = wanted.get(geometry.last_level)
+        if exact and finest is not None and self.has(geometry.last_level, finest):
             return values.pixels[0]
         if self.header.archival:
             return self._archival_picture(wanted)

@@ -50,7 +50,7 @@ def tile_bits(net: ValuesNet, batch: Tensor) -> Tensor:
     for k in range(N_LEVEL_CLASSES):
         side = TILE >> k
         planes = batch[:, PLANES * k : PLANES * (k + 1), :side, :side].view(torch.int8)
-        total = total + values_bits(net, GridOfValues(*planes.split(3, 1)), k)
+        total = total + values_bits(net, GridOfValues(*torch.split(planes, 3, 1)), k)
     return total
 
 

@@ -300,8 +300,7 @@ def pack_index(entries: Sequence[tuple[int, int, int, int]]) -> bytes:
     after = (0, 0)
     counts: list[int] = []
     for unit, part, *_ in entries:
-        is_level = is_level(unit)
-        if is_level and (unit, part) == after:
+        if is_level(unit) and (unit, part) == after:
             counts[-1] += 1
         else:
             counts.append(1)
