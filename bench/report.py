@@ -146,27 +146,6 @@ def with_published(rows: list[Row], published: list[Row]) -> list[Row]:
     return kept + [{"kind": "bd_rate"} | r for r in table]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; text to the left, numbers to the right, None as a dash."""
-    cells = [["-" if c is None else str(c) for c in row] for row in rows]
-    align = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [list(head), align, *cells])
-
-
-def number(value: float | None, digits: int = 2) -> str | None:
-    """With so many digits; None stays."""
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def bold(row: list[Any], ours: bool) -> list[Any]:
-    """Our rows in bold."""
-    return [None if c is None else f"**{c}**" for c in row] if ours else row
-
-
-def of_kind(rows: list[Row], kind: str) -> list[Row]:
-    return [r for r in rows if r["kind"] == kind]
-
-
 def lossless_table(results: Results) -> str:
     """All codecs by size."""
     rows = sorted(of_kind(results["lossless"], "summary"), key=lambda r: r["rate_bpsp"])
@@ -177,11 +156,6 @@ def lossless_table(results: Results) -> str:
         row = [f"{r['codec']}, {r['setting']}", number(r["rate_bpsp"], 4), *speeds, r["threads"], exact]
         cells.append(bold(row, r["codec"] == rivals.OURS))
     return table(("codec", "bits/subpixel", "encode MP/s", "decode MP/s", "threads", "exact"), cells)
-
-
-def percent(value: float | None) -> str | None:
-    """A change with its sign; None stays."""
-    return None if value is None else f"{value:+.1f} %"
 
 
 def eye_table(results: Results) -> str:
@@ -232,65 +206,6 @@ def lossy_table(results: Results) -> str:
     anchor = rows[0]["anchor"] if rows else "the anchor"
     head = (f"codec, against {anchor}", "BD-rate, RGB PSNR", "BD-rate, MS-SSIM", "over PSNR, dB", "")
     return table(head, [line for _, line in sorted(lines, key=lambda t: t[0])])
-
-
-def prefix_table(results: Results, what: str = "prefix", metric: str = "psnr_db") -> str:
-    """PSNR or MS-SSIM by share of the bytes; a dash where no image gave a picture."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == what]
-    lines = []
-    for (name,), curve in common.group(rows, "codec").items():
-        by_share = {r["share"]: r for r in curve}
-        if metric == "psnr_db":
-            cells = [prefix_cell(by_share.get(share)) for share in progressive.SHARES]
-        else:
-            found = [by_share.get(share) for share in progressive.SHARES]
-            cells = [None if r is None else number(r[metric], 4) for r in found]
-        sizes = [r["file_bpp"] / 3 for r in curve if r.get("file_bpp")]
-        whole = [number(sizes[0], 3) if sizes else None] if what == "prefix" else []
-        lines.append(bold([name, *cells, *whole], name == rivals.OURS))
-    head = ("PSNR, dB, at" if metric == "psnr_db" else "MS-SSIM at",)
-    last = ("whole file, bits/subpixel",) if what == "prefix" else ()
-    return table((*head, *(f"{share:.0%}" for share in progressive.SHARES), *last), lines)
-
-
-def prefix_cell(row: Row | None) -> str | None:
-    """PSNR, how many images it is of where not all, or that they are exact."""
-    if row is None or not row["n_decoded"]:
-        return None
-    if row["n_exact"] == row["n_images"]:
-        return "exact"
-    part = "" if row["n_decoded"] == row["n_images"] else f" ({row['n_decoded']} of {row['n_images']})"
-    return f"{row['psnr_db']:.1f}{part}" if row["psnr_db"] is not None else f"exact{part}"
-
-
-def level_table(results: Results) -> str:
-    """What each level of our file gives. Images of other sizes have other numbers of exact levels."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == "level"]
-    cells = [
-        [
-            r["level"],
-            f"{r['share']:.1%}",
-            number(r["rate_bpp"], 3),
-            prefix_cell(r),
-            number(r["msssim"], 4),
-            r["n_images"],
-        ]
-        for r in sorted(rows, key=lambda r: r["level"])
-    ]
-    return table(("level", "of the bytes", "bits/pixel", "PSNR, dB", "MS-SSIM", "images"), cells)
-
-
-def first_table(results: Results) -> str:
-    """Time and bytes to the first picture."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == "first"]
-    cells = [
-        bold(
-            [r["codec"], round(r["n_bytes"]), number(r.get("psnr_db"), 1), number(r["time_ms"], 1)],
-            r["codec"] == rivals.OURS,
-        )
-        for r in rows
-    ]
-    return table(("first picture", "bytes", "PSNR, dB", "decoding, ms"), cells)
 
 
 def speed_table(results: Results) -> str:
