@@ -1,14 +1,13 @@
-"""Near-lossless: bytes, quality and speed of files whose samples are off by at most a bound, ours and rivals'.
+"""Near-lossless: bytes, quality and speed of files whose samples are off by a bound at most, ours, rivals'.
 
-Every one is decoded, and its largest error measured. Codecs with a nearly lossless mode that keeps no bound are
-measured too. Ratios are to JPEG-LS at the same bound in the same run.
+Every one is decoded, and its largest error measured. Codecs with a nearly lossless mode that keeps no bound
+are measured too. Ratios are to JPEG-LS at the same bound in the same run.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,9 +77,9 @@ def measure(bound: int | None, codec: Codec, photo: common.Photo) -> Row:
 def summarise(rows: list[Row], reference: Row | None) -> Row:
     """One line for a codec at a bound: means over the images, speeds of all pixels over all seconds.
 
-    kept: whether no sample is off by more than the bound; None for a codec that promises none. reference: the summary
-    of JPEG-LS at this bound over as many images, None where there is none. ratio_bytes: of the bytes of all images;
-    ratio_encode, ratio_decode: of the speeds.
+    kept: whether no sample is off by more than the bound; None for a codec that promises none. reference: the
+    summary of JPEG-LS at this bound over as many images, None where there is none. ratio_bytes: of the bytes
+    of all images; ratio_encode, ratio_decode: of the speeds.
     """
     n_pixels = sum(r["n_pixels"] for r in rows)
     error = max(r["largest_error"] for r in rows)

@@ -1,8 +1,8 @@
 """The codecs that are compared, ours among them: a name, a setting, and two inverse functions each.
 
 Everything runs in process through the codec's own library, one thread, except FLIF, progressive JPEG XL and
-near-lossless WebP: those are programs (`flif`, `cjxl`, `djxl`, `cwebp`), used where installed, and the times of their processes count as
-theirs.
+near-lossless WebP: those are programs (`flif`, `cjxl`, `djxl`, `cwebp`), used where installed, and the times
+of their processes count as theirs.
 """
 
 import io

@@ -1,12 +1,12 @@
-"""Prefixes: the picture after a share of the bytes, and after each level and stage, of lossless and lossy files.
+"""Prefixes: the picture after a share of the bytes, after each level and stage, of lossless and lossy files.
 
-Lossless files are cut at shares of the bytes of our layered file, so that all are compared at equal bytes; JPEG 2000
-gets a quality layer for every cut. Beside them stand dedicated files, the largest that fit, found by search over the
-codec's quality. Lossy files are cut at shares of their own bytes, at numbers of bits per pixel, and at the end of
-each stage and between; how much larger such a prefix is than a dedicated file of the same PSNR or SSIMULACRA 2 is
-read from files without refinements. Published curves (CSV with the columns codec, rate_bpp, psnr_db) join with
---published. Quality is measured in several processes, the time to the first picture afterwards in one, on the first
-images.
+Lossless files are cut at shares of the bytes of our layered file, so that all are compared at equal bytes;
+JPEG 2000 gets a quality layer for every cut. Beside them stand dedicated files, the largest that fit, found
+by search over the codec's quality. Lossy files are cut at shares of their own bytes, at numbers of bits per
+pixel, and at the end of each stage and between; how much larger such a prefix is than a dedicated file of the
+same PSNR or SSIMULACRA 2 is read from files without refinements. Published curves (CSV with the columns
+codec, rate_bpp, psnr_db) join with --published. Quality is measured in several processes, the time to the
+first picture afterwards in one, on the first images.
 """
 
 import os
@@ -18,9 +18,6 @@ from pathlib import Path
 from bench import common
 from bench.common import Results, Row, say
 from bench.progressive import drawing, measure, summary
-
-FIRST_IMAGES = 3
-"""How many images the time to the first picture is measured on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += [results.add("row", **row) for row in found]
             say(f"{file.name}: {len(found)} pictures")
         torch.set_num_threads(1)
-        for file in files[:FIRST_IMAGES]:  # nothing else runs any more
+        for file in files[: measure.FIRST_IMAGES]:  # nothing else runs any more
             for row in measure.first_pictures(file, args.model, args.quality, args.quick):
                 rows.append(results.add("row", **row))
         for row in published:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vbc.codec.model import Model
 
 EXCESS = {"psnr_db": "excess_psnr_percent", EYE: "excess_ssimulacra2_percent"}
-"""Metric, and the field that says by how many percent a prefix is larger than a file dedicated to its value."""
+"""Metric, and the field that says by how many percent a prefix is larger than a file made for its value."""
 
 
 def dedicated_codecs(model: "Model", quick: bool) -> list[list[Codec]]:
@@ -60,8 +60,8 @@ def our_curve(model: "Model", tune: Tune, quick: bool) -> list[Codec]:
 def excess(row: Row, curve: list[Row]) -> Row:
     """By how many percent a prefix is larger than a dedicated file of its PSNR, and of its SSIMULACRA 2.
 
-    Of the bytes, by `common.rate_at` of the dedicated files of the same image, `curve`. None where none of them is as
-    bad or as good as the prefix.
+    Of the bytes, by `common.rate_at` of the dedicated files of the same image, `curve`. None where none of
+    them is as bad or as good as the prefix.
     """
     found: Row = {}
     for metric, field in EXCESS.items():

@@ -51,7 +51,7 @@ def plot_lossless(path: Path, rows: list[Row]) -> None:
 
 
 def plot_lossy(path: Path, rows: list[Row], published: list[Row]) -> None:
-    """Both metrics over bits per pixel: prefixes of lossy files drawn, dedicated files dotted, published dashed.
+    """Both metrics over bits per pixel: prefixes of lossy files, dedicated files dotted, published dashed.
 
     Of ours those of the best quality without refinements and with most, tuned for the metric.
     """
@@ -107,7 +107,7 @@ def finish(ax: "Axes", metric: str) -> None:
 
 
 def contact_sheet(path: Path, file: Path, model_path: Path | None, quality: int | None) -> None:
-    """One image at each level of our layered file, and beside it a JPEG of quality 75 cut at the same byte."""
+    """One image at each level of our layered file, and beside it a JPEG of quality 75 of as many bytes."""
     from vbc.codec import api
 
     photo = common.load_photo(file)

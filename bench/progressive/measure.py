@@ -15,6 +15,8 @@ from bench.rate_distortion import EYE
 from vbc.bitstream import container
 from vbc.codec.settings import TUNES
 
+FIRST_IMAGES = 3
+"""How many images the time to the first picture is measured on."""
 FIRST_REPEATS = 5
 """How often the first picture is decoded; the median time counts."""
 MOST_PACKETS = 48
@@ -53,7 +55,10 @@ class Judge:
 
 
 def measure_image(file: Path, model_path: Path | None, quality: int | None, quick: bool) -> list[Row]:
-    """All rows of one image but the times. quality: of the lossy levels of our lossless files, None: as usual."""
+    """All rows of one image but the times.
+
+    quality: of the lossy levels of our lossless files; None: the codec's own.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -67,7 +72,8 @@ def measure_image(file: Path, model_path: Path | None, quality: int | None, quic
 
 
 def lossless_rows(judge: Judge, model_path: Path | None, quality: int | None, quick: bool) -> Iterator[Row]:
-    """Lossless files, and the JPEGs beside them, cut at shares of our layered file; dedicated files of these bytes."""
+    """Lossless files, and JPEGs beside them, cut at shares of our layered file; dedicated files of that
+    size."""
     from vbc.codec import api
 
     rgb = judge.photo.rgb
@@ -90,7 +96,7 @@ def lossless_rows(judge: Judge, model_path: Path | None, quality: int | None, qu
 
 
 def lossy_rows(judge: Judge, model_path: Path | None, quick: bool) -> Iterator[Row]:
-    """Lossy files, cut at shares of their own bytes, at rates and between stages; ours against dedicated files."""
+    """Lossy files, cut at shares of their own bytes, at rates and between stages; ours with their excess."""
     from vbc.codec import api
 
     rgb, n_pixels = judge.photo.rgb, judge.photo.n_pixels
@@ -139,7 +145,8 @@ def at_levels(judge: Judge, stream: Stream) -> Iterator[Row]:
 
 
 def at_stages(judge: Judge, stream: Stream) -> Iterator[Row]:
-    """Our lossy file cut at the end of its first stage (0) and of each refinement (1, 2), and between: 0.5, 1.5."""
+    """Our lossy file cut at the end of its first stage (0) and of each refinement (1, 2), and between
+    (0.5)."""
     ends = stream.stage_ends
     for stage, end in enumerate(ends):
         yield cut_row(judge, stream, "stage", end) | {"stage": stage, "share": end / len(stream.data)}
@@ -151,7 +158,7 @@ def at_stages(judge: Judge, stream: Stream) -> Iterator[Row]:
 
 
 def at_rates(judge: Judge, stream: Stream, budgets: Sequence[int]) -> Iterator[Row]:
-    """The file cut at each number of bits per pixel that it has, PSNR alone: published curves have no more."""
+    """The file cut at each number of bits per pixel that it has; PSNR alone, as of published curves."""
     for rate, budget in zip(RATES, budgets, strict=True):
         if budget <= len(stream.data):
             yield cut_row(judge, stream, "rate", budget, eye=False) | {"rate": rate}

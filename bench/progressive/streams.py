@@ -45,8 +45,8 @@ class Stream:
     """A file that is cut.
 
     decode: the picture of a prefix, None where there is none. first_bytes: where the first whole picture is
-    complete, None where only trying tells. level_ends: of ours, in the order of the file, level number -> bytes from
-    which on it can be decoded. tune, quality, refinements: of our lossy files, None of all others.
+    complete, None where only trying tells. level_ends: of ours, in the order of the file, level number ->
+    bytes from which on it can be decoded. tune, quality, refinements: of our lossy files, None of all others.
     """
 
     name: str
@@ -133,7 +133,7 @@ def lossy_name(tune: Tune, quality: int, refinements: int) -> str:
 
 
 def our_lossy(rgb: Rgb, models: dict[Tune, "Model"], quick: bool) -> Iterator[Stream]:
-    """Our lossy files of each tuning, quality and number of refinements; quick: of one quality, and 0 and 2."""
+    """Our lossy files of each tuning, quality and number of refinements; quick: quality 60, and 0 and 2."""
     for tune, model in models.items():
         for quality in LOSSY_QUALITIES[: 1 if quick else None]:
             for refinements in REFINEMENTS[:: 2 if quick else 1]:

@@ -32,8 +32,8 @@ FALLS = {"psnr_fall_db": "psnr_db", "ssimulacra2_fall": EYE}
 def summarise(rows: list[Row]) -> Row:
     """Means over the images that gave a picture.
 
-    n_decoded says how many did, n_exact how many of these are the original. Of an excess there is the mean and how
-    many images it is of.
+    n_decoded says how many did, n_exact how many of these are the original. Of an excess there is the mean
+    and how many images it is of.
     """
     total = {
         "codec": rows[0]["codec"],
@@ -59,7 +59,7 @@ def summarise(rows: list[Row]) -> Row:
 
 
 def summaries(rows: list[Row]) -> Iterator[Row]:
-    """Of the cuts by `KEYS`, of the order of all cuts by codec, of packets all together, of first pictures by codec."""
+    """Of cuts by `KEYS`, of their order by codec, of packets all together, of first pictures by codec."""
     for what, key in KEYS.items():
         chosen = [r for r in rows if r["what"] == what]
         for found in common.group(chosen, "codec", key).values():
@@ -112,7 +112,7 @@ def lines(points: list[Row]) -> Iterator[str]:
 
 
 def order(name: str, rows: list[Row]) -> Row:
-    """Whether more bytes of a file ever made its picture worse: by how much at most, 0 where never, in each metric."""
+    """By how much more bytes of a file made its picture worse at most, in each metric; 0 where never."""
     shown = sorted((r for r in rows if r["decoded"] and r["what"] != "rate"), key=lambda r: r["n_bytes"])
     falls = {field: largest_fall(shown, metric) for field, metric in FALLS.items()}
     return {"codec": name, "what": "order", "n_cuts": len(shown), **falls}

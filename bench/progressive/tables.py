@@ -11,7 +11,8 @@ HEADS = {"psnr_db": "PSNR, dB, at", EYE: "SSIMULACRA 2 at"}
 
 
 def share_table(rows: list[Row], what: str, metric: str = "psnr_db") -> str:
-    """A metric by share of the bytes, and of files that are cut their size; a dash where no image gave a picture."""
+    """A metric by share of the bytes, and the size of files that are cut; a dash where no image gave a
+    picture."""
     of_files = what != "dedicated"
     lines = []
     for (name,), curve in common.group([r for r in rows if r["what"] == what], "codec").items():
@@ -80,8 +81,8 @@ def order_table(rows: list[Row]) -> str:
 def packet_line(rows: list[Row]) -> str:
     """How the layered file does packet by packet."""
     return "\n".join(
-        f"Cut after each packet ({r['n_packets']} of {r['n_images']} images), the layered file's PSNR is at most "
-        f"{r['psnr_fall_db']:.2f} dB below the best before."
+        f"Cut after each packet ({r['n_packets']} on {r['n_images']} images), the PSNR of the layered file is at "
+        f"most {r['psnr_fall_db']:.2f} dB below the best before."
         for r in rows
         if r["what"] == "packet"
     )
@@ -105,7 +106,8 @@ def rate_table(rows: list[Row]) -> str:
 
 
 def excess_table(rows: list[Row]) -> str:
-    """By how much prefixes of our lossy files with refinements are larger than files made for what they show."""
+    """By how much prefixes of our lossy files with refinements are larger than files made for what they
+    show."""
     lines = []
     for r in sorted((r for r in rows if r["what"] == "stage"), key=excess_order):
         if r["refinements"]:
