@@ -85,6 +85,10 @@ def lossless_rows(judge: Judge, model_path: Path | None, quality: int | None, qu
         rows = [*at_bytes(judge, stream, "prefix", budgets), *at_levels(judge, stream), whole(judge, stream)]
         yield from rows
         yield order(stream.name, rows)
+    for stream in streams.progressive_jpegs(
+        rgb
+    ):  # whole, and by their own bytes, they are among the lossy ones
+        yield from at_bytes(judge, stream, "prefix", budgets)
     yield from at_packets(judge, layered)
     for curve in dedicated.dedicated_codecs(model, quick):
         fits = dedicated.best_fits(curve, rgb, budgets)
@@ -189,7 +193,8 @@ def first_pictures(file: Path, model_path: Path | None, quality: int | None, qui
     judge = Judge(photo)
     ours = streams.our_lossless(photo.rgb, api.load(model_path), quality)
     budgets = [int(share * len(ours[0].data)) for share in SHARES[:-1]]
-    for stream in [*ours, *streams.lossless_rivals(photo.rgb, budgets, quick)]:
+    theirs = [*streams.lossless_rivals(photo.rgb, budgets, quick), *streams.progressive_jpegs(photo.rgb)]
+    for stream in [*ours, *theirs]:
         n_bytes = stream.first_bytes or shortest_prefix(stream.data, stream.decode)
         rgb, time_s = common.timed(partial(stream.decode, stream.data[:n_bytes]), FIRST_REPEATS)
         row = {"image": photo.name, "n_pixels": photo.n_pixels, "codec": stream.name, "what": "first"}

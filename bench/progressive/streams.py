@@ -97,10 +97,9 @@ def our_lossless(rgb: Rgb, model: "Model", quality: int | None) -> list[Stream]:
 def lossless_rivals(rgb: Rgb, budgets: Sequence[int], quick: bool) -> Iterator[Stream]:
     """Each rival's file of one image; budgets: bytes, rising, where the layers of JPEG 2000 shall end.
 
-    Progressive JPEG, which is lossy, is among them: it is what is used.
+    Of JPEG XL's there is a lossy one too.
     """
     yield layered_jpeg2000(rgb, budgets)
-    yield from progressive_jpegs(rgb)
     if rivals.installed("flif"):
         decode = partial(rivals.decode_or_none, rivals.decode_flif, shape=rgb.shape)
         yield Stream("flif interlaced", rivals.encode_flif(rgb, "-I"), decode)

@@ -81,8 +81,8 @@ def order_table(rows: list[Row]) -> str:
 def packet_line(rows: list[Row]) -> str:
     """How the layered file does packet by packet."""
     return "\n".join(
-        f"Cut after each packet ({r['n_packets']} on {r['n_images']} images), the PSNR of the layered file is at "
-        f"most {r['psnr_fall_db']:.2f} dB below the best before."
+        f"Cut after each packet ({r['n_packets']} on {r['n_images']} images), the PSNR of the layered file "
+        f"is at most {r['psnr_fall_db']:.2f} dB below the best before."
         for r in rows
         if r["what"] == "packet"
     )
