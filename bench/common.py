@@ -211,6 +211,20 @@ def bd_rate(
     return 100 * (10 ** float(log10_change) - 1), low, high
 
 
+def rate_at(points: Iterable[Point], quality: float) -> float | None:
+    """The rate at which a curve has this quality: log rate over quality, interpolated by PCHIP.
+
+    None beyond the ends of the curve, and where it has fewer than four points.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    curve = rising(points)
+    if len(curve) < MIN_POINTS or not curve[0][1] <= quality <= curve[-1][1]:
+        return None
+    rates, qualities = zip(*curve, strict=True)
+    return float(2 ** PchipInterpolator(qualities, np.log2(rates))(quality))
+
+
 def n_inside(points: Iterable[Point], low: float, high: float) -> int:
     """How many points have a quality from low to high, these included."""
     return sum(low <= quality <= high for _, quality in points)

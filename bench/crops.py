@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench import common, report, rivals
+from bench import common, markdown, rivals
 from bench.common import Rgb, say
 from bench.rivals import Codec
 
@@ -96,7 +96,7 @@ class Version:
         """Two lines."""
         if self.n_bytes is None:
             return "original"
-        score = report.number(self.ssimulacra2, 1) or "not measured"
+        score = markdown.number(self.ssimulacra2, 1) or "not measured"
         return f"{self.n_bytes:,} bytes\nSSIMULACRA 2: {score}"
 
 
@@ -211,17 +211,17 @@ def index(
             for name, version in zip(names[1:], row[1:], strict=True):
                 line: list[Any] = [f"{rate} bpp, {name}", None, None, None]
                 if version is not None and version.codec is not None:
-                    score = report.number(version.ssimulacra2, 1)
+                    score = markdown.number(version.ssimulacra2, 1)
                     line = [
                         line[0],
                         f"{version.codec.name} {version.codec.setting}",
                         f"{version.n_bytes:,}",
                         score,
                     ]
-                cells.append(report.bold(line, name == rivals.OURS))
+                cells.append(markdown.bold(line, name == rivals.OURS))
         parts.append(f"## {crop.name}: {crop.what}")
         parts.append(f"![{crop.what}]({crop.stem}.png)")
-        parts.append(report.table(("", "setting", "bytes", "SSIMULACRA 2"), cells))
+        parts.append(markdown.table(("", "setting", "bytes", "SSIMULACRA 2"), cells))
     return "\n\n".join(parts) + "\n"
 
 

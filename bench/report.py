@@ -14,12 +14,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import common, progressive, rate_distortion, rivals
+from bench import common, rate_distortion, rivals
 from bench.common import Row, say
+from bench.markdown import bold, number, of_kind, percent, table
+from bench.progressive import tables as prefixes
+from bench.progressive.measure import FIRST_IMAGES
 
-BENCHES = ("lossless", "rate_distortion", "progressive", "speed_photos", "speed", "regions", "exactness")
+BENCHES = (
+    "lossless",
+    "near_lossless",
+    "rate_distortion",
+    "progressive",
+    "speed_photos",
+    "speed",
+    "regions",
+    "exactness",
+)
 TITLES = {
     "lossless": "Lossless",
+    "near_lossless": "Near-lossless",
     "rate_distortion": "Rate and distortion",
     "progressive": "Prefixes",
     "speed_photos": "Speed on photographs",
@@ -27,7 +40,10 @@ TITLES = {
     "regions": "Regions",
     "exactness": "Exactness",
 }
-PLOTS = {"rate_distortion": ("rate_distortion.png",), "progressive": ("progressive.png", "levels.png")}
+PLOTS = {
+    "rate_distortion": ("rate_distortion.png",),
+    "progressive": ("progressive.png", "progressive_lossy.png", "levels.png"),
+}
 FLIF = "FLIF interlaced"
 ELSEWHERE = (
     ("qres34m lossless (hierarchical VAE, 34 M parameters)", "3.46"),
@@ -97,10 +113,12 @@ def run_all(args: argparse.Namespace) -> bool:
     shared += ["--model", str(args.model)] if args.model else []
     shared += ["--quick"] if args.quick else []
     published = ["--published", str(args.published)] if args.published else []
+    published_prefixes = ["--published", str(args.published_prefixes)] if args.published_prefixes else []
     commands = {
         "lossless": ["lossless", folder],
+        "near_lossless": ["near_lossless", folder],
         "rate_distortion": ["rate_distortion", folder, *published],
-        "progressive": ["progressive", folder],
+        "progressive": ["progressive", folder, *published_prefixes],
         "speed_photos": ["speed", folder, "--photos", "--repeats", "3"],
         "speed": ["speed", folder],
         "regions": ["regions", folder],
@@ -146,27 +164,6 @@ def with_published(rows: list[Row], published: list[Row]) -> list[Row]:
     return kept + [{"kind": "bd_rate"} | r for r in table]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; text to the left, numbers to the right, None as a dash."""
-    cells = [["-" if c is None else str(c) for c in row] for row in rows]
-    align = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [list(head), align, *cells])
-
-
-def number(value: float | None, digits: int = 2) -> str | None:
-    """With so many digits; None stays."""
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def bold(row: list[Any], ours: bool) -> list[Any]:
-    """Our rows in bold."""
-    return [None if c is None else f"**{c}**" for c in row] if ours else row
-
-
-def of_kind(rows: list[Row], kind: str) -> list[Row]:
-    return [r for r in rows if r["kind"] == kind]
-
-
 def lossless_table(results: Results) -> str:
     """All codecs by size."""
     rows = sorted(of_kind(results["lossless"], "summary"), key=lambda r: r["rate_bpsp"])
@@ -179,9 +176,23 @@ def lossless_table(results: Results) -> str:
     return table(("codec", "bits/subpixel", "encode MP/s", "decode MP/s", "threads", "exact"), cells)
 
 
-def percent(value: float | None) -> str | None:
-    """A change with its sign; None stays."""
-    return None if value is None else f"{value:+.1f} %"
+def near_lossless_table(results: Results) -> str:
+    """All codecs, by bound and size; those without a bound last."""
+    rows = of_kind(results["near_lossless"], "summary")
+    lines = []
+    for r in sorted(rows, key=lambda r: (r["bound"] is None, r["bound"] or 0, r["rate_bpsp"])):
+        name = ", ".join(part for part in (r["codec"], r["setting"]) if part)
+        error = f"{r['largest_error']}" + (" (BROKEN)" if r["kept"] is False else "")
+        sizes = [number(r["rate_bpsp"], 4), number(r["ratio_bytes"], 3)]
+        quality = [number(r["psnr_db"]), number(r[rate_distortion.EYE], 1)]
+        speeds = [number(r["encode_mps"]), number(r["decode_mps"])]
+        ratios = [number(r["ratio_encode"]), number(r["ratio_decode"])]
+        bound = "none" if r["bound"] is None else r["bound"]
+        cells = [name, bound, error, *sizes, *quality, *speeds, *ratios]
+        lines.append(bold(cells, rivals.is_ours(r["codec"])))
+    head = ("codec", "bound", "largest error", "bits/subpixel", "x JPEG-LS", "PSNR, dB", "SSIMULACRA 2")
+    speed_head = ("encode MP/s", "decode MP/s", "encode x JPEG-LS", "decode x JPEG-LS")
+    return table((*head, *speed_head), lines)
 
 
 def eye_table(results: Results) -> str:
@@ -232,65 +243,6 @@ def lossy_table(results: Results) -> str:
     anchor = rows[0]["anchor"] if rows else "the anchor"
     head = (f"codec, against {anchor}", "BD-rate, RGB PSNR", "BD-rate, MS-SSIM", "over PSNR, dB", "")
     return table(head, [line for _, line in sorted(lines, key=lambda t: t[0])])
-
-
-def prefix_table(results: Results, what: str = "prefix", metric: str = "psnr_db") -> str:
-    """PSNR or MS-SSIM by share of the bytes; a dash where no image gave a picture."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == what]
-    lines = []
-    for (name,), curve in common.group(rows, "codec").items():
-        by_share = {r["share"]: r for r in curve}
-        if metric == "psnr_db":
-            cells = [prefix_cell(by_share.get(share)) for share in progressive.SHARES]
-        else:
-            found = [by_share.get(share) for share in progressive.SHARES]
-            cells = [None if r is None else number(r[metric], 4) for r in found]
-        sizes = [r["file_bpp"] / 3 for r in curve if r.get("file_bpp")]
-        whole = [number(sizes[0], 3) if sizes else None] if what == "prefix" else []
-        lines.append(bold([name, *cells, *whole], name == rivals.OURS))
-    head = ("PSNR, dB, at" if metric == "psnr_db" else "MS-SSIM at",)
-    last = ("whole file, bits/subpixel",) if what == "prefix" else ()
-    return table((*head, *(f"{share:.0%}" for share in progressive.SHARES), *last), lines)
-
-
-def prefix_cell(row: Row | None) -> str | None:
-    """PSNR, how many images it is of where not all, or that they are exact."""
-    if row is None or not row["n_decoded"]:
-        return None
-    if row["n_exact"] == row["n_images"]:
-        return "exact"
-    part = "" if row["n_decoded"] == row["n_images"] else f" ({row['n_decoded']} of {row['n_images']})"
-    return f"{row['psnr_db']:.1f}{part}" if row["psnr_db"] is not None else f"exact{part}"
-
-
-def level_table(results: Results) -> str:
-    """What each level of our file gives. Images of other sizes have other numbers of exact levels."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == "level"]
-    cells = [
-        [
-            r["level"],
-            f"{r['share']:.1%}",
-            number(r["rate_bpp"], 3),
-            prefix_cell(r),
-            number(r["msssim"], 4),
-            r["n_images"],
-        ]
-        for r in sorted(rows, key=lambda r: r["level"])
-    ]
-    return table(("level", "of the bytes", "bits/pixel", "PSNR, dB", "MS-SSIM", "images"), cells)
-
-
-def first_table(results: Results) -> str:
-    """Time and bytes to the first picture."""
-    rows = [r for r in of_kind(results["progressive"], "summary") if r["what"] == "first"]
-    cells = [
-        bold(
-            [r["codec"], round(r["n_bytes"]), number(r.get("psnr_db"), 1), number(r["time_ms"], 1)],
-            r["codec"] == rivals.OURS,
-        )
-        for r in rows
-    ]
-    return table(("first picture", "bytes", "PSNR, dB", "decoding, ms"), cells)
 
 
 def speed_table(results: Results) -> str:
@@ -473,8 +425,8 @@ def beat_prefixes(results: Results) -> str:
     lines = []
     for (name,), curve in common.group([r for r in rows if r["what"] == "prefix"], "codec").items():
         by_share = {r["share"]: r for r in curve}
-        cells = [prefix_cell(by_share.get(share)) for share in FLIF_PREFIXES]
-        lines.append(bold([name, *cells, HERE], name == rivals.OURS))
+        cells = [prefixes.psnr_cell(by_share.get(share)) for share in FLIF_PREFIXES]
+        lines.append(bold([name, *cells, HERE], rivals.is_ours(name)))
     if not lines:
         return ""
     if not any(line[0] == "flif interlaced" for line in lines):
@@ -534,6 +486,40 @@ def about(results: Results, name: str) -> str:
     return "\n".join(lines)
 
 
+def prefix_section(rows: list[Row]) -> list[str]:
+    """Text and tables of the prefixes. rows: the summaries."""
+    eye = rate_distortion.EYE
+    return [
+        "Lossless files, and JPEG beside them. Every file is cut at the same bytes: shares of our layered "
+        "lossless file. JPEG 2000 has a layer ending at each. A file that is larger is not whole at 100%.",
+        prefixes.share_table(rows, "prefix"),
+        prefixes.share_table(rows, "prefix", eye),
+        "Dedicated files of at most that many bytes:",
+        prefixes.share_table(rows, "dedicated"),
+        prefixes.share_table(rows, "dedicated", eye),
+        "Our lossless files, level by level:",
+        prefixes.level_table(rows),
+        "Lossy files, cut at shares of their own bytes:",
+        prefixes.share_table(rows, "own_prefix"),
+        prefixes.share_table(rows, "own_prefix", eye),
+        "Lossy files, and lossless JPEG 2000 with layers for it, cut at bits per pixel. Published curves "
+        "are means over the same images of cuts at the same step, not at the same bytes, between points "
+        "linear over log rate.",
+        prefixes.rate_table(rows),
+        "What refinements cost: by how much a prefix is larger than a file without refinements of the same "
+        "PSNR, or of the same SSIMULACRA 2 (PCHIP over log rate, image by image, then the mean).",
+        prefixes.excess_table(rows),
+        "Does more ever show less? Over all cuts above but those at bits per pixel, image by image: on how "
+        "many each cut is at least as good as every shorter one, and by how much one is worse at most.",
+        prefixes.order_table(rows),
+        prefixes.packet_line(rows),
+        f"The first picture, on at most {FIRST_IMAGES} images: ours is the first level, JPEG's the first "
+        "scan, JPEG 2000's the first layer, the others' the shortest prefix their decoder takes. Times of "
+        "FLIF and JPEG XL include the start of their program.",
+        prefixes.first_table(rows),
+    ]
+
+
 def sections(results: Results, plots: str) -> str:
     """The whole of docs/results.md."""
     (low, high), (least_bpp, most_bpp) = rate_distortion.EYE_RANGE, rate_distortion.RATE_RANGE
@@ -542,6 +528,13 @@ def sections(results: Results, plots: str) -> str:
             "Mean over the images; every file decoded and compared. "
             "Our encoding includes the decode that checks it.",
             lossless_table(results),
+        ],
+        "near_lossless": lambda: [
+            "No sample of R, G or B of a file is off by more than the bound; the largest error is measured "
+            "in the decoded pictures. Bytes and speeds against JPEG-LS of the same bound. JPEG XL of "
+            "samples in steps of twice the bound and one keeps the bound behind any lossless codec. WebP's "
+            "near-lossless mode and JPEG XL at small distances keep none.",
+            near_lossless_table(results),
         ],
         "rate_distortion": lambda: [
             "By what the eye sees: bits against the anchor at equal SSIMULACRA 2 (PCHIP over log rate), over "
@@ -554,21 +547,7 @@ def sections(results: Results, plots: str) -> str:
             "the images. Published curves are their authors' numbers, whose rates may be estimates.",
             lossy_table(results),
         ],
-        "progressive": lambda: [
-            "Every codec is cut at the same bytes: shares of our layered lossless file. "
-            "JPEG 2000 has a layer ending at each.",
-            prefix_table(results),
-            prefix_table(results, metric="msssim"),
-            "Dedicated files of at most that many bytes:",
-            prefix_table(results, "dedicated"),
-            prefix_table(results, "dedicated", "msssim"),
-            "Our file, level by level:",
-            level_table(results),
-            f"The first picture, on at most {progressive.FIRST_IMAGES} images: ours is level 1, JPEG's the "
-            "first scan, JPEG 2000's the first layer, the others' the shortest prefix their decoder takes. "
-            "Times of FLIF and JPEG XL include the start of their program.",
-            first_table(results),
-        ],
+        "progressive": lambda: prefix_section(of_kind(results["progressive"], "summary")),
         "speed_photos": lambda: [
             "In process, median of the repetitions, codecs taking turns. "
             "Lossless encoding of ours includes the decode that checks it.",
@@ -681,6 +660,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--readme", type=Path, default=Path("README.md"), help="whose table to fill [default: %(default)s]"
     )
     p.add_argument("--published", type=Path, help="CSV of published rate-distortion curves")
+    p.add_argument("--published-prefixes", type=Path, help="of --run: CSV of published progressive curves")
     p.add_argument("--model", type=Path, help="weights [default: the shipped ones]")
     p.add_argument("--quick", action="store_true", help="of the benches")
     args = p.parse_args(argv)

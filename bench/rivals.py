@@ -1,8 +1,8 @@
 """The codecs that are compared, ours among them: a name, a setting, and two inverse functions each.
 
-Everything runs in process through the codec's own library, one thread, except FLIF and progressive JPEG XL:
-those are programs (`flif`, `cjxl`, `djxl`), used where installed, and the times of their processes count as
-theirs.
+Everything runs in process through the codec's own library, one thread, except FLIF, progressive JPEG XL and
+near-lossless WebP: those are programs (`flif`, `cjxl`, `djxl`, `cwebp`), used where installed, and the times
+of their processes count as theirs.
 """
 
 import io
@@ -34,6 +34,11 @@ AVIF_SLOW_QUALITIES = (5, 22, 40, 50, 60, 70, 80, 88)
 JXL_DISTANCES = (25, 18, 12, 8, 5.5, 4, 3, 2, 1.4, 1.0, 0.7, 0.5, 0.3)
 JPEG2000_RATES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 """Bits per pixel."""
+JPEG_LS = "jpeg_ls"
+JXL_NEAR_DISTANCES = (0.1, 0.2, 0.4)
+"""Better than what is called visually lossless, which is 1."""
+WEBP_NEAR_LEVELS = (80, 60, 40, 20, 0)
+"""Each changes up to one more of the lowest bits of a sample."""
 QUICK_STRIDE = 3
 """A quick sweep takes every third point."""
 END_OF_CODESTREAM = b"\xff\xd9"
@@ -66,6 +71,7 @@ def versions() -> dict[str, str]:
     found = {label: features.version(name) for name, label in names.items()}
     found["libjpeg-turbo"] = features.version_feature("libjpeg_turbo")
     found["libjxl"] = imagecodecs.jpegxl_version().removeprefix("libjxl ")
+    found["charls"] = imagecodecs.jpegls_version().removeprefix("charls ")
     if shutil.which("cjxl"):
         found["cjxl"] = subprocess.run(["cjxl", "--version"], capture_output=True, text=True).stdout.split(
             "\n"
@@ -134,6 +140,32 @@ def decode_jxl(data: bytes) -> Rgb:
     return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=1))
 
 
+def encode_jpegls(rgb: Rgb, bound: int) -> bytes:
+    """JPEG-LS by CharLS, no sample off by more than the bound; 0: lossless."""
+    import imagecodecs
+
+    return bytes(imagecodecs.jpegls_encode(rgb, level=bound))
+
+
+def decode_jpegls(data: bytes) -> Rgb:
+    """JPEG-LS by CharLS."""
+    import imagecodecs
+
+    return np.asarray(imagecodecs.jpegls_decode(data))
+
+
+def encode_jxl_steps(rgb: Rgb, bound: int) -> bytes:
+    """Lossless JPEG XL of which step of 2 bound + 1 each sample lies in, so that none is off by more."""
+    steps = (rgb // (2 * bound + 1)).astype(np.uint8)
+    return encode_jxl(steps, lossless=True, effort=7)
+
+
+def decode_jxl_steps(data: bytes, bound: int) -> Rgb:
+    """The middles of the steps. Inverse of `encode_jxl_steps` but for the bound."""
+    middles = decode_jxl(data).astype(np.int16) * (2 * bound + 1) + bound
+    return np.minimum(middles, 255).astype(np.uint8)
+
+
 def pillow(name: str, setting: str, kind: str, **options: Any) -> Codec:
     """A codec of Pillow's."""
     return Codec(name, setting, partial(encode_pillow, kind=kind, **options), decode_pillow)
@@ -196,6 +228,14 @@ def decode_djxl(data: bytes) -> Rgb:
         return decode_pillow(ppm.read_bytes())
 
 
+def encode_cwebp_near(rgb: Rgb, level: int) -> bytes:
+    """WebP's near-lossless mode by its program; level: 100 changes nothing, 0 most."""
+    with files(rgb) as (ppm, coded):
+        target = coded.with_suffix(".webp")
+        call("cwebp", "-near_lossless", str(level), "-m", "6", ppm, "-o", target)
+        return target.read_bytes()
+
+
 @cache
 def installed(*programs: str) -> bool:
     """Whether the programs are there; says so once where not."""
@@ -229,6 +269,37 @@ def lossless(quick: bool = False) -> list[Codec]:
 
 def _flif(option: str, rgb: Rgb) -> bytes:
     return encode_flif(rgb, option)
+
+
+def near_lossless(bound: int) -> list[Codec]:
+    """Rivals none of whose samples is off by more than the bound; 0: lossless.
+
+    JPEG-LS is made for that. JPEG XL stands for what any lossless codec does behind samples in steps.
+    """
+    return [
+        Codec(JPEG_LS, "", partial(encode_jpegls, bound=bound), decode_jpegls),
+        Codec(
+            "jpeg_xl",
+            "e7, samples in steps",
+            partial(encode_jxl_steps, bound=bound),
+            partial(decode_jxl_steps, bound=bound),
+        ),
+    ]
+
+
+def near_lossless_unbounded(quick: bool = False) -> list[Codec]:
+    """Rivals for nearly lossless files that keep no bound: WebP's mode, and JPEG XL at small distances."""
+    rivals = [
+        jxl("jpeg_xl", f"e7 d{d}", distance=d, effort=7) for d in JXL_NEAR_DISTANCES[: 1 if quick else None]
+    ]
+    if installed("cwebp"):
+        for level in WEBP_NEAR_LEVELS[: 1 if quick else None]:
+            rivals.append(
+                Codec(
+                    "webp", f"near_lossless {level}", partial(encode_cwebp_near, level=level), decode_pillow
+                )
+            )
+    return rivals
 
 
 def lossy(quick: bool = False) -> list[Codec]:

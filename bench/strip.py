@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bench import common, rivals
 from bench.common import Rgb, say
-from bench.progressive import decode_ours_prefix
+from bench.progressive.streams import decode_ours_prefix
 from vbc.codec.example import make_example
 
 PANEL_WIDTH = 252

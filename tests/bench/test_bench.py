@@ -1,6 +1,7 @@
 """The benches run on two tiny images with the columns they promise; their metrics agree with independent
 implementations."""
 
+import argparse
 import json
 import math
 import subprocess
@@ -21,7 +22,7 @@ from bench import (
     exactness,
     kernels,
     lossless,
-    progressive,
+    near_lossless,
     rate_distortion,
     regions,
     report,
@@ -29,6 +30,9 @@ from bench import (
     speed,
     strip,
 )
+from bench.progressive import __main__ as progressive
+from bench.progressive import dedicated, measure, streams, summary
+from bench.progressive import tables as prefixes
 from vbc.codec.example import make_example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,7 +348,7 @@ def test_first_scan_of_jpeg_is_a_whole_picture() -> None:
 @pytest.mark.parametrize("least", [1, 2, 57, 100])
 def test_shortest_prefix(least: int) -> None:
     picture = np.zeros((1, 1, 3), np.uint8)
-    found = progressive.shortest_prefix(bytes(100), lambda head: picture if len(head) >= least else None)
+    found = measure.shortest_prefix(bytes(100), lambda head: picture if len(head) >= least else None)
     assert found == least
 
 
@@ -352,7 +356,7 @@ def test_djxl_shows_prefixes_where_installed() -> None:
     if not rivals.installed("cjxl", "djxl"):
         pytest.skip("cjxl and djxl are not installed")
     rgb = make_example(300, 300)  # more than a group of 256 pixels: parts of one group are not shown
-    data = rivals.encode_cjxl(rgb, *next(iter(progressive.JXL_OPTIONS.values())))
+    data = rivals.encode_cjxl(rgb, *next(iter(streams.JXL_OPTIONS.values())))
     np.testing.assert_array_equal(rivals.decode_djxl(data), rgb)
     assert rivals.decode_or_none(rivals.decode_djxl, data[:20], rgb.shape) is None
     half = rivals.decode_or_none(rivals.decode_djxl, data[: len(data) // 2], rgb.shape)
@@ -364,7 +368,7 @@ def test_djxl_shows_prefixes_where_installed() -> None:
 
 def test_best_fits() -> None:
     curve = [rivals.Codec("fake", str(n), lambda rgb, n=n: bytes(n), lambda data: None) for n in (10, 20, 40)]
-    fits = progressive.best_fits(curve, np.zeros((1, 1, 3), np.uint8), [9, 10, 39, 41, 90])
+    fits = dedicated.best_fits(curve, np.zeros((1, 1, 3), np.uint8), [9, 10, 39, 41, 90])
     assert [f and f[0].setting for f in fits] == [None, "10", "20", "40", None]
 
 
@@ -390,6 +394,70 @@ def test_a_lossless_codec_that_is_not_fails(
     monkeypatch.setattr(lossless, "our_codecs", lambda model, quick: [])
     monkeypatch.setattr(rivals, "lossless", lambda quick: [rivals.jpeg(90)])
     assert lossless.main([str(folder), "--out", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2, 4, 8])
+def test_near_lossless_rivals_keep_the_bound(bound: int) -> None:
+    every_value = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    for rgb in (make_example(40, 24), every_value, every_value.transpose(1, 0, 2).copy()):
+        for codec in rivals.near_lossless(bound):
+            found = near_lossless.largest_error(rgb, codec.decode(codec.encode(rgb)))
+            assert found <= bound
+            assert bound == 0 or found > 0
+
+
+def test_near_lossless_webp_keeps_colours_where_installed() -> None:
+    if not rivals.installed("cwebp"):
+        pytest.skip("cwebp is not installed")
+    rgb = make_example(40, 24)
+    (codec,) = (c for c in rivals.near_lossless_unbounded(quick=True) if c.name == "webp")
+    assert near_lossless.largest_error(rgb, codec.decode(codec.encode(rgb))) < 16
+
+
+def test_largest_error() -> None:
+    a = np.array([[[0, 255, 7]]], np.uint8)
+    assert near_lossless.largest_error(a, 255 - a) == 255
+    assert near_lossless.largest_error(a, a) == 0
+    with pytest.raises(ValueError, match="a picture of"):
+        near_lossless.largest_error(a, a[:, :, :2])
+
+
+def test_near_lossless(folder: Path, results: Path) -> None:
+    assert near_lossless.main([str(folder), "--out", str(results), "--quick", "--bounds", "0"]) == 0
+    rows = [r for r in common.read_results(results / "near_lossless.jsonl") if r["kind"] == "summary"]
+    bounded = {(r["codec"], r["bound"]): r for r in rows if r["bound"] is not None}
+    assert set(bounded) == {("vbc", 0), ("jpeg_ls", 0), ("jpeg_xl", 0)}
+    assert all(r["kept"] and r["largest_error"] == 0 and r["n_images"] == 2 for r in bounded.values())
+    ours, reference = bounded["vbc", 0], bounded["jpeg_ls", 0]
+    assert [reference[f"ratio_{of}"] for of in ("bytes", "encode", "decode")] == [1, 1, 1]
+    assert ours["ratio_bytes"] == pytest.approx(ours["n_bytes"] / reference["n_bytes"], abs=1e-5)
+    free = [r for r in rows if r["bound"] is None]
+    assert free
+    assert all(r["kept"] is None and r["ratio_bytes"] is None and r["largest_error"] > 0 for r in free)
+
+
+def test_our_near_lossless_files_have_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(rivals, "ours", lambda model, setting, **options: asked.append(options))
+    for bound in (0, 1, 8):
+        near_lossless.our_codec(None, bound)
+    assert asked == [{"lossless": True, "levels": 0}, {"near": 1, "levels": 0}, {"near": 8, "levels": 0}]
+
+
+def test_a_broken_bound_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_lossless, "codecs", lambda model, bounds, quick: [(1, rivals.jpeg(50))])
+    assert near_lossless.main([str(folder), "--out", str(tmp_path)]) == 1
+    (total,) = (r for r in common.read_results(tmp_path / "near_lossless.jsonl") if r["kind"] == "summary")
+    assert total["kept"] is False
+    assert total["ratio_bytes"] is None
+    assert "(BROKEN)" in report.near_lossless_table({"near_lossless": [total]})
+
+
+@pytest.mark.parametrize("text", ["-1", "9", "one", ""])
+def test_bounds_are_checked(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        near_lossless.bounds_of(text)
+    assert near_lossless.bounds_of("4,1,2,1") == [1, 2, 4]
 
 
 def test_rate_distortion(folder: Path, results: Path, tmp_path: Path) -> None:
@@ -443,40 +511,125 @@ def test_a_published_curve_may_have_the_name_of_a_measured_one() -> None:
         rate_distortion.bd_table(rows, "nothing")
 
 
-def test_progressive(folder: Path, results: Path) -> None:
-    assert progressive.main([str(folder), "--out", str(results), "--quick", "-j", "1"]) == 0
+PUBLISHED_PREFIXES = "codec,rate_bpp,psnr_db,source\nlearned,0.25,30,x\nlearned,1.0,34,x\n"
+
+
+def test_progressive(folder: Path, results: Path, tmp_path: Path) -> None:
+    published = tmp_path / "published.csv"
+    published.write_text(PUBLISHED_PREFIXES)
+    options = ["--quick", "-j", "1", "--published", str(published)]
+    assert progressive.main([str(folder), "--out", str(results), *options]) == 0
     rows = common.read_results(results / "progressive.jsonl")
-    ours = [r for r in rows if r["kind"] == "row" and r["codec"] == "vbc" and r["image"] == "one.png"]
+    of_one = [r for r in rows if r["kind"] == "row" and r["image"] == "one.png"]
+    ours = [r for r in of_one if r["codec"] == "vbc layered"]
     levels = [r for r in ours if r["what"] == "level"]
     assert [r["level"] for r in levels] == list(range(1, len(levels) + 1))
     assert [r["exact"] for r in levels] == [False] * (len(levels) - 1) + [True]
     packets = [r for r in ours if r["what"] == "packet"]
     assert [r["level"] for r in packets] == [r["level"] for r in levels]  # so small a picture has one group
     assert packets[-1]["exact"]
-    prefixes = [r for r in ours if r["what"] == "prefix"]
-    assert [r["share"] for r in prefixes] == list(progressive.SHARES)
-    assert not prefixes[0]["decoded"]  # no level ends within a hundredth of so small a file
-    assert prefixes[-1]["exact"]
+    cuts = [r for r in ours if r["what"] == "prefix"]
+    assert [r["share"] for r in cuts] == list(streams.SHARES)
+    assert not cuts[0]["decoded"]  # no level ends within a fiftieth of so small a file
+    assert cuts[-1]["exact"]
+    assert cuts[-1]["ssimulacra2"] == 100
     budgets = {
         (r["image"], r["share"]): r["n_bytes"]
         for r in rows
-        if r["kind"] == "row" and r["what"] == "prefix" and r["codec"] == "vbc"
+        if r["kind"] == "row" and r["what"] == "prefix" and r["codec"] == "vbc layered"
     }
-    dedicated = [r for r in rows if r["kind"] == "row" and r["what"] == "dedicated"]
-    assert dedicated
-    assert all(r["n_bytes"] <= budgets[r["image"], r["share"]] for r in dedicated)
+    made = [r for r in rows if r["kind"] == "row" and r["what"] == "dedicated"]
+    assert made
+    assert all(r["n_bytes"] <= budgets[r["image"], r["share"]] for r in made)
     first = {r["codec"]: r for r in rows if r["kind"] == "summary" and r["what"] == "first"}
-    assert first["vbc"]["time_ms"] > 0
-    one = [r for r in rows if r["kind"] == "row" and r["what"] == "first" and r["image"] == "one.png"]
-    assert {"vbc", "jpeg2000 layers", "jpeg 4:2:0 q75"} <= {r["codec"] for r in one}
-    assert next(r["n_bytes"] for r in one if r["codec"] == "vbc") == levels[0]["n_bytes"]
-    whole = [r for r in rows if r["kind"] == "summary" and r["what"] == "prefix" and r["share"] == 1]
-    assert all(r["file_bpp"] > 0 for r in whole)
+    assert first["vbc layered"]["time_ms"] > 0
+    one = [r for r in of_one if r["what"] == "first"]
+    assert {"vbc archival", "jpeg2000 layers", "jpeg 4:2:0 q75"} <= {r["codec"] for r in one}
+    assert next(r["n_bytes"] for r in one if r["codec"] == "vbc layered") == levels[0]["n_bytes"]
+    whole = [r for r in rows if r["kind"] == "summary" and r["what"] == "file"]
+    assert {f"vbc {mode}" for mode in streams.LOSSLESS_MODES} <= {
+        r["codec"] for r in whole if r["n_exact"] == 2
+    }
+    assert all(r["file_bpp"] > 0 and r["n_images"] == 2 for r in whole)
     (steps,) = (r for r in rows if r["kind"] == "summary" and r["what"] == "packet")
     assert steps["n_packets"] == sum(r["kind"] == "row" and r["what"] == "packet" for r in rows)
-    assert steps["largest_fall_db"] >= 0
-    for name in ("progressive.png", "levels.png"):
+    assert steps["psnr_fall_db"] >= 0
+    for name in ("progressive.png", "progressive_lossy.png", "levels.png"):
         assert (results / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_stages_of_lossy_files(results: Path) -> None:
+    """Of the run of `test_progressive`."""
+    rows = common.read_results(results / "progressive.jsonl")
+    of_one = [r for r in rows if r["kind"] == "row" and r["image"] == "one.png"]
+    without = [r for r in of_one if r["codec"] == "vbc q60 --tune psnr" and r["what"] == "stage"]
+    assert [r["stage"] for r in without] == [0]
+    assert without[0]["excess_psnr_percent"] == pytest.approx(0, abs=0.1)  # is the curve's own point
+    refined = [
+        r for r in of_one if r["codec"] == "vbc q60, 2 refinements --tune psnr" and r["what"] == "stage"
+    ]
+    assert [r["stage"] for r in refined] == [0, 1, 2, 0.25, 0.5, 0.75, 1.25, 1.5, 1.75]
+    in_order = sorted(refined, key=lambda r: r["stage"])
+    assert [r["n_bytes"] for r in in_order] == sorted(r["n_bytes"] for r in refined)
+    assert {r["codec"] for r in of_one if r["what"] == "own_prefix"} >= {"vbc q60", "jpeg 4:2:0 q75"}
+    assert all(r["ssimulacra2"] is None for r in of_one if r["what"] == "rate")
+    orders = [r for r in rows if r["kind"] == "summary" and r["what"] == "order"]
+    assert all(r["n_images"] == 2 and r["n_rising_psnr_fall_db"] <= 2 for r in orders)
+    learned = [r for r in rows if r["kind"] == "summary" and r["what"] == "published"]
+    assert {r["rate"]: r["psnr_db"] for r in learned}[0.5] == 32  # in the middle of its logarithm
+
+
+def test_a_file_cut_shorter_has_fewer_stages() -> None:
+    ends = {1: 10, 2: 20, 3: 30, 33: 40, 34: 50, 35: 60}
+    about = {"name": "", "data": bytes(60), "decode": lambda head: None, "level_ends": ends}
+    assert streams.Stream(**about, refinements=0).stage_ends == [30]
+    assert streams.Stream(**about, refinements=2).stage_ends == [30, 60]
+    assert streams.Stream(**about).stage_ends == []  # a lossless one
+
+
+def test_excess_is_none_beyond_the_curve() -> None:
+    curve = [{"rate_bpp": 2.0**k, "psnr_db": 30.0 + 3 * k, "ssimulacra2": None} for k in range(4)]
+    found = dedicated.excess({"rate_bpp": 3.0, "psnr_db": 33.0, "ssimulacra2": None}, curve)
+    assert found["excess_psnr_percent"] == pytest.approx(50)
+    assert found["excess_ssimulacra2_percent"] is None
+    for psnr in (29.9, 39.1, None):
+        row = {"rate_bpp": 3.0, "psnr_db": psnr, "ssimulacra2": None}
+        assert dedicated.excess(row, curve)["excess_psnr_percent"] is None
+
+
+def test_rate_at_is_linear_over_octaves_where_the_curve_is() -> None:
+    curve = [(2.0**k, 30.0 + 3 * k) for k in range(4)]
+    assert common.rate_at(curve, 34.5) == pytest.approx(2**1.5)
+    assert common.rate_at(curve[:3], 34.5) is None  # too few points
+
+
+def test_falls_are_from_the_best_before() -> None:
+    def row(n_bytes: int, psnr: float | None, score: float | None, what: str = "prefix") -> common.Row:
+        row = {"what": what, "n_bytes": n_bytes, "psnr_db": psnr, "ssimulacra2": score, "decoded": True}
+        return row | {"exact": psnr is None}
+
+    rows = [row(1, 30.0, 50.0), row(3, 28.0, 60.0), row(2, 29.5, 55.0), row(4, None, 100.0)]
+    found = summary.order("x", [*rows, row(2, 1.0, None, "rate")])
+    assert found == {"codec": "x", "what": "order", "n_cuts": 4, "psnr_fall_db": 2.0, "ssimulacra2_fall": 0.0}
+    missing = row(5, None, None) | {"decoded": False, "exact": False}
+    assert summary.order("x", [*rows[:1], missing])["n_cuts"] == 1
+    assert summary.order("x", [*rows, row(9, 60.0, 99.0)])["psnr_fall_db"] == math.inf  # was exact before
+
+
+def test_rates_that_a_file_does_not_reach_have_no_number() -> None:
+    rows = [{"what": "file", "codec": "vbc a", "n_images": 2}]
+    for rate, n_images in ((0.2, 2), (0.3, 1)):
+        row = {"what": "rate", "codec": "vbc a", "rate": rate, "n_images": n_images, "n_decoded": n_images}
+        rows.append(row | {"n_exact": 0, "psnr_db": 31.25})
+    rows.append({"what": "published", "codec": "b", "rate": 0.3, "psnr_db": 33.0})
+    lines = prefixes.rate_table(rows).splitlines()
+    assert lines[2].startswith("| **vbc a** | **31.2** | - |")
+    assert lines[3].startswith("| b (published) | - | 33.0 |")
+
+
+@pytest.mark.parametrize(("stage", "name"), [(0, "1"), (1.25, "2 and 25% of the next")])
+def test_stages_are_counted_from_one(stage: float, name: str) -> None:
+    assert prefixes.stage_name(stage) == name
 
 
 def test_speed_of_photographs(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,7 +824,8 @@ def test_report(folder: Path, results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     marked = "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"
     readme.write_text(marked)
-    files = {f"{name}.jsonl" for name in ("lossless", "rate_distortion", "progressive", "speed_photos")}
+    files = {f"{name}.jsonl" for name in ("lossless", "near_lossless", "progressive")}
+    files |= {f"{name}.jsonl" for name in ("rate_distortion", "speed_photos")}
     assert files <= {p.name for p in results.iterdir()}
     published = tmp_path / "published.csv"
     points = "".join(f"{name},{rate},{quality},\n" for name in ("qres34m", "x") for rate, quality in OTHER)
@@ -696,6 +850,8 @@ def test_report(folder: Path, results: Path, tmp_path: Path) -> None:
     assert str(folder) not in text
     assert "A quick run" in text  # exactness, which is still one
     assert (tmp_path / "docs" / "results" / "progressive.png").exists()
+    for line in ("| **vbc, archival** | **0** | **0** |", "| **vbc layered** |", "| learned (published) |"):
+        assert line in text
     filled = readme.read_text()
     assert "old" not in filled
     assert filled.startswith("before\n<!-- bench -->\n|  | lossless, bits/subpixel |")
