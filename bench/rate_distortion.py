@@ -53,7 +53,7 @@ PUBLISHED = "published"
 def our_curve(model_path: Path | None, quick: bool) -> list[Codec]:
     """All three lossy levels at each quality: as the encoder does by itself, at effort 2, tuned for PSNR.
 
-    Refinements are those that a user gets by default: one from quality 60 on, none below.
+    Without refinements, as a user gets them by default.
     """
     from vbc.codec import api
 

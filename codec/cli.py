@@ -26,7 +26,7 @@ from vbc.codec import api
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
 from vbc.codec.regions import Region, Roi, parse_region, united
-from vbc.codec.settings import MAX_EFFORT, REFINED_FROM, ROI_GAIN, EncodeSettings, Tune
+from vbc.codec.settings import MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -202,7 +202,7 @@ Refinements = Annotated[
         min=0,
         max=MAX_REFINEMENTS,
         help="Stages in which the lossy levels reach their quality after a first, coarser one "
-        f"[default: 1 in a lossy file of quality {REFINED_FROM} or more without --max-bytes, else 0].",
+        "[default: 1 with --progressive, else 0].",
     ),
 ]
 

@@ -25,6 +25,7 @@ from vbc.bitstream.tables import TableSet
 from vbc.codec.entropy.coder import Reader, Writer
 from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter, device_tables
 from vbc.codec.exact.model import ExactModel, ValuesModel
+from vbc.codec.exact.values import N_VALUE_TABLES
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
 from vbc.codec.nets.int_nets import IntChain, IntPhase, Tensors
 from vbc.codec.pixels.interlace import PHASES
@@ -142,10 +143,24 @@ def build_model(tensors: Tensors) -> Model:
             ),
             int(tensors["exact.tuning_table"]),
         )
+        check_tables(tensors, len(tables))
         lossy = LossyModel.load(tensors, tables)
     except (KeyError, ValueError) as e:
         raise WeightsError(f"not the weights of this codec: {e}") from e
     return Model(exact, lossy, tables, model_hash(tensors))
+
+
+def check_tables(tensors: Tensors, n_tables: int) -> None:
+    """Raises ValueError where the exact levels would use a table that is not there."""
+    for name, count in (
+        ("exact.table_index", 1),
+        ("exact.bins_table_index", 1),
+        ("exact.tuning_table", 1),
+        ("exact.values_table", N_VALUE_TABLES),
+    ):
+        index = tensors[name]
+        if index.min() < 0 or index.max() + count > n_tables:
+            raise ValueError(f"{name} leads beyond the {n_tables} tables")
 
 
 def predict_maps(tensors: Tensors, kind: str, index: str) -> dict[str, PredictMaps]:

@@ -99,7 +99,7 @@ class PhaseEnds:
     condition: Tensor
 
     @classmethod
-    def load(cls, tensors: Tensors, name: str) -> Self:
+    def load(cls, tensors: Tensors, name: str, of_bins: bool) -> Self:
         """The ends exported under `name`."""
         ends = cls(
             first=load_conv(tensors, f"{name}.first"),
@@ -107,7 +107,7 @@ class PhaseEnds:
             skip=load_conv(tensors, f"{name}.skip", head=True),
             condition=tensors[f"{name}.condition"],
         )
-        if f"{name}.bound" in tensors:
+        if of_bins:
             condition = ends.condition[:, None] + tensors[f"{name}.bound"]
             ends = replace(ends, condition=condition)
         ends.first.check_biases(ends.condition)
@@ -127,10 +127,10 @@ class AllEnds:
     layered: tuple[PhaseEnds, ...]
 
     @classmethod
-    def load(cls, tensors: Tensors, name: str) -> Self:
+    def load(cls, tensors: Tensors, name: str, of_bins: bool) -> Self:
         """Those exported under `name`."""
-        layered = tuple(PhaseEnds.load(tensors, f"{name}.layered{c}") for c in range(N_LEVEL_CLASSES))
-        return cls(PhaseEnds.load(tensors, name), layered)
+        layered = (PhaseEnds.load(tensors, f"{name}.layered{c}", of_bins) for c in range(N_LEVEL_CLASSES))
+        return cls(PhaseEnds.load(tensors, name, of_bins), tuple(layered))
 
     def to(self, device: torch.device) -> "AllEnds":
         """The same on another device."""
@@ -154,8 +154,8 @@ class IntPhase:
     def load(cls, tensors: Tensors, name: str) -> Self:
         """The phase exported under `name`."""
         return cls(
-            values=AllEnds.load(tensors, name),
-            bins=AllEnds.load(tensors, f"{name}.bins"),
+            values=AllEnds.load(tensors, name, of_bins=False),
+            bins=AllEnds.load(tensors, f"{name}.bins", of_bins=True),
             second=load_conv(tensors, f"{name}.second"),
             third=load_conv(tensors, f"{name}.third"),
             surprise=tensors[f"{name}.surprise"],

@@ -13,7 +13,7 @@ from vbc.codec.lossy.map_coding import map_size, on_blocks
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.pixels.borders import Window
 
-NO_TABLE = 1024
+NO_TABLE = 2048
 SIDES = (256, 64, 64)
 """Side of a group in blocks, by level."""
 Steps = list[tuple[Tensor, Tensor]]

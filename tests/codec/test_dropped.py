@@ -102,9 +102,9 @@ def test_hardly_any_square_is_clamped() -> None:
 @pytest.mark.parametrize(
     ("settings", "count"),
     [
-        (EncodeSettings(), 1),
-        (EncodeSettings(quality=59), 0),
-        (EncodeSettings(quality=60, tune="psnr"), 1),
+        (EncodeSettings(), 0),
+        (EncodeSettings(lossless=True, progressive=True), 1),
+        (EncodeSettings(lossless=True, progressive=True, levels=0), 0),
         (EncodeSettings(levels=2, quality=90), 0),
         (EncodeSettings(max_bytes=9000), 0),
         (EncodeSettings(lossless=True, quality=90), 0),

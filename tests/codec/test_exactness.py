@@ -48,8 +48,11 @@ def layers(model: Model) -> list[IntConv]:
         found += [*chain.layers, chain.head]
     for net in model.exact.phases.values():
         found += [net.second, net.third]
-        for ends in (net.archival, *net.layered):
-            found += [ends.first, ends.head, ends.skip]
+        for kind in (net.values, net.bins):
+            for ends in (kind.archival, *kind.layered):
+                found += [ends.first, ends.head, ends.skip]
+    for chain in model.exact.values.chains.values():
+        found += [*chain.layers, chain.head]
     return found
 
 
@@ -65,8 +68,10 @@ def test_shipped_weights_keep_the_accumulator_bound(shipped: Model) -> None:
         *shipped.lossy.neighbours.values(),
     ]
     pairs = [(c.layers[0], c.condition) for c in [*chains, shipped.lossy.enhance]]
+    pairs += [(c.layers[0], c.condition) for c in shipped.exact.values.chains.values()]
     for net in shipped.exact.phases.values():
-        pairs += [(ends.first, ends.condition) for ends in (net.archival, *net.layered)]
+        for kind in (net.values, net.bins):
+            pairs += [(ends.first, ends.condition) for ends in (kind.archival, *kind.layered)]
     for layer, biases in pairs:
         room = (1 << 24) - layer.weight.long().abs().sum((1, 2, 3)) * 127 - (1 << (layer.shift.long() - 1))
         assert (biases.long().abs().amax(tuple(range(biases.dim() - 1))) < room).all()

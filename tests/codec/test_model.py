@@ -297,7 +297,7 @@ def test_a_model_needs_all_its_tensors() -> None:
     for name in needed[::23]:
         with pytest.raises(WeightsError, match="not the weights"):
             build_model({n: t for n, t in tensors.items() if n != name})
-    for name in ("lossy.first_table", "lossy.map_table"):
+    for name in ("lossy.first_table", "lossy.map_table", "exact.values_table"):
         for moved in (-1, len(tensors["tables"])):
             with pytest.raises(WeightsError, match="beyond"):
                 build_model({**tensors, name: torch.tensor([moved], dtype=torch.int32)})

@@ -25,7 +25,7 @@ from vbc.kernels.research import glimpse, glimpse_box, masked_conv, mixture
 INT8, HALF, INT, FLOAT, BYTE, LONG, SHORT = "*i8", "*fp16", "*i32", "*fp32", "*u8", "*i64", "*i16"
 Case = tuple[str, Any, dict[str, str], dict[str, Any]]
 """Name, kernel, types of the arguments that are not int32, compile-time constants (1 is one, too)."""
-MAX_COMPILED = 40
+MAX_COMPILED = 56
 """Kernels that the layers of a model may need: each takes a GPU's user up to a second, once."""
 
 
