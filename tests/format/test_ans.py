@@ -152,7 +152,7 @@ def test_table_set_checks() -> None:
     for wrong in (zero, big, off, good.astype(np.float64), good[:, :255], good[0], good[:0]):
         with pytest.raises(ValueError, match=r"table|frequency"):
             TableSet(wrong)
-    with pytest.raises(ValueError, match="1025 tables"):
+    with pytest.raises(ValueError, match="2049 tables"):
         TableSet(np.full((MAX_TABLES + 1, 256), 256, np.uint32))
     tables = TableSet(good)
     good[0, :2] = 1, 511
@@ -361,7 +361,7 @@ from vbc.bitstream.ans import LaneEncoder
 from vbc.bitstream.tables import TableSet, normalise_counts
 weights = np.stack([1.0 / (1 + np.abs(np.arange(256) - 127)) ** k for k in (1, 2, 4)])
 encoder = LaneEncoder(TableSet(normalise_counts(weights)))
-index = np.array([2, 0, 1, 0, 1024, 2, 1, 1], np.int16)
+index = np.array([2, 0, 1, 0, 2048, 2, 1, 1], np.int16)
 encoder.put(index, np.array([0, -5, 3, 200, 9, 1, -127, 127], np.int16))
 encoder.put(np.array([1], np.int16), np.array([-300], np.int16))
 sys.stdout.write(encoder.finish().hex())

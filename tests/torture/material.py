@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from checks import every_refinement
 from numpy.typing import NDArray
 
 from vbc.bitstream import container
@@ -98,8 +99,17 @@ def grouped_files() -> dict[str, bytes]:
         ("16 bits in groups", deep(long), {"lossless": True, "effort": 0, "levels": 0}),
         ("refined groups", lying, {"quality": 90, "refinements": 2}),
         ("layered refined groups", long, {"lossless": True, "effort": 0, "refinements": 1}),
+        ("near groups", long, {"near": 2, "levels": 0}),
+        ("layered near groups", lying, {"near": 5, "refinements": 1, "effort": 0}),
+        ("progressive groups", long, {"lossless": True, "progressive": True, "effort": 0}),
     ):
-        files[name] = api.encode(np.ascontiguousarray(image), metadata=META, model=TINY, **options)  # type: ignore[arg-type]
+        with every_refinement():
+            files[name] = api.encode(
+                np.ascontiguousarray(image),
+                metadata=META,
+                model=TINY,
+                **options,  # type: ignore[arg-type]
+            )
     return files
 
 
