@@ -64,7 +64,7 @@ def order_table(rows: list[Row]) -> str:
     lines = []
     for r in (r for r in rows if r["what"] == "order"):
         cells: list[str | None] = []
-        for field, digits in (("psnr_fall_db", 2), ("ssimulacra2_fall", 1)):
+        for field, digits in (("psnr_fall_db", 2), ("ssimulacra2_fall", 2)):
             cells += [f"{r[f'n_rising_{field}']} of {r['n_images']}", number(r[field], digits)]
         lines.append(bold([r["codec"], *cells, r["n_cuts"]], rivals.is_ours(r["codec"])))
     head = (
