@@ -13,7 +13,7 @@ from bench.progressive.streams import RATES, SHARES, Decode, Stream
 from bench.progressive.summary import order
 from bench.rate_distortion import EYE
 from vbc.bitstream import container
-from vbc.codec.settings import TUNES
+from vbc.codec.settings import TUNES, Tune
 
 FIRST_IMAGES = 3
 """How many images the time to the first picture is measured on."""
@@ -105,7 +105,7 @@ def lossy_rows(judge: Judge, model_path: Path | None, quick: bool) -> Iterator[R
 
     rgb, n_pixels = judge.photo.rgb, judge.photo.n_pixels
     models = {tune: api.load(model_path, tune=tune) for tune in TUNES}
-    curves = {}
+    curves: dict[Tune, list[Row]] = {}
     for tune, model in models.items():
         curves[tune] = []
         for codec in dedicated.our_curve(model, tune, quick):

@@ -35,7 +35,7 @@ def summarise(rows: list[Row]) -> Row:
     n_decoded says how many did, n_exact how many of these are the original. Of an excess there is the mean
     and how many images it is of.
     """
-    total = {
+    total: Row = {
         "codec": rows[0]["codec"],
         "what": rows[0]["what"],
         **{key: rows[0][key] for key in ("level", "stage", "rate", "setting") if key in rows[0]},
