@@ -23,6 +23,7 @@ LOSSLESS_MODES: dict[str, dict[str, Any]] = {
     LAYERED: {},
     "archival": {"levels": 0},
     "layered, 1 refinement": {"refinements": 1},
+    "progressive": {"progressive": True},
 }
 """Name of our mode, and its options of `vbc.codec.encode` besides `lossless`."""
 LOSSY_QUALITIES = (60, 90)
