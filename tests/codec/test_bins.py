@@ -12,7 +12,7 @@ from vbc.bitstream import container
 from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.geometry import is_bins
 from vbc.bitstream.source import as_source
-from vbc.codec import IncrementalReader, pipeline
+from vbc.codec import IncrementalReader, api, pipeline
 from vbc.codec.api import read_info
 from vbc.codec.entropy.coder import Counter
 from vbc.codec.exact import bins
@@ -152,6 +152,19 @@ def test_progressive_files_are_exact(tiny: Model, picture: Tensor, settings: Enc
         present = container.levels_present(header)
         at_bins = decode_image(data, model=tiny, levels=1 + present.index(header.geometry.last_bins))
         assert largest_error(at_bins.rgb, picture) <= header.bound == 2
+
+
+def test_a_progressive_file_cut_at_its_bins_is_near_lossless(tiny: Model) -> None:
+    picture = photo(37, 53)
+    data = encode_image(picture, model=tiny, settings=PROGRESSIVE)
+    last_bins = container.unpack_header(data).geometry.last_bins
+    short = api.cut(data, stage=last_bins)
+    facts = read_info(short)
+    assert (facts.near, facts.lossless) == (2, False)
+    assert largest_error(decode_image(short, model=tiny).rgb, picture) == 2
+    coarser = api.cut(data, stage=last_bins - 1)
+    assert read_info(coarser).near == 0
+    assert len(coarser) < len(short) < len(data)
 
 
 @pytest.mark.parametrize("levels", [0, 3])
