@@ -37,9 +37,19 @@ def codec(*arguments: object, stdin: bytes | None = None) -> Result:
 
 
 def codec_process(*arguments: object) -> "subprocess.Popen[bytes]":
-    """The command in a process group of its own."""
+    """The command in a process group of its own.
+
+    A shell that runs the tests in the background has them ignore SIGINT, and what they start inherits that.
+    """
     command = [sys.executable, "-m", "vbc.codec", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if sys.platform != "win32" else None
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def saved(path: Path, rgb: Pixels = RGB, gray: bool = False) -> Path:
