@@ -65,11 +65,11 @@ class BinPredictor(ChannelPredictor):
 
     def values(self, rounded: Tensor, symbols: Tensor) -> Tensor:
         """The middles of bins, limited to samples: int16 [P]."""
-        middles = torch.addcmul(rounded.int(), symbols.int(), torch.full_like(symbols, self._step).int())
+        middles = symbols.int().mul_(self._step).add_(rounded)
         return middles.clamp_(0, 255).to(torch.int16)
 
     def predictions(self) -> tuple[Tensor, Tensor]:
-        """What the bins were predicted with, of all channels: int8 [3, P] each, as `values.Predictions`."""
+        """What the bins were predicted with, of all channels: int8 [3, P] each, as `groups.Predictions`."""
         means, scales = (torch.stack(part) for part in zip(*self._predicted, strict=True))
         offsets = means.sub_(16 * torch.stack(self._values)).clamp_(-128, 127)
         return offsets.to(torch.int8), scales.to(torch.int8)

@@ -1,6 +1,7 @@
 """`codec train`: lossy stage, exact stage, quantisation-aware tuning of both, export (docs/training.md)."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import set_quantise
-from vbc.codec.train.training_loop import Emit, Schedule, run_stage
+from vbc.codec.train.training_loop import Emit, Loss, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 from vbc.codec.train.values_loss import validate_values, value_tiles, values_loss
 from vbc.codec.train.values_net import ValuesNet
@@ -41,6 +42,8 @@ RATE = {
     BINS: 1e-3,
     VALUES: 2e-3,
 }
+Training = tuple[torch.nn.Module, Loss, Callable[[], dict[str, float]], NDArray[np.uint8]]
+"""What `run_stage` is told of a stage: network, loss, validation and tiles."""
 TUNE_SHARE = 0.4
 """Steps of a tuning stage over those of a full one."""
 START_TILES = 240
@@ -115,11 +118,12 @@ def train_stage(
             validate = validate_lossy(net, held_out, plane_distance)
         run_stage(net, loss, validate, tiles, schedule, checkpoint, device, emit)
         return
-    if name == BINS:
-        train_bins(out, lossy, tiles, held_out, schedule, checkpoint, device, emit)
-        return
-    if name == VALUES:
-        train_values(out, lossy, tiles, held_out, schedule, checkpoint, device, emit)
+    if name in (BINS, VALUES):
+        prepared = bins_training if name == BINS else values_training
+        of_bins, loss, validate, seen = prepared(out, lossy, tiles, held_out, device)
+        # to values it matters whether rows and columns are even or odd
+        schedule = replace(schedule, augment=name == BINS)
+        run_stage(of_bins, loss, validate, seen, schedule, checkpoint, device, emit)
         return
     exact = ExactNet()
     start(exact, earlier, checkpoint)
@@ -136,16 +140,9 @@ def train_stage(
     run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
 
 
-def train_bins(
-    out: Path,
-    lossy: str,
-    tiles: NDArray[np.uint8],
-    held_out: NDArray[np.uint8],
-    schedule: Schedule,
-    checkpoint: Path,
-    device: str,
-    emit: Emit,
-) -> None:
+def bins_training(
+    out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
+) -> Training:
     """The layers for bins, beside the exact networks as they are."""
     exact = load_exact(out)
     bins = BinsNet()
@@ -156,20 +153,12 @@ def train_bins(
     exact.requires_grad_(False)
     model = build_model(export_model(exact, load_lossy(out, lossy), None))
     tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
-    validate = validate_bins(bins, exact, held_out)
-    run_stage(bins, bins_loss(bins, exact), validate, tiles, schedule, checkpoint, device, emit)
+    return bins, bins_loss(bins, exact), validate_bins(bins, exact, held_out), tiles
 
 
-def train_values(
-    out: Path,
-    lossy: str,
-    tiles: NDArray[np.uint8],
-    held_out: NDArray[np.uint8],
-    schedule: Schedule,
-    checkpoint: Path,
-    device: str,
-    emit: Emit,
-) -> None:
+def values_training(
+    out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
+) -> Training:
     """The networks of values after bins, on what the integer model's bins leave of some of the tiles."""
     exact, values = load_exact(out), ValuesNet()
     set_quantise(values, True)
@@ -181,9 +170,7 @@ def train_values(
         value_tiles(model, lossy_pictures(model, some, seed))
         for seed, some in ((3, tiles[picked]), (4, held_out))
     )
-    schedule = replace(schedule, augment=False)  # whether rows and columns are even or odd matters
-    loss, validate = values_loss(values), validate_values(values, seen_held_out)
-    run_stage(values, loss, validate, seen, schedule, checkpoint, device, emit)
+    return values, values_loss(values), validate_values(values, seen_held_out), seen
 
 
 def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
