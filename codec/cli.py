@@ -202,7 +202,7 @@ Refinements = Annotated[
         min=0,
         max=MAX_REFINEMENTS,
         help="Stages in which the lossy levels reach their quality after a first, coarser one "
-        "[default: 1 with --progressive, else 0].",
+        "[default: 2 with --progressive, else 0].",
     ),
 ]
 

@@ -13,6 +13,8 @@ MAX_EFFORT = 2
 DEFAULT_QUALITY, LAYERED_QUALITY, PROGRESSIVE_QUALITY = 60, 50, 75
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show. Those of a progressive one lead up to bins of 45 dB."""
+PROGRESSIVE_REFINEMENTS = 2
+"""With 1 the first stage is too fine for a twentieth of the bytes to show it (docs/decisions/0010-bins.md)."""
 ROI_GAIN = 20
 """A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 
@@ -36,7 +38,7 @@ class EncodeSettings:
     roi_first: what the regions need of all levels stands before everything else. refinements: in how many
     stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
     where the quality is not as high, or where in a lossless file they cost too much. The file is a little
-    larger, and its first part shows more. None: 1 in a progressive file with lossy levels, else 0. near: the
+    larger, and its first part shows more. None: 2 in a progressive file with lossy levels, else 0. near: the
     largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
     none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample lies, so that
     the picture goes on getting better up to the last byte.
@@ -124,7 +126,7 @@ class EncodeSettings:
         """How many refinements, or what stands for none said."""
         if self.refinements is not None:
             return self.refinements
-        return int(self.progressive and self.levels > 0)
+        return PROGRESSIVE_REFINEMENTS if self.progressive and self.levels else 0
 
     @property
     def asked_roi_quality(self) -> int:

@@ -97,7 +97,9 @@ def decode(
         lossy = decoder.picture()
     rgb = lossy
     if exact or lossy is None:
-        rgb = Grids(weights, geometry, file.final_quality, header.bound, lossy, say).decode(exact)
+        rgb = Grids(weights, geometry, file.final_quality, header.bound, lossy, set(payloads), say).decode(
+            exact
+        )
     assert rgb is not None
     low = None
     if len(payloads) == len(file.level_packets):

@@ -22,10 +22,15 @@ LOG_SCALE_RANGE = (-4.0, 6.0)
 """Octaves of the logistic scale in pixel values."""
 
 
+def quarter(x: Tensor) -> Tensor:
+    """A quarter of integers, rounded down; of floats, which training has, as it is."""
+    return x / 4 if x.is_floating_point() else x >> 2
+
+
 def compand(d: Tensor) -> Tensor:
     """Fold integer differences into -64..63: slope 1 up to 32, slope 1/4 (rounded down) beyond."""
     near = d.clamp(-32, 32)
-    return (((d - near) >> 2) + near).clamp_(-64, 63)
+    return (quarter(d - near) + near).clamp_(-64, 63)
 
 
 def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
@@ -34,7 +39,7 @@ def phase_base(phase: str, a: Tensor, d: Tensor | None) -> Tensor:
     int16 [N, 3, h+2r-2, w+2r-2] from planes padded by r.
     """
     one, two, three, four = nearest_four(phase, a, d)
-    return (one + two + three + four + 2) >> 2
+    return quarter(one + two + three + four + 2)
 
 
 def phase_planes(phase: str, base: Tensor, a: Tensor, d: Tensor | None, h: Tensor | None) -> Tensor:

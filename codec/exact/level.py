@@ -336,7 +336,7 @@ def decode_tunings(
 
 
 def fill_groups(step: GridStep, windows: Sequence[Window], network: bool) -> Iterator[DecodedGroups]:
-    """What stands for missing groups of archival files: yields as `decode_groups`, by place in `windows`.
+    """What stands for missing groups: yields as `decode_groups`, by place in `windows`.
 
     network: the networks' predictions; else the mean of the four nearest known pixels, which costs next to
     nothing.
@@ -366,22 +366,28 @@ def put_group(
     phases: Mapping[str, Tensor],
     n: int,
     pictures: Sequence[int] = (0,),
+    to_rgb: Callable[[Tensor], Tensor] = ycocg_to_rgb,
 ) -> None:
     """Write a group of some pictures into the planes of its grid: its positions of the coarser grid, and what
     the n-th window has in each phase.
 
-    plane: [B, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which pixels are
-    converted.
+    plane: [B, 3, H, W], int16 YCoCg-R or int8 errors as all the others, or uint8 RGB, to which `to_rgb` maps
+    pixels.
     """
     for run in runs(pictures):
         known = coarse[run, ..., *halved(window)]
         part = phase_view(plane[run, ..., *window], "A")
-        part.copy_(ycocg_to_rgb(known) if plane.dtype == torch.uint8 else known)
-    put_phases(plane, window, phases, n, pictures)
+        part.copy_(to_rgb(known) if plane.dtype == torch.uint8 else known)
+    put_phases(plane, window, phases, n, pictures, to_rgb)
 
 
 def put_phases(
-    plane: Tensor, window: Window, phases: Mapping[str, Tensor], n: int, pictures: Sequence[int] = (0,)
+    plane: Tensor,
+    window: Window,
+    phases: Mapping[str, Tensor],
+    n: int,
+    pictures: Sequence[int] = (0,),
+    to_rgb: Callable[[Tensor], Tensor] = ycocg_to_rgb,
 ) -> None:
     """As `put_group`, the new pixels alone."""
     at = n * len(pictures)
@@ -390,7 +396,7 @@ def put_phases(
         for p, x in phases.items():
             new = x[at : at + n_here]
             part = phase_view(plane[run, ..., *window], p)
-            part.copy_(ycocg_to_rgb(new) if plane.dtype == torch.uint8 else new)
+            part.copy_(to_rgb(new) if plane.dtype == torch.uint8 else new)
         at += n_here
 
 

@@ -4,7 +4,7 @@
 regions, files that arrive in pieces and files of which packets are missing.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ from vbc.codec.lossy.synthesis import native_picture, synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
 from vbc.codec.pixels.borders import Window
-from vbc.codec.pixels.colour import rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.pixels.colour import predicted_rgb, rgb_to_ycocg, ycocg_to_rgb
 from vbc.codec.pixels.samples import from_samples
 
 BASE_LEVEL = LOSSY_LEVELS + 1
@@ -72,6 +72,7 @@ class Planes:
     level the finest value up to that refinement. What nothing looks at any more is left out. quality: int32
     [B, 1, h, w], their map; the header's where level 1 is missing. lossy: their picture, uint8 RGB [B, 3, H,
     W]. final: its squares of 64 x 64 blocks that will not change any more. values, bins: the exact grids.
+    predicted: groups of the last grid of a layered file for which predictions stand in it.
     """
 
     latents: dict[int, Tensor] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Planes:
     final: set[Square] = field(default_factory=set)
     values: Grids = field(default_factory=Grids)
     bins: Grids = field(default_factory=Grids)
+    predicted: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -288,11 +290,17 @@ class DecodeState:
             level_class=min(k, N_LEVEL_CLASSES - 1),
         )
 
-    def _put(self, level: int, windows: Sequence[Window], groups: DecodedGroups) -> None:
+    def _put(
+        self,
+        level: int,
+        windows: Sequence[Window],
+        groups: DecodedGroups,
+        to_rgb: Callable[[Tensor], Tensor] = ycocg_to_rgb,
+    ) -> None:
         k, grids = self.header.geometry.grid_index(level), self._grids(level)
         self._make_grid(grids, k)
         for n, window in enumerate(windows):
-            put_group(grids.pixels[k], grids.pixels[k + 1], window, groups.pixels, n, groups.pictures)
+            put_group(grids.pixels[k], grids.pixels[k + 1], window, groups.pixels, n, groups.pictures, to_rgb)
             if k and groups.errors:
                 put_group(grids.errors[k], grids.errors[k + 1], window, groups.errors, n, groups.pictures)
             if groups.predictions:
@@ -332,7 +340,7 @@ class DecodeState:
         if self.header.archival:
             return self._archival_picture(wanted)
         if exact and self.header.bound and self.has(geometry.last_bins, wanted[geometry.last_bins]):
-            return self._with_known_pixels(self.planes.bins.pixels[0], bins=False)
+            return self._bins_with_values()
         if not exact and native and last_level < LOSSY_LEVELS:
             self._complete_latents(2, wanted)
             size = self.header.geometry.grids[0]
@@ -342,20 +350,53 @@ class DecodeState:
             self._complete_latents(LOSSY_LEVELS, wanted)
             self._synthesise(squares)
         assert self.planes.lossy is not None
-        return self._with_known_pixels(self.planes.lossy) if exact else self.planes.lossy
+        return self._layered_picture(self.planes.lossy, wanted) if exact else self.planes.lossy
 
     def _archival_picture(self, wanted: Mapping[int, Collection[int]]) -> Tensor:
         """The picture of an archival file of which not all is known."""
-        geometry = self.header.geometry
-        if not self.header.bound:
-            self._predict_missing(range(BASE_LEVEL + 1, geometry.last_level + 1), wanted)
-            return self.planes.values.pixels[0]
-        self._predict_missing(range(FIRST_BINS, geometry.last_bins + 1), wanted)
-        return self._with_known_pixels(self.planes.bins.pixels[0], bins=False)
+        self._predict_missing(wanted)
+        return self._bins_with_values() if self.header.bound else self.planes.values.pixels[0]
 
-    def _with_known_pixels(self, picture: Tensor, bins: bool = True) -> Tensor:
-        """A picture with what is known of the exact one. bins: also of its bins."""
-        out = picture.clone(memory_format=torch.channels_last)
+    def _bins_with_values(self) -> Tensor:
+        """The picture of the bins with what is known of the exact one."""
+        picture = self.planes.bins.pixels[0].clone(memory_format=torch.channels_last)
+        return self._with_known_pixels(picture, bins=False)
+
+    def _finer_levels(self) -> range:
+        """The levels that say what pixels are shown, above the base grid: of values or, where the file has
+        them, of bins."""
+        geometry = self.header.geometry
+        if self.header.bound:
+            return range(FIRST_BINS, geometry.last_bins + 1)
+        return range(BASE_LEVEL + 1, geometry.last_level + 1)
+
+    def _layered_picture(self, lossy: Tensor, wanted: Mapping[int, Collection[int]]) -> Tensor:
+        """The picture of a layered file of which not all is known.
+
+        In groups of the last grid of which all is there but themselves, the middle between the lossy picture
+        and what the networks predict; elsewhere the lossy picture; then what is known.
+        """
+        geometry = self.header.geometry
+        level = self._finer_levels()[-1]
+        done, predicted = self.done.get(level, frozenset()), self.planes.predicted
+        ready = [n for n in wanted[level] if n not in done and self._has_needs(level, n)]
+        self._predict(level, [n for n in ready if n not in predicted], lossy)
+        predicted.update(ready)
+        out = lossy.clone(memory_format=torch.channels_last)
+        for n in ready:
+            window = geometry.window(level, n)
+            a, b = (plane[..., *window] for plane in (lossy, self._grids(level).pixels[0]))
+            out[..., *window] = (a | b) - ((a ^ b) >> 1)  # (a + b + 1) >> 1 of bytes
+        return self._with_known_pixels(out)
+
+    def _has_needs(self, level: int, group: int) -> bool:
+        """Whether all that a group of a layered file needs is decoded."""
+        geometry = self.header.geometry
+        needs = geometry.needs(level, group, archival=False)
+        return all(self.has(other, geometry.numbers(other, rectangle)) for other, rectangle in needs.items())
+
+    def _with_known_pixels(self, out: Tensor, bins: bool = True) -> Tensor:
+        """A picture, which is written into, with what is known of the exact one. bins: also of its bins."""
         geometry = self.header.geometry
         for level in geometry.levels:
             if is_lossy(level) or (is_bins(level) and not bins):
@@ -367,23 +408,27 @@ class DecodeState:
                 every(out, k)[..., rows, cols] = known if known.dtype == torch.uint8 else ycocg_to_rgb(known)
         return out
 
-    def _predict_missing(self, levels: range, wanted: Mapping[int, Collection[int]]) -> None:
+    def _predict_missing(self, wanted: Mapping[int, Collection[int]]) -> None:
         """Pixels of the missing groups of exact levels of an archival file, all of them or those of bins.
 
         The networks' predictions up to the first level of which nothing is decoded; then means of known
         neighbours.
         """
-        geometry = self.header.geometry
         network = True
-        for level in levels:
+        for level in self._finer_levels():
             done = self.done.get(level, frozenset())
-            numbers = [n for n in wanted[level] if n not in done]
-            if numbers:
-                windows = [geometry.window(level, n) for n in numbers]
-                step = self._grid_step(level, None)
-                for groups in fill_groups(step, windows, network):
-                    self._put(level, [windows[i] for i in groups.numbers], groups)
+            self._predict(level, [n for n in wanted[level] if n not in done], None, network)
             network = network and bool(done)
+
+    def _predict(
+        self, level: int, numbers: Sequence[int], lossy: Tensor | None, network: bool = True
+    ) -> None:
+        """Let predictions stand for groups of an exact level. Arguments: as of `fill_groups`."""
+        if not numbers:
+            return
+        windows = [self.header.geometry.window(level, n) for n in numbers]
+        for groups in fill_groups(self._grid_step(level, lossy), windows, network):
+            self._put(level, [windows[i] for i in groups.numbers], groups, predicted_rgb)
 
     def _complete_latents(self, last: int, wanted: Mapping[int, Collection[int]]) -> None:
         """Let the priors' means stand for the missing groups of levels 2 to `last`, 3 at most."""

@@ -38,6 +38,14 @@ def ycocg_to_rgb(ycocg: Tensor) -> Tensor:
     return out
 
 
+def predicted_rgb(ycocg: Tensor) -> Tensor:
+    """As `ycocg_to_rgb` of predicted pixels, int16, which may lie outside what RGB has: limited to 0..255."""
+    y, co, cg = ycocg.unbind(-3)
+    t = y - (cg >> 1)
+    b = t - (co >> 1)
+    return torch.stack((b + co, cg + t, b), -3).clamp_(0, 255).to(torch.uint8)
+
+
 def rgb_to_opponent(rgb: Tensor) -> Tensor:
     """Map float RGB [..., 3, H, W] to Y = (R+G+B)/3, U = (R-B)/2, V = (R-2G+B)/6 (float, same shape)."""
     r, g, b = rgb.unbind(-3)

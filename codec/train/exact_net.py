@@ -162,18 +162,36 @@ def step_planes(x: Tensor) -> dict[str, Tensor]:
     return {p: pad_edge(x[..., dy::2, dx::2]) for p, (dy, dx) in offsets.items()}
 
 
+def inputs_with_gradient(
+    phase: str, a: Tensor, d: Tensor | None, h: Tensor | None, lossy: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`phase_inputs` of a lossy picture in float that is trained too: the same integers, with the gradient of
+    what they are without rounding."""
+    whole = {name: plane.detach().to(torch.int16) for name, plane in lossy.items()}
+    base, planes, guide = phase_inputs(phase, a, d, h, whole)
+    smooth_base, smooth_planes, smooth_guide = phase_inputs(phase, a, d, h, lossy)
+    assert guide is not None
+    assert smooth_guide is not None
+    pairs = ((base, smooth_base), (planes, smooth_planes), (guide, smooth_guide))
+    first, second, third = (exact + (smooth - smooth.detach()) for exact, smooth in pairs)
+    return first, second, third
+
+
 def training_bits(
     net: ExactNet, x: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
 ) -> Tensor:
     """Bits of one grid step, summed, for x: int16 YCoCg-R [N, 3, 2h, 2w] (even sizes).
 
-    lossy: the lossy picture, likewise.
+    lossy: the lossy picture, likewise; whole numbers in float where it is trained too.
     """
     planes = step_planes(x)
     guides = None if lossy is None else step_planes(lossy)
     total = x.new_zeros((), dtype=torch.float32)
     for p in PHASES:
-        base, inputs, guide = phase_inputs(p, planes["A"], planes["D"], planes["H"], guides)
+        if guides is not None and guides[p].is_floating_point():
+            base, inputs, guide = inputs_with_gradient(p, planes["A"], planes["D"], planes["H"], guides)
+        else:
+            base, inputs, guide = phase_inputs(p, planes["A"], planes["D"], planes["H"], guides)
         out = net.phase(p, inputs, level_class, guide, q)
         inner = slice(RADIUS, -RADIUS)
         target = planes[p][..., HALO:-HALO, HALO:-HALO]

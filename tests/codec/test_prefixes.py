@@ -18,6 +18,7 @@ from vbc.codec.flow.decode_plan import all_packets, make_plan
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.model import Model
 from vbc.codec.pipeline import decode_image, encode_image, verify
+from vbc.codec.pixels.colour import predicted_rgb, ycocg_to_rgb
 from vbc.codec.settings import EncodeSettings
 
 LAYERED = EncodeSettings(lossless=True)
@@ -163,6 +164,37 @@ def test_archival_prefix_predicts_the_rest(tiny: Model) -> None:
     assert part.rgb.shape == x.shape
     assert not part.exact
     assert torch.equal(part.rgb[:, ::8, ::8], x[:, ::8, ::8]), "level 5 has every eighth pixel of this size"
+
+
+def test_layered_prefix_of_all_but_the_last_grid(tiny: Model) -> None:
+    """What is not known lies half way between the lossy picture and the network's prediction."""
+    x = photo(37, 50)
+    data = encode_image(x, model=tiny, settings=LAYERED)
+    n_levels = len(container.levels_present(container.unpack_header(data)))
+    lossy, part = (decode_image(data, model=tiny, levels=n).rgb.int() for n in (3, n_levels - 1))
+    assert torch.equal(part[:, ::2, ::2], x[:, ::2, ::2].int())
+    for row, column in ((0, 1), (1, 0), (1, 1)):
+        shown, before, wanted = (p[:, row::2, column::2] for p in (part, lossy, x.int()))
+        assert not torch.equal(shown, before)
+        predicted = 2 * shown - before
+        assert predicted.min() >= -1
+        assert predicted.max() <= 255
+        assert (predicted - wanted).square().sum() < (255 - wanted - wanted).square().sum(), "no noise"
+
+
+def test_predicted_pixels_are_limited() -> None:
+    """A predicted pixel of less than 0 is 0, not 255; one that RGB has is what it is."""
+    values = torch.arange(-300, 301, 50, dtype=torch.int16)
+    ycocg = torch.cartesian_prod(values, values, values).T[None, ..., None]
+    y, co, cg = ycocg.int().unbind(1)
+    t = y - (cg >> 1)
+    b = t - (co >> 1)
+    wanted = torch.stack((b + co, cg + t, b), 1)
+    got = predicted_rgb(ycocg)
+    assert torch.equal(got.int(), wanted.clamp(0, 255))
+    inside = ((wanted >= 0) & (wanted <= 255)).all(1, keepdim=True).expand_as(got)
+    assert inside.any()
+    assert torch.equal(got[inside], ycocg_to_rgb(ycocg)[inside])
 
 
 def test_every_truncation_of_a_small_file(tiny: Model) -> None:

@@ -8,7 +8,16 @@ from reference.bins import BinsGroup, Values, to_grb
 from reference.container import Cursor
 from reference.errors import Corrupt
 from reference.geometry import BINS, FIRST_EXACT, Geometry
-from reference.groups import Group, Seen, Tuning, n_parameters, read_tuning, rgb_to_ycocg, ycocg_to_rgb
+from reference.groups import (
+    Group,
+    Seen,
+    Tuning,
+    n_parameters,
+    predicted_rgb,
+    read_tuning,
+    rgb_to_ycocg,
+    ycocg_to_rgb,
+)
 from reference.lanes import Lanes, Say, Zeros, brief
 from reference.lossy import PHASES, phase_part
 from reference.planes import add_prediction
@@ -18,18 +27,35 @@ LANES, PLAIN, TUNED, PLAIN_GRAY, PACKED = range(5)
 PLAIN_DEPTH = {PLAIN: 3, PLAIN_GRAY: 1}
 
 
+Window = tuple[slice, slice]
+Known = tuple[int, Window, Array]
+"""Grid, rows and columns of it, and their pixels."""
+
+
 class Grids:
     """The exact levels' way from grid `top` to the picture.
 
     quality: that exact levels are told. bound: of the bins, 0 without. lossy: the lossy picture, uint8 RGB
-    [3, H, W], or None in an archival file.
+    [3, H, W], or None in an archival file. there: (level, part) of all usable packets.
     """
 
     def __init__(
-        self, weights: Weights, geometry: Geometry, quality: int, bound: int, lossy: Array | None, say: Say
+        self,
+        weights: Weights,
+        geometry: Geometry,
+        quality: int,
+        bound: int,
+        lossy: Array | None,
+        there: set[tuple[int, int]],
+        say: Say,
     ):
+        self.there = there
         self.weights, self.geometry, self.quality, self.bound = weights, geometry, quality, bound
         self.lossy, self.say = lossy, say
+        self.usable: list[Known] = []
+        self.usable_values: list[Known] = []
+        self.missing: list[tuple[Window, bool]] = []
+        """Of the last grid, and whether all that the group needs is there."""
 
     def decode(self, payloads: dict[tuple[int, int], bytes]) -> Array:
         """The picture uint8 RGB [3, H, W] from the payloads of the usable exact packets, by (level, part)."""
@@ -38,14 +64,15 @@ class Grids:
             return unpack(first[1:], self.geometry.grids[0])
         top = self.geometry.top
         if first is None:
-            pixels = self.lossy_grid(top)
-        else:
-            mode, body = split(first)
-            if mode not in PLAIN_DEPTH:
-                raise Corrupt(f"level 4 has mode {mode}")
-            (pixels,) = plain(body, PLAIN_DEPTH[mode], [self.geometry.grids[top]])
-            self.say(f"level 4: Y {brief(pixels[0])}; Co {brief(pixels[1])}; Cg {brief(pixels[2])}")
+            assert self.lossy is not None
+            return self.lossy
+        mode, body = split(first)
+        if mode not in PLAIN_DEPTH:
+            raise Corrupt(f"level 4 has mode {mode}")
+        (pixels,) = plain(body, PLAIN_DEPTH[mode], [self.geometry.grids[top]])
+        self.say(f"level 4: Y {brief(pixels[0])}; Co {brief(pixels[1])}; Cg {brief(pixels[2])}")
         errors = np.zeros(pixels.shape, np.int32)
+        self.usable = [(top, (slice(None), slice(None)), pixels)]
         blind = False
         bins, exact = pixels, pixels  # on the same grid, level after level
         for level in self.geometry.value_levels:
@@ -55,7 +82,22 @@ class Grids:
             blind = blind or not coded
             if self.bound:
                 exact = self.advance_values(level, exact, coarse_bins, bins, coded, payloads)
-        return ycocg_to_rgb(exact if self.bound else bins)
+        return self.shown(bins)
+
+    def shown(self, pixels: Array) -> Array:
+        """The picture of the last grid, of bins if there are any, where missing groups are predicted (section
+        12)."""
+        rgb = ycocg_to_rgb(pixels)
+        for window, is_next in self.missing:
+            predicted = predicted_rgb(pixels[:, *window])
+            if self.lossy is None:
+                rgb[:, *window] = predicted
+            else:
+                lossy = self.lossy[:, *window]
+                rgb[:, *window] = (predicted.astype(np.int32) + lossy + 1) >> 1 if is_next else lossy
+        for k, window, known in (self.usable if self.lossy is not None else []) + self.usable_values:
+            rgb[:, :: 1 << k, :: 1 << k][:, *window] = ycocg_to_rgb(known)
+        return rgb
 
     def lossy_grid(self, k: int) -> Array:
         """The lossy picture on grid k, int16 YCoCg-R."""
@@ -88,10 +130,9 @@ class Grids:
         for part, rectangle in self.geometry.groups(level):
             group = BinsGroup(seen, rectangle, self.bound) if self.bound else Group(seen, rectangle)
             if part not in groups:
-                if lossy is not None:
-                    continue  # the lossy pixels are there already
-                group.code(Zeros(), {}, network=not blind)
-                group.forget_errors()
+                if lossy is None or not k:
+                    group.code(Zeros(), {}, network=not blind or lossy is not None)
+                    group.forget_errors()
             else:
                 mode, body = split(groups[part])
                 self.say(f"level {level}, part {part}: {rectangle} of grid {k}, mode {mode}")
@@ -107,6 +148,11 @@ class Grids:
             for phase in PHASES:
                 phase_part(fine[:, *rectangle.slices], phase)[:] = group.pixels[phase]
                 phase_part(fine_errors[:, *rectangle.slices], phase)[:] = group.errors[phase]
+            if part in coded:
+                self.usable.append((k, rectangle.slices, fine[:, *rectangle.slices]))
+            elif not k:
+                needs = set(self.geometry.needs(level, part, self.lossy is None))
+                self.missing.append((rectangle.slices, needs <= self.there))
         return fine, fine_errors, coded
 
     def advance_values(
@@ -125,6 +171,7 @@ class Grids:
         """
         fine = bins.copy()
         phase_part(fine, "A")[:] = coarse
+        k = self.geometry.grid_of(level)
         distances = to_grb(coarse) - to_grb(coarse_bins)
         for part, rectangle in self.geometry.groups(level):
             if (level, part) not in payloads:
@@ -141,6 +188,7 @@ class Grids:
             lanes.finish()
             for phase, pixels in group.pixels().items():
                 phase_part(fine[:, *rectangle.slices], phase)[:] = pixels
+            self.usable_values.append((k, rectangle.slices, fine[:, *rectangle.slices]))
         return fine
 
     def tunings(self, level: int, shared: bytes | None) -> dict[str, Tuning]:

@@ -41,6 +41,14 @@ def ycocg_to_rgb(pixels: Array) -> Array:
     return np.stack((b + co, cg + mid, b)).astype(np.uint8)
 
 
+def predicted_rgb(pixels: Array) -> Array:
+    """As `ycocg_to_rgb`, limited to 0..255."""
+    y, co, cg = pixels
+    mid = y - (cg >> 1)
+    b = mid - (co >> 1)
+    return np.stack((b + co, cg + mid, b)).clip(0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Tuning:
     """The parameters of one phase: weight [6, w], bias [6], around [3, g], before [3, 2], widen [3, 2]."""
