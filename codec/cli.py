@@ -61,6 +61,7 @@ class Stage(StrEnum):
     eye = "eye"
     tune_exact = "tune-exact"
     tune_layered = "tune-layered"
+    whole = "whole"
     bins = "bins"
     values = "values"
     export = "export"
@@ -69,6 +70,7 @@ class Stage(StrEnum):
 class LossyStage(StrEnum):
     tune_lossy = "tune-lossy"
     eye = "eye"
+    whole = "whole"
 
 
 In = Annotated[list[str], typer.Argument(metavar="IN...", help="Files or folders; - is standard input.")]

@@ -14,7 +14,7 @@ DEFAULT_QUALITY, LAYERED_QUALITY, PROGRESSIVE_QUALITY = 60, 50, 75
 """The lossy levels of a layered file are what is seen before the exact ones: better ones cost more than they
 show. Those of a progressive one lead up to bins of 45 dB."""
 PROGRESSIVE_REFINEMENTS = 2
-"""With 1 the first stage is too fine for a twentieth of the bytes to show it (docs/decisions/0010-bins.md)."""
+"""With 1 the first stage is too fine for a twentieth of the bytes (docs/decisions/0010-bins.md)."""
 ROI_GAIN = 20
 """A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
 

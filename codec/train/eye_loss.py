@@ -10,7 +10,7 @@ from torch import Tensor
 from vbc.codec.lossy.eye_distance import eye_distance
 from vbc.codec.lossy.latents import latent_grid
 from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent
-from vbc.codec.train.lossy_loss import lossy_loss, squared_error
+from vbc.codec.train.lossy_loss import Distortion, lossy_loss, squared_error
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import Q_MAX
 from vbc.codec.train.training_loop import Loss
@@ -51,10 +51,15 @@ def fit_kappa(net: LossyNet, tiles: NDArray[np.uint8], seed: int = 1) -> float:
 
 
 def eye_loss(net: LossyNet, kappa: float) -> Loss:
-    """`lossy_loss` with 0.2 MSE + 0.8 kappa eye distance as distortion. kappa: `fit_kappa` of the start."""
+    """`lossy_loss` with `eye_distortion`. kappa: `fit_kappa` of the start."""
+    return lossy_loss(net, eye_distortion(kappa))
+
+
+def eye_distortion(kappa: float) -> Distortion:
+    """0.2 MSE + 0.8 kappa eye distance."""
 
     def distortion(planes: Tensor, target: Tensor) -> Tensor:
         eye = kappa * plane_distance(planes, target)
         return SQUARED_SHARE * squared_error(planes, target) + (1 - SQUARED_SHARE) * eye
 
-    return lossy_loss(net, distortion)
+    return distortion

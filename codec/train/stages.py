@@ -16,7 +16,7 @@ from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_alone_loss, layered_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import export_model, lossy_pictures, save_model
-from vbc.codec.train.eye_loss import eye_loss, fit_kappa, plane_distance
+from vbc.codec.train.eye_loss import eye_distortion, eye_loss, fit_kappa, plane_distance
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet
@@ -25,10 +25,11 @@ from vbc.codec.train.training_loop import Emit, Loss, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 from vbc.codec.train.values_loss import validate_values, value_tiles, values_loss
 from vbc.codec.train.values_net import ValuesNet
+from vbc.codec.train.whole_loss import WholeNet, validate_whole, whole_loss
 
 STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
 """Of a whole run; those below are done on request alone."""
-EYE, LAYERED, BINS, VALUES = "eye", "tune-layered", "bins", "values"
+EYE, LAYERED, WHOLE, BINS, VALUES = "eye", "tune-layered", "whole", "bins", "values"
 LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
 EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
 """What the tuning stages start from."""
@@ -39,6 +40,7 @@ RATE = {
     EYE: 4e-4,
     "tune-exact": 7e-4,
     LAYERED: 4e-4,
+    WHOLE: 2e-4,
     BINS: 1e-3,
     VALUES: 2e-3,
 }
@@ -69,16 +71,16 @@ def train(
     """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
-    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `BINS`, `VALUES` or one of `STAGES`. lossy: the
-    stage whose lossy network `tune-exact` and `export` take, "tune-lossy" or `EYE`. Raises FileNotFoundError
-    where data or an earlier stage's result is missing, ValueError for an unknown stage.
+    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `WHOLE`, `BINS`, `VALUES` or one of `STAGES`.
+    lossy: the stage whose lossy network later ones take, "tune-lossy", `EYE` or `WHOLE`. Raises
+    FileNotFoundError where data or an earlier stage's result is missing, ValueError for an unknown stage.
     """
     chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    known = {*STAGES, EYE, LAYERED, BINS, VALUES}
+    known = {*STAGES, EYE, LAYERED, WHOLE, BINS, VALUES}
     if not set(chosen) <= known:
         raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(sorted(known))}")
-    if lossy not in ("tune-lossy", EYE):
-        raise ValueError(f"lossy network {lossy!r}; known are tune-lossy, {EYE}")
+    if lossy not in ("tune-lossy", EYE, WHOLE):
+        raise ValueError(f"lossy network {lossy!r}; known are tune-lossy, {EYE}, {WHOLE}")
     out.mkdir(parents=True, exist_ok=True)
     tiles, held_out = load_tiles(data), load_tiles(valid)
     for name in chosen:
@@ -118,6 +120,10 @@ def train_stage(
             validate = validate_lossy(net, held_out, plane_distance)
         run_stage(net, loss, validate, tiles, schedule, checkpoint, device, emit)
         return
+    if name == WHOLE:
+        whole, loss, validate = whole_training(out, tiles, held_out, schedule.seed, device)
+        run_stage(whole, loss, validate, tiles, schedule, checkpoint, device, emit)
+        return
     if name in (BINS, VALUES):
         prepared = bins_training if name == BINS else values_training
         of_bins, loss, validate, seen = prepared(out, lossy, tiles, held_out, device)
@@ -140,11 +146,24 @@ def train_stage(
     run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
 
 
+def whole_training(
+    out: Path, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], seed: int, device: str
+) -> tuple[WholeNet, Loss, Callable[[], dict[str, float]]]:
+    """The lossy network for the eye and the layers of layered files, on the bits of whole files."""
+    net = WholeNet(load_lossy(out, EYE), load_exact(out))
+    set_quantise(net, True)
+    prepare(net, device)
+    distortion = eye_distortion(fit_kappa(net.lossy, tiles, seed))
+    alone = validate_lossy(net.lossy, held_out, plane_distance)
+    together = validate_whole(net, held_out)
+    return net, whole_loss(net, distortion), lambda: together() | alone()
+
+
 def bins_training(
     out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
 ) -> Training:
     """The layers for bins, beside the exact networks as they are."""
-    exact = load_exact(out)
+    exact = load_exact(out, lossy)
     bins = BinsNet()
     bins.start(exact)
     for net in (exact, bins):
@@ -160,7 +179,7 @@ def values_training(
     out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
 ) -> Training:
     """The networks of values after bins, on what the integer model's bins leave of some of the tiles."""
-    exact, values = load_exact(out), ValuesNet()
+    exact, values = load_exact(out, lossy), ValuesNet()
     set_quantise(values, True)
     prepare(values, device)
     bins = load_bins(out, exact)
@@ -189,14 +208,26 @@ def prepare(net: torch.nn.Module, device: str) -> None:
 
 def load_lossy(out: Path, lossy: str) -> LossyNet:
     """The lossy network of stage `lossy`; for "tune-lossy" the float one as long as it has not begun."""
+    if lossy == WHOLE:
+        return load_whole(out).lossy
     net = LossyNet()
     result = out / f"{lossy}.safetensors"
     load_checkpoint(out / LOSSY if lossy != EYE and not result.exists() else result, net)
     return net
 
 
-def load_exact(out: Path) -> ExactNet:
-    """The tuned exact networks, with layers of layered files tuned on their own where there are such."""
+def load_whole(out: Path) -> WholeNet:
+    """Both networks that were trained together."""
+    net = WholeNet(LossyNet(), ExactNet())
+    load_checkpoint(out / f"{WHOLE}.safetensors", net)
+    return net
+
+
+def load_exact(out: Path, lossy: str = EYE) -> ExactNet:
+    """The tuned exact networks, with layers of layered files tuned on their own where there are such, or
+    together with the lossy network of stage `WHOLE`."""
+    if lossy == WHOLE:
+        return load_whole(out).exact
     exact = ExactNet()
     layered = out / f"{LAYERED}.safetensors"
     load_checkpoint(layered if layered.exists() else out / TUNED_EXACT, exact)
@@ -225,10 +256,10 @@ def load_values(out: Path) -> ValuesNet | None:
 
 def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
     """Write `out/model.safetensors` from the tuned networks."""
-    exact = load_exact(out)
+    exact = load_exact(out, lossy)
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
     bins, values = load_bins(out, exact), load_values(out)
-    tensors = export_model(exact, load_lossy(out, lossy), tiles[picked], lossy == EYE, bins, values)
+    tensors = export_model(exact, load_lossy(out, lossy), tiles[picked], lossy != "tune-lossy", bins, values)
     model = save_model(out / "model.safetensors", tensors)
     size = (out / "model.safetensors").stat().st_size
     emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))

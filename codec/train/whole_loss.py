@@ -1,8 +1,8 @@
 """The rate of a whole layered file, for training its lossy and its exact networks together.
 
 Bits of the latents plus bits of the picture given what they decode to: the negative ELBO of the hierarchy,
-with one sample and a posterior of no entropy (Kingma and Welling 2014, arXiv:1312.6114). What the pictures of its
-prefixes are worth stands beside it: their distortion over lambda.
+with one sample and a posterior of no entropy (Kingma and Welling 2014, arXiv:1312.6114). What the pictures of
+its prefixes are worth stands beside it: their distortion over lambda.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class WholeNet(nn.Module):
     def __init__(self, lossy: LossyNet, exact: ExactNet):
         super().__init__()
         self.lossy, self.exact = lossy, exact
-        self.rate_factors = {f"lossy.{k}": v for k, v in lossy.rate_factors.items()}
+        lossy.log2_step.requires_grad_(False)  # else finer steps would change what a quality means
         for name, parameter in exact.named_parameters():
             parameter.requires_grad_(".layered." in name)
 
