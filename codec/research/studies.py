@@ -4,7 +4,10 @@ from importlib import import_module
 
 from vbc.codec.research.run import Study
 
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "beta-vae-frey": "beta_vae:STUDY",
+    "disentanglement": "disentanglement:STUDY",
+}
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 
 
