@@ -5,6 +5,7 @@ from importlib import import_module
 from vbc.codec.research.run import Study
 
 STUDIES: dict[str, str] = {
+    "accounting": "accounting:STUDY",
     "beta-vae-frey": "beta_vae:STUDY",
     "disentanglement": "disentanglement:STUDY",
 }
