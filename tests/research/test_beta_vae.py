@@ -77,7 +77,7 @@ def test_faces_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = beta_vae.run(setting_in(tmp_path))
     assert [len(table.rows) for table in result.tables] == [6, 6, 9, 3]
     assert all(np.isfinite(value) for t in result.tables for row in t.rows for value in row.figures.values())
-    assert len(result.effects) == 7
+    assert len(result.effects) == 8
     assert {"manifolds.png"} <= set(result.pictures) == {path.name for path in tmp_path.glob("*.png")}
 
 
@@ -101,7 +101,7 @@ def test_effects_follow_from_the_figures() -> None:
 
     for alive in (True, False):
         effects = beta_vae.effects({case: figures(alive, case) for case in beta_vae.cases()}, 26.0)
-        expected = [True] * 7 if alive else [False, True, False, False, False, True, True]
+        expected = [True] * 8 if alive else [False, False, True, False, False, False, True, True]
         assert [effect.found for effect in effects] == expected
 
 
