@@ -6,7 +6,7 @@ from vbc.codec.research.run import Study
 
 STUDIES: dict[str, str] = {
     "accounting": "accounting:STUDY",
-    "beta-vae-frey": "beta_vae:STUDY",
+    "beta-vae-frey": "beta_vae_faces.study:STUDY",
     "disentanglement": "disentanglement:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""

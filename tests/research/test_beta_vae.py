@@ -8,8 +8,11 @@ import torch
 
 from vbc.codec.research.parts.sprites import random_factors, render
 from vbc.codec.research.run import Setting
-from vbc.codec.research.systems import beta_vae, disentanglement
-from vbc.codec.research.systems.beta_vae import Case, FreyVae
+from vbc.codec.research.systems import disentanglement
+from vbc.codec.research.systems.beta_vae_faces import faces as network
+from vbc.codec.research.systems.beta_vae_faces import study as beta_vae
+from vbc.codec.research.systems.beta_vae_faces.faces import FreyVae
+from vbc.codec.research.systems.beta_vae_faces.study import Case
 
 
 def faces(n: int = 40) -> torch.Tensor:
@@ -24,7 +27,7 @@ def setting_in(folder: Path) -> Setting:
 
 def test_the_network_is_the_thesis() -> None:
     counts = [weight.numel() + bias.numel() for weight, bias in FreyVae(2).layers()]
-    assert tuple(counts) == beta_vae.PARAMETERS
+    assert tuple(counts) == network.PARAMETERS
     model = FreyVae(5)
     mean, log_var = model.encode(faces(3).float() / 255)
     assert mean.shape == log_var.shape == (3, 5)
@@ -49,8 +52,8 @@ def test_loss_is_cross_entropy_of_a_pixel_and_beta_kl() -> None:
     assert free == pytest.approx(log["entropy"])
     assert charged - free == pytest.approx(3 * log["kl_bits"] * np.log(2), rel=1e-3)
     assert summed == pytest.approx(560 * free)
-    assert beta_vae.perfect(x) < free
-    assert beta_vae.perfect(x) < beta_vae.mean_image(x)
+    assert network.perfect(x) < free
+    assert network.perfect(x) < network.mean_image(x)
 
 
 def test_collapse_of_a_linear_model() -> None:
@@ -58,7 +61,7 @@ def test_collapse_of_a_linear_model() -> None:
     half = torch.tensor([100, 150], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 28, 20)
     m = 125 / 255
     expected = (25 / 255) ** 2 / (m * (1 - m)) * 560 / 560
-    assert beta_vae.collapse_estimates(half, 2) == [pytest.approx(expected), pytest.approx(0, abs=1e-9)]
+    assert network.collapse_estimates(half, 2) == [pytest.approx(expected), pytest.approx(0, abs=1e-9)]
 
 
 def test_the_faces_held_out() -> None:
