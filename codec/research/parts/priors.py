@@ -65,14 +65,15 @@ class Coupling(nn.Module):
     """Affine coupling (Dinh et al. 2017, arXiv:1605.08803): what the mask keeps gives scale and shift of the
     rest. Scales are tanh times a learned factor for each channel."""
 
-    def __init__(self, mask: Tensor, growth: int, n_units: int) -> None:
-        """mask: float [1, C, H, W], 1 where the code is kept; C, H, W are the codes' shape."""
+    def __init__(self, mask: Tensor, growth: int, n_units: int, kernel: int) -> None:
+        """mask: float [1, C, H, W], 1 where the code is kept; C, H, W are the codes' shape. kernel: of the
+        convolution that gives scale and shift."""
         super().__init__()
         n = mask.shape[1]
         self.mask: Tensor
         self.register_buffer("mask", mask, persistent=False)
         self.block = Block(n, growth, n_units)
-        self.output = Output(self.block.n_out, torch.zeros(2 * n))
+        self.output = Output(self.block.n_out, torch.zeros(2 * n), kernel)
         self.factor = nn.Parameter(torch.ones(n, 1, 1))
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,8 +96,10 @@ class RealNVP(Prior):
     """A flow on the prior, two scales: 3 checkerboard couplings; squeeze; 3 channel-wise ones; half of the
     channels leaves; 4 checkerboard ones on the other half (ssVAE thesis, chapter 7, and its released code)."""
 
-    def __init__(self, shape: tuple[int, int, int], growth: int = 16, n_units: int = 2) -> None:
-        """shape: C, H, W with even H and W."""
+    def __init__(
+        self, shape: tuple[int, int, int], growth: int = 16, n_units: int = 2, kernel: int = 3
+    ) -> None:
+        """shape: C, H, W with even H and W. growth, n_units: of the block in each coupling."""
         super().__init__(shape)
         c, h, w = shape
         if h % 2 or w % 2:
@@ -108,7 +111,7 @@ class RealNVP(Prior):
             [checkerboard(half, i % 2) for i in range(4)],
         )
         self.wide, self.deep, self.last = (
-            nn.ModuleList(Coupling(mask, growth, n_units) for mask in masks) for masks in kinds
+            nn.ModuleList(Coupling(mask, growth, n_units, kernel) for mask in masks) for masks in kinds
         )
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
