@@ -4,7 +4,11 @@ from importlib import import_module
 
 from vbc.codec.research.run import Study
 
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "vae-priors": "ssvae.prior_study:STUDY",
+    "ssvae-32": "ssvae.crossover:STUDY_32",
+    "ssvae-64": "ssvae.crossover:STUDY_64",
+}
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 
 

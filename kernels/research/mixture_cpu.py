@@ -44,7 +44,7 @@ def _tile(params: Tensor, x: Tensor, low: float, high: float, d_params: Tensor |
     """Bits [P] of P pixels; params [10K, P], x [3, P]. Writes the derivatives to d_params [10K, P]."""
     k = params.shape[0] // 10
     logits = params[:k]
-    means, raw_scales, raw_coefficients = params[k:].unflatten(0, (3, 3, k)).unbind(0)
+    means, raw_scales, raw_coefficients = params[k:].view(3, 3, k, -1).unbind(0)
     log_scales = raw_scales.clamp(low, high)
     coefficients = torch.sigmoid(2 * raw_coefficients).mul_(2).sub_(1)  # tanh, five times as fast
     # products with 0 and 1 instead of torch.where, which is twenty times slower than a product here
@@ -72,7 +72,7 @@ def _tile(params: Tensor, x: Tensor, low: float, high: float, d_params: Tensor |
         by_scale = b.mul_(left).sub_(a.mul_(right)).sub_(shrink).mul_(share)
         by_mean = left.sub_(right).mul_(inverse).mul_(share)
         d_params[:k] = share + torch.exp(logits - prior).div_(math.log(2))
-        out = d_params[k:].unflatten(0, (3, 3, k))
+        out = d_params[k:].view(3, 3, k, -1)
         out[0] = by_mean
         out[1] = by_scale.mul_(raw_scales == log_scales)
         slopes = coefficients.square_().neg_().add_(1)

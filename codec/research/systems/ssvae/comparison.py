@@ -17,10 +17,18 @@ from vbc.codec.research.parts.importance import (
     log_weights,
     mean_terms,
 )
-from vbc.codec.research.parts.loop import Batches, Loss, Plan, flip_and_shift, random_batch, steps_within, train
+from vbc.codec.research.parts.loop import (
+    Batches,
+    Loss,
+    Plan,
+    flip_and_shift,
+    random_batch,
+    steps_within,
+    train,
+)
+from vbc.codec.research.parts.measures import fine_detail, ms_ssim, psnr
 from vbc.codec.research.run import Setting
 from vbc.codec.research.systems.ssvae.model import SsVae
-from vbc.codec.research.parts.measures import fine_detail, ms_ssim, psnr
 from vbc.codec.research.systems.ssvae.modes import generate, modes
 
 TRAINING_SHARE = 0.65
@@ -150,7 +158,7 @@ def train_equally(
 
 
 def validation(model: SsVae, valid: Tensor, setting: Setting, n_values: int) -> Callable[[], float]:
-    """The negative bound on the first validation images, bits per dimension, with the same noise each time."""
+    """The negative bound on the first validation images, bits per dimension; each time the same noise."""
     few = valid[:VALIDATION_IMAGES].to(setting.device)
 
     def figure() -> float:
@@ -172,7 +180,8 @@ def measure(name: str, model: SsVae, steps: int, test: Tensor, setting: Setting)
         terms = mean_terms(model, test[: size.others], generator)
     nll = importance_nats(weights)
     sums = {
-        kind: sum(value for key, value in terms.items() if key.startswith(f"{kind}_")) for kind in ("RE", "KL")
+        kind: sum(value for key, value in terms.items() if key.startswith(f"{kind}_"))
+        for kind in ("RE", "KL")
     }
     terms.pop("total")
     figures = {
@@ -209,7 +218,7 @@ def shown_again(model: SsVae, x: Tensor, setting: Setting) -> dict[str, Tensor]:
     """What every mode of the model makes of pictures, by the mode's name: uint8 as x, on the CPU."""
     there = x.to(setting.device)
     return {
-        name: torch.cat([mode(model, part, seeded(setting)).cpu() for part in there.split(32)])
+        name: torch.cat([mode(model, part, seeded(setting)).cpu() for part in torch.split(there, 32)])
         for name, mode in modes(model).items()
     }
 

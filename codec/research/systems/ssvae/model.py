@@ -11,7 +11,7 @@ printed sum leaves out).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,7 @@ from vbc.codec.research.systems.ssvae.vae import (
 )
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Sizes of the networks: about a quarter of the released growth and half its units, and less where the
     picture is large, so that a step takes a tenth of a second.
 
@@ -110,9 +109,7 @@ class SsVae(nn.Module):
             channels.insert(0, d.channels)
         likelihoods = [ColourMixture(c, mixtures) for c in channels]
         prior = prior or RealNVP(LATENT_SHAPE)
-        self.base = Vae(
-            likelihoods[0], sides[0], prior, sizes.encode_u, sizes.decode_u, sizes.more_decoder
-        )
+        self.base = Vae(likelihoods[0], sides[0], prior, sizes.encode_u, sizes.decode_u, sizes.more_decoder)
         self.levels = nn.ModuleList(
             Level(channels[k], sides[k], likelihoods[k + 1], sides[k + 1], sizes)
             for k in range(len(self.representations))

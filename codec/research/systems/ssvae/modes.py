@@ -2,8 +2,8 @@
 
 Generation gives nothing. Super-resolution (SR) gives the true y_K and the codes below z_K; conditional
 reconstruction (CR) the true y_K and z_K; RS1, RS2, ... give the first one, two, ... codes and no picture.
-Codes are given as samples of their posteriors. Pictures come without pixel noise, as the mean of the likeliest
-component (released code).
+Codes are given as samples of their posteriors. Pictures come without pixel noise, as the mean of the
+likeliest component (released code).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Study `vae-priors`: a VAE with three priors, and one whose decoder has the flow's parameters (table 7.1)."""
+"""Study `vae-priors` (table 7.1): a VAE with three priors, and a control with the flow's parameters elsewhere."""
 
 from functools import partial
 
@@ -84,9 +84,7 @@ def run(setting: Setting) -> Result:
         again = shown_again(model, test, setting)["RS1"]
         made = generate(model, size.generated, seeded(setting)).cpu()
         quality = {**alike(again, test), "frechet": own_distance(net, made, data.test)}
-        measured[entrant.name] = add_figures(
-            measure(entrant.name, model, steps, data.test, setting), quality
-        )
+        measured[entrant.name] = add_figures(measure(entrant.name, model, steps, data.test, setting), quality)
         shown |= {f"{entrant.name}: reconstructions": again[:SHOWN], f"{entrant.name}: samples": made[:SHOWN]}
         shown[f"{entrant.name}: between two images"] = between(
             model, test[:2].to(setting.device), SHOWN, seeded(setting)
@@ -125,9 +123,9 @@ def effects(m: dict[str, Measured]) -> list[Effect]:
         ),
         Effect("RE falls from normal over mixture to RealNVP", re[0] > re[1] > re[2], f"{re_said} nats"),
         Effect("KL rises from normal over mixture to RealNVP", kl[0] < kl[1] < kl[2], f"{kl_said} nats"),
-        Effect("RealNVP is the slowest to sample", seconds[2] > max(seconds[:2]), f"{seconds_said} s an image"),
+        Effect("RealNVP samples slowest", seconds[2] > max(seconds[:2]), f"{seconds_said} s an image"),
         Effect(
-            "The gain is the prior's, not the parameters': RealNVP beats a decoder of equal parameters (ours)",
+            "The gain is the prior's, not the parameters': RealNVP beats an equally large decoder (ours)",
             against_control.mean < 0 and against_control.clear,
             f"RealNVP less control: {against_control}; parameters "
             f"{m['realnvp'].figures['parameters']:,.0f} and {m['control'].figures['parameters']:,.0f}",

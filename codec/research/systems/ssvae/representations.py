@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BICUBIC_256 = (-3, -9, 29, 111, 111, 29, -9, -3)
-"""Taps of the antialiased bicubic filter (Keys' with a = -1/2, stretched by two) for half the size, 256ths."""
+"""Taps of the antialiased bicubic filter (Keys', a = -1/2, stretched by two) to half the size, 256ths."""
 LUMA_65536 = (19595, 38470, 7471)
 """Weights of red, green and blue in the luma of BT.601, 65536ths."""
 SKETCH_SIGMA = 2.0
