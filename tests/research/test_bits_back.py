@@ -43,7 +43,8 @@ class Normal(NamedTuple):
 
 
 def weights(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / shape[0] ** 0.5
+    drawn: Tensor = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return drawn / math.sqrt(shape[0])
 
 
 def log_masses(mean: Tensor, spread: float = 9.0) -> Tensor:
