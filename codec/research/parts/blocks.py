@@ -68,9 +68,9 @@ def initialise_from_batch(model: nn.Module, run: Callable[[], object]) -> None:
             return None
         done.add(layer)
         mean, std = y.float().mean((0, 2, 3)), y.float().std((0, 2, 3)).clamp_min(SMALLEST_STD)
-        length = layer.parametrizations.weight.original0
-        length /= std.view_as(length)  # type: ignore[arg-type, operator]
-        layer.bias.sub_(mean).div_(std)  # type: ignore[union-attr, operator]
+        length = layer.get_parameter("parametrizations.weight.original0")
+        length.div_(std.view_as(length))
+        layer.get_parameter("bias").sub_(mean).div_(std)
         return ((y - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)).to(y.dtype)
 
     layers = [m for m in model.modules() if is_parametrized(m, "weight")]

@@ -1,4 +1,4 @@
-"""Study `vae-priors` (table 7.1): a VAE with three priors, and a control with the flow's parameters elsewhere."""
+"""Study `vae-priors` (table 7.1): a VAE with three priors, and a control with a larger decoder."""
 
 from functools import partial
 
