@@ -29,8 +29,8 @@ BATCH = 32
 STEPS = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Widths of the latents' bins, in units of the prior's standard deviation for a normal prior."""
 QUALITIES = (1, 2, 4, 7, 11, 16, 23, 32, 45, 60, 75, 88, 95)
-COLUMNS = 16
-"""Pictures in a row of a sheet."""
+MOST_COLUMNS = 16
+"""Pictures in a row of a sheet at most."""
 PARTS = ("u", "y", "z", "x")
 THESIS_PARTS = {"u": 0.385, "y": 0.583, "z": 0.291, "x": 2.398, "sum": 3.656}
 """Table 7.2 for CIFAR-10, in bits per sub-pixel of x."""
@@ -99,7 +99,8 @@ def lossy_costs(
             quality = alike(pictures, x.cpu())
             curves[name].append((rate, quality["psnr"]))
             figures = {"values": float(values[name]), "bin": step, "rate": rate, **quality}
-            rows.append(Row(f"{name}, bins of {step:g}", {**figures, "jpeg_psnr": at_rate(jpeg, rate)}))
+            full_name = name if math.isnan(step) else f"{name}, bins of {step:g}"
+            rows.append(Row(full_name, {**figures, "jpeg_psnr": at_rate(jpeg, rate)}))
     units = {
         "values": "numbers sent",
         "bin": "width",
@@ -215,18 +216,23 @@ def at_rate(curve: Curve, rate: float) -> float:
 
 
 def sheet(x: Tensor) -> NDArray[np.uint8]:
-    """Pictures uint8 [N, 3, S, S] as one, row by row, 16 in a row; what is left over repeats the last one."""
-    n_rows = -(-len(x) // COLUMNS)
-    filled = torch.cat((x, x[-1:].expand(n_rows * COLUMNS - len(x), -1, -1, -1)))
-    _, c, h, w = x.shape
-    rows = filled.view(n_rows, COLUMNS, c, h, w).permute(0, 3, 1, 4, 2)
-    return np.ascontiguousarray(rows.reshape(n_rows * h, COLUMNS * w, c).numpy())
+    """Pictures uint8 [N, 3, S, S] as one, row by row, uint8 [rows * S, columns * S, 3]: of up to 16 columns
+    as many as fill all rows."""
+    n, c, h, w = x.shape
+    columns = sheet_columns(n)
+    rows = x.view(n // columns, columns, c, h, w).permute(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(rows.reshape(-1, columns * w, c).numpy())
 
 
 def from_sheet(whole: NDArray[np.uint8], n: int, side: int) -> Tensor:
     """Inverse of `sheet` for n pictures of a side."""
-    rows = torch.from_numpy(whole.copy()).view(-1, side, COLUMNS, side, 3).permute(0, 2, 4, 1, 3)
-    return rows.reshape(-1, 3, side, side)[:n].contiguous()
+    rows = torch.from_numpy(whole.copy()).view(-1, side, sheet_columns(n), side, 3).permute(0, 2, 4, 1, 3)
+    return rows.reshape(-1, 3, side, side).contiguous()
+
+
+def sheet_columns(n: int) -> int:
+    """The greatest divisor of n up to 16."""
+    return next(columns for columns in range(MOST_COLUMNS, 0, -1) if n % columns == 0)
 
 
 def _pillow(x: NDArray[np.uint8], kind: str, **options: object) -> bytes:
