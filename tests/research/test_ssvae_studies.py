@@ -27,8 +27,8 @@ def test_bins_of_a_gaussian_sum_to_one() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "srvae", "3-level"])
 def test_bits_back_takes_the_bound_and_decodes_exactly(name: str) -> None:
-    """Within 8 %: pixels that fit an untrained model badly leave bits that are not random, so what is drawn from
-    them is no fair sample. Of trained models the study asks 2 %."""
+    """Within 8 %: pixels that fit an untrained model badly leave bits that are not random, so what is drawn
+    from them is no fair sample. Of trained models the study asks 2 %."""
     model, x = small_model(name)
     coder = coded_model(model, x)
     coded = encode_images(coder, x)

@@ -1,4 +1,4 @@
-"""Study `ssvae-bits`: what the thesis counted as values (its section on compression) in bits and in bytes.
+"""Study `ssvae-bits`: what the thesis counted as values for compression in bits and in bytes.
 
 Ideal costs of the levels; quantised latents charged by the model and beside JPEG; bits-back coding, decoded
 again, beside lossless codecs on the same pictures.
@@ -20,7 +20,14 @@ from vbc.codec.research.parts.importance import bits_per_dim, mean_terms
 from vbc.codec.research.parts.pictures import save_curves
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.ssvae.coding import Kept, coded_model, keep_quantised, keep_view
-from vbc.codec.research.systems.ssvae.comparison import FULL_BUDGET_S, TRAINING_SHARE, alike, samples, seeded
+from vbc.codec.research.systems.ssvae.comparison import (
+    FULL_BUDGET_S,
+    TRAINING_SHARE,
+    alike,
+    frozen,
+    samples,
+    seeded,
+)
 from vbc.codec.research.systems.ssvae.crossover import SETS_32
 from vbc.codec.research.systems.ssvae.earlier_runs import load_or_train
 from vbc.codec.research.systems.ssvae.model import SsVae
@@ -145,8 +152,9 @@ def lossless_costs(models: dict[str, SsVae], x: Tensor, setting: Setting) -> tup
     rows, effects = [], []
     for name, model in models.items():
         coder = coded_model(model, x)
-        coded = encode_images(coder, x)
-        exact = torch.equal(decode_images(coder, coded, len(x)), x.cpu())
+        with frozen():
+            coded = encode_images(coder, x)
+            exact = torch.equal(decode_images(coder, coded, len(x)), x.cpu())
         bound = bits_per_dim(mean_terms(model, x.repeat(4, 1, 1, 1), seeded(setting))["total"], x[0].numel())
         rate = coded.net_bits / n_values
         figures = {
@@ -248,5 +256,8 @@ def _drawn(curves: dict[str, Curve]) -> dict[str, tuple[list[float], list[float]
 
 
 STUDY = Study(
-    "ssVAE as a coder: latents in bits beside JPEG, bits-back bytes", "ssVAE thesis, section 8", "20m", run
+    "ssVAE as a coder: latents in bits beside JPEG, bits-back bytes",
+    "ssVAE thesis, its proposal on compression",
+    "20m",
+    run,
 )

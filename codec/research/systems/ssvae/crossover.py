@@ -144,7 +144,7 @@ def compare(
 
 
 def values_sent(model: SsVae, mode: str) -> int:
-    """Numbers that a mode keeps: values of y and latents (thesis section on compression)."""
+    """Numbers that a mode keeps: values of y and latents (the thesis' count for compression)."""
     latents = model.base.prior.shape[0] * model.base.prior.shape[1] * model.base.prior.shape[2]
     if mode.startswith("RS"):
         return int(mode[2:]) * latents
@@ -172,7 +172,7 @@ def run_32(setting: Setting) -> Result:
 
 
 def effects_32(name: str, vae: Measured, ssvae: Measured) -> list[Effect]:
-    """The claims of section 7.2 in the figures of one set."""
+    """The claims around table 7.2 and figure 7.2, in the figures of one set."""
     v, s = vae.figures, ssvae.figures
     difference = nll_difference(ssvae, vae, 3072)
     order = ("psnr_CR", "psnr_RS2", "vae", "psnr_RS1")
@@ -213,7 +213,7 @@ def run_64(setting: Setting) -> Result:
 
 
 def effects_64(m: dict[str, Measured]) -> list[Effect]:
-    """The claims of sections 7.3 and 7.4, and what the controls say of them."""
+    """The claims around tables 7.5 and 7.6, and what the controls say of them."""
     vae, wide, two, three = (m[e.name] for e in ENTRANTS_64)
     v, t = vae.figures, three.figures
     differences = {other.name: nll_difference(three, other, 12288) for other in (vae, wide, two)}

@@ -1,4 +1,4 @@
-"""Study `ssvae-latents`: between two pictures, and what finer levels' codes change (thesis section 9)."""
+"""Study `ssvae-latents`: between two pictures, and what finer levels' codes change (figures 7.1, 7.9)."""
 
 import json
 
@@ -141,7 +141,7 @@ def enlarge(x: Tensor, n: int) -> Tensor:
 
 
 def effects(likeliness: dict[str, dict[str, float]], bands: dict[str, float]) -> list[Effect]:
-    """The claims of section 9."""
+    """What the thesis says of interpolation and of figure 7.9."""
     shares = ", ".join(f"{name} {value:.4f}" for name, value in bands.items())
     values = list(bands.values())
     u = likeliness["3-level"]
@@ -165,4 +165,6 @@ def effects(likeliness: dict[str, dict[str, float]], bands: dict[str, float]) ->
     ]
 
 
-STUDY = Study("ssVAE: interpolation, and resampling with u fixed", "ssVAE thesis, section 9", "15m", run)
+STUDY = Study(
+    "ssVAE: interpolation, and resampling with u fixed", "ssVAE thesis, figures 7.1 and 7.9", "15m", run
+)

@@ -1,4 +1,4 @@
-"""The ssVAE with K representations (thesis chapters 5 and 6): K = 0 is a VAE, K = 1 the srVAE, K = 2 the
+"""The ssVAE with K representations (thesis chapter 5): K = 0 is a VAE, K = 1 the srVAE, K = 2 the
 3-level one.
 
 y_K = d_K(x), y_(K-1) = d_(K-1)(y_K), ..., y_1; y_(K+1) = x; z_0 = u.

@@ -1,4 +1,4 @@
-"""Ways of sampling an ssVAE: what is not given is drawn, coarse to fine (thesis chapter 6).
+"""Ways of sampling an ssVAE: what is not given is drawn, coarse to fine.
 
 Generation gives nothing. Super-resolution (SR) gives the true y_K and the codes below z_K; conditional
 reconstruction (CR) the true y_K and z_K; RS1, RS2, ... give the first one, two, ... codes and no picture.

@@ -1,4 +1,4 @@
-"""Study `ssvae-sketch`: y is a pencil sketch or the gray picture, of full size (thesis sections 6 and 7)."""
+"""Study `ssvae-sketch`: y is a pencil sketch or the gray picture, of full size (thesis table 7.5)."""
 
 from functools import partial
 
@@ -119,7 +119,7 @@ def colour_errors(a: Tensor, x: Tensor) -> dict[str, float]:
 
 
 def effects(m: dict[str, Measured]) -> list[Effect]:
-    """The claims of sections 6 and 7."""
+    """What the thesis says of the sketch (figures 7.4, 7.5, 7.7), and of colouring."""
     v, s, g = (m[name].figures for name in ("vae", "sketch", "gray"))
     difference = nll_difference(m["sketch"], m["vae"], 12288)
     removed = s["chroma_error_RS1"] - s["chroma_error_RS2"]
@@ -157,6 +157,4 @@ def effects(m: dict[str, Measured]) -> list[Effect]:
     ]
 
 
-STUDY = Study(
-    "ssVAE whose y is a sketch or the gray picture", "ssVAE thesis, sections 7.3 and 8, table 7.5", "30m", run
-)
+STUDY = Study("ssVAE whose y is a sketch or the gray picture", "ssVAE thesis, table 7.5", "30m", run)

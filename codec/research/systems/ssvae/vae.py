@@ -1,4 +1,4 @@
-"""The parts of a variational autoencoder, as in the ssVAE thesis (chapters 2 to 4): p(u), p(x|u), q(u|x).
+"""The parts of a variational autoencoder: p(u), p(x|u), q(u|x).
 
 It is the coarsest level of the ssVAE; the ssVAE without representations is this VAE (`model.py`).
 """
