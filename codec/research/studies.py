@@ -11,6 +11,9 @@ STUDIES: dict[str, str] = {
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
+    "accounting": "accounting:STUDY",
+    "beta-vae-frey": "beta_vae:STUDY",
+    "disentanglement": "disentanglement:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 
