@@ -5,6 +5,12 @@ from importlib import import_module
 from vbc.codec.research.run import Study
 
 STUDIES: dict[str, str] = {
+    "vae-priors": "ssvae.prior_study:STUDY",
+    "ssvae-32": "ssvae.crossover:STUDY_32",
+    "ssvae-64": "ssvae.crossover:STUDY_64",
+    "ssvae-sketch": "ssvae.sketch_study:STUDY",
+    "ssvae-bits": "ssvae.bits_study:STUDY",
+    "ssvae-latents": "ssvae.latents_study:STUDY",
     "accounting": "accounting:STUDY",
     "beta-vae-frey": "beta_vae_faces.study:STUDY",
     "disentanglement": "disentanglement:STUDY",
