@@ -40,7 +40,6 @@ from vbc.codec.flow.encode_levels import (
     n_bytes,
 )
 from vbc.codec.flow.encode_within import encode_lossy_within
-from vbc.codec.flow.layered_stages import with_stages_that_pay
 from vbc.codec.flow.packet_order import order_for
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
@@ -151,8 +150,6 @@ def encode_image(
     else:
         if settings.levels:
             quality = choose_quality(model, picture, settings).refined(settings.asked_refinements)
-            if settings.lossless and not settings.progressive:
-                quality = with_stages_that_pay(model, picture, quality)
         levels = encode_levels(picture, model, settings, quality, report)
     data = pack(levels)
     if settings.has_exact and (settings.levels or settings.progressive):

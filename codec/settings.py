@@ -30,18 +30,17 @@ class EncodeSettings:
     levels, 0: none, 1: output layers tuned to the image from samples of it, 2: tuned from all pixels (of a
     phase of a grid at most about 400,000), graphics packed in every way. Of the lossy levels, 2 with tune
     "eye": they are coded once more, to see where errors show and to move bits there; 0 and 1 are the same.
-    tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality everywhere).
-    max_bytes: what the file may have, in place of a quality: a lossy one gets the best that fits, a lossless
-    one that is larger is cut (`files.cutting`), and is lossy then. roi: regions of interest, whose packets
-    stand before others in every level. roi_quality: of the lossy levels there, on the same scale and not
-    below `quality`; None: 20 above it, at most 100; with max_bytes regions have no quality of their own.
-    roi_first: what the regions need of all levels stands before everything else. refinements: in how many
-    stages, 0 to 3, the lossy levels reach their quality after a first one, each of which adds 25 units; fewer
-    where the quality is not as high, or where in a lossless file they cost too much. The file is a little
-    larger, and its first part shows more. None: 2 in a progressive file with lossy levels, else 0. near: the
-    largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0 or 3; 0 for
-    none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample lies, so that
-    the picture goes on getting better up to the last byte.
+    tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality everywhere). max_bytes:
+    what the file may have, in place of a quality: a lossy one gets the best that fits, a lossless one that is
+    larger is cut (`files.cutting`), and is lossy then. roi: regions of interest, whose packets stand before
+    others in every level. roi_quality: of the lossy levels there, on the same scale and not below `quality`;
+    None: 20 above it, at most 100; with max_bytes regions have no quality of their own. roi_first: what the
+    regions need of all levels stands before everything else. refinements: in how many stages, 0 to 3, the
+    lossy levels reach their quality after a first one, each of which adds 25 units; fewer where the quality
+    is not as high. The file is a little larger, and its first part shows more. None: 2 in a progressive file
+    with lossy levels, else 0. near: the largest error of any sample of R, G and B, 1 to 8, of a near-lossless
+    file, whose levels are 0 or 3; 0 for none. progressive: of a lossless file, the exact levels say first in
+    which bin of 5 a sample lies, so that the picture goes on getting better up to the last byte.
     """
 
     levels: int = LOSSY_LEVELS

@@ -1,7 +1,6 @@
 """The small vocabulary of the tests."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +61,6 @@ def every_refinement() -> Iterator[None]:
     """An encoder that writes all refinements asked for, and all their packets, whether they pay or not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vbc.codec.flow.encode_levels.that_pay", lambda packets, geometry: set(packets))
-        patch.setattr("vbc.codec.flow.layered_stages.PRICE", math.inf)
         patch.setattr("vbc.codec.lossy.quality_map.CLAMPED_SHARE", 1.0)
         yield
 

@@ -1,18 +1,15 @@
 """Files of which refinements are left out: where they do not pay, and as they are shown."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from checks import every_refinement
-from pictures import constant, noise, photo
+from pictures import constant, photo
 
 from vbc.bitstream import container
 from vbc.bitstream.source import as_source
 from vbc.codec.flow.decode_plan import make_plan, read_packets
 from vbc.codec.flow.decode_state import DecodeState
 from vbc.codec.flow.encode_levels import encode_lossy, n_bytes
-from vbc.codec.flow.layered_stages import with_stages_that_pay
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model, load_model
 from vbc.codec.pipeline import decode_image, encode_image, verify
@@ -67,19 +64,16 @@ def test_what_is_dropped_leaves_the_coarser_latents(
     assert torch.equal(all_latents[..., 32:64], latents[..., 32:64])
 
 
-def test_layered_files_keep_what_costs_little(tiny: Model) -> None:
-    """All packets of a stage or none, as exact levels need them all; decided by what a sample takes."""
-    model, quality = load_model(tune="eye"), QualityMap(25, refinements=1)
-    for make, count in ((photo, 1), (noise, 0)):
-        picture = make(192, 192)[None].contiguous(memory_format=torch.channels_last)
-        assert with_stages_that_pay(model, picture, quality).refinements == count
-    plain = replace(quality, refinements=0)
-    assert with_stages_that_pay(tiny, picture, plain) == plain
+def test_layered_files_keep_all_packets(tiny: Model) -> None:
+    """Exact levels need them all, and the quality asked for is reached."""
     data = encode_image(
-        noise(64, 80), model=model, settings=EncodeSettings(lossless=True, quality=80, refinements=2)
+        photo(64, 80), model=tiny, settings=EncodeSettings(lossless=True, quality=80, refinements=2)
     )
-    assert not refined_parts(data)
-    assert decode_image(data, model=model).exact
+    header = container.unpack_header(data)
+    assert (header.geometry.refinements, header.final_quality) == (2, 80)
+    assert len(refined_parts(data)) == sum(header.geometry.n_groups(level) for level in range(33, 39))
+    assert decode_image(data, model=tiny).exact
+    quality = QualityMap(25, refinements=1)
     tall = torch.cat((photo(64, 40), constant(64, 40)), 2)[None].contiguous(memory_format=torch.channels_last)
     everything = encode_lossy(tall, tiny, 3, quality)[0]
     assert {level for level, _, _ in everything} == {1, 2, 3, 33, 34, 35}
@@ -103,7 +97,7 @@ def test_hardly_any_square_is_clamped() -> None:
     ("settings", "count"),
     [
         (EncodeSettings(), 0),
-        (EncodeSettings(lossless=True, progressive=True), 1),
+        (EncodeSettings(lossless=True, progressive=True), 2),
         (EncodeSettings(lossless=True, progressive=True, levels=0), 0),
         (EncodeSettings(levels=2, quality=90), 0),
         (EncodeSettings(max_bytes=9000), 0),

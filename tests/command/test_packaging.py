@@ -271,7 +271,8 @@ def test_the_research_wing_imports_only_what_it_may() -> None:
     for path in paths:
         own = path.relative_to(wing).parts[:2]
         for name in imports(path):
-            assert not name.startswith("vbc.") or name.startswith(WING_IMPORTS), f"{path}: {name}"
+            if name != "vbc.codec":  # its public functions, as a rival
+                assert not name.startswith("vbc.") or name.startswith(WING_IMPORTS), f"{path}: {name}"
             if name.startswith("vbc.codec.research.systems."):
                 assert own == tuple(name.split(".")[3:5]), f"{path}: {name}"
 

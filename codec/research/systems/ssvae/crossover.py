@@ -281,7 +281,7 @@ def notes(setting: Setting) -> list[str]:
         f"nll: {size.importance} importance samples for each of iw_images test images; RE, KL, PSNR: "
         f"{size.others} test images; Frechet distance: {size.generated} generated images on own features.",
         "Pictures are without pixel noise: the mean of each pixel's likeliest component.",
-        "Models of a set took equally many steps on the same batches; parameters are equal to a tenth.",
+        "Models of a set took equally many steps on the same batches; the table has their parameters.",
     ]
 
 
