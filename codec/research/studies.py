@@ -1,0 +1,16 @@
+"""Names of the studies and where they are; a study's module is imported when it is asked for."""
+
+from importlib import import_module
+
+from vbc.codec.research.run import Study
+
+STUDIES: dict[str, str] = {}
+"""From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
+
+
+def find_study(name: str) -> Study:
+    """The study of a name. Raises KeyError where there is none."""
+    module, attribute = STUDIES[name].split(":")
+    study = getattr(import_module(f"vbc.codec.research.systems.{module}"), attribute)
+    assert isinstance(study, Study), f"{name} is no study"
+    return study
