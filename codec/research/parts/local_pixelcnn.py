@@ -1,8 +1,9 @@
-"""A PixelCNN of independent square blocks: pixels within a block follow each other, blocks know nothing of each other.
+"""A PixelCNN of independent square blocks: pixels within a block follow each other, blocks know nothing of
+each other.
 
-Thesis on patch-VAEs, section 5: p(x|z) = prod_b prod_{t in b, raster} p(x_t | x_{<t in b}, z). The blocks lie in the
-batch axis, so all of an image are computed, and decoded, at once: side^2 steps whatever the image's size. The masked
-convolution is `kernels.research.masked_conv` with the order `patches(side)`.
+Thesis on patch-VAEs, section 5: p(x|z) = prod_b prod_{t in b, raster} p(x_t | x_{<t in b}, z). The blocks
+lie in the batch axis, so all of an image are computed, and decoded, at once: side^2 steps whatever the
+image's size. The masked convolution is `kernels.research.masked_conv` with the order `patches(side)`.
 """
 
 from collections.abc import Callable
@@ -39,11 +40,12 @@ def from_blocks(blocks: Tensor, height: int, width: int) -> Tensor:
 
 
 def block_conv(x: Tensor, weight: Tensor, bias: Tensor, order: Order, kind: str) -> Tensor:
-    """`masked_conv` where x holds single blocks: float32 [N, C, side, side], order = patches(side).
+    """`masked_conv` for x: float32 [N, C, side, side] of single blocks and order = patches(side), or any x
+    and RASTER.
 
-    On the CPU a dense convolution with the weight masked: the zeros around a block are then the neighbours that it
-    must not see. The function is the same; a training step takes 4 to 13 times less time than by gathered taps,
-    which are too few to fill a matrix product.
+    On the CPU a dense convolution with the weight masked: the zeros around a block are then the neighbours
+    that it must not see. The function is the same; a training step takes 4 to 13 times less time than by
+    gathered taps, which are too few to fill a matrix product.
     """
     if use_triton(x):
         return masked_conv(x, weight, bias, order, kind)
@@ -62,11 +64,11 @@ def _raster_mask(k: int, kind: str) -> Tensor:
 class BlockConv(nn.Module):
     """A masked convolution of k x k over single blocks."""
 
-    def __init__(self, c_in: int, c_out: int, k: int, side: int, kind: str):
+    def __init__(self, c_in: int, c_out: int, k: int, order: Order, kind: str):
         super().__init__()
         conv = nn.Conv2d(c_in, c_out, k)  # for its initialisation
         self.weight, self.bias = conv.weight, conv.bias
-        self.order, self.kind = patches(side), kind
+        self.order, self.kind = order, kind
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c_in, side, side] to [N, c_out, side, side]."""
@@ -74,28 +76,52 @@ class BlockConv(nn.Module):
         return block_conv(x, self.weight, self.bias, self.order, self.kind)
 
 
+def head(c_in: int, start: Tensor) -> nn.Conv2d:
+    """A last 1x1 convolution that gives `start` [n_maps] before training, whatever comes in, but for a
+    tenth."""
+    conv = nn.Conv2d(c_in, len(start), 1)
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+        conv.bias.copy_(start)  # type: ignore[union-attr]
+    return conv
+
+
 class LocalPixelCNN(nn.Module):
     """Parameters of each pixel's distribution from the earlier pixels of its block and from features of z.
 
-    A layer of type A (3x3, 5x5 for blocks of 5), two of type B, the features added in each; weights are shared by
-    all blocks. side: of a block. channels: of the pixels. features: planes of h. n_maps: parameters of a pixel.
+    A layer of type A (3x3, 5x5 for blocks of 5), two of type B, the features added in each; weights are
+    shared by all blocks. side: of a block. channels: of the pixels. features: planes of h. start: what a
+    pixel's parameters are before training, [n_maps]. order: RASTER makes it a PixelCNN of whole images.
     """
 
-    def __init__(self, side: int, channels: int, features: int, n_maps: int, width: int = 32):
+    def __init__(
+        self,
+        side: int,
+        channels: int,
+        features: int,
+        start: Tensor,
+        width: int = 32,
+        order: Order | None = None,
+    ):
         super().__init__()
         self.side, self.channels = side, channels
         sizes = [(channels, 5 if side >= 5 else 3, "A"), (width, 3, "B"), (width, 3, "B")]
-        self.layers = nn.ModuleList(BlockConv(c, width, k, side, kind) for c, k, kind in sizes)
+        self.layers = nn.ModuleList(
+            BlockConv(c, width, k, order or patches(side), kind) for c, k, kind in sizes
+        )
         self.condition = nn.Conv2d(features, len(sizes) * width, 1)
-        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, 2 * width, 1), nn.ReLU(), nn.Conv2d(2 * width, n_maps, 1))
+        self.to_maps = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(width, 2 * width, 1), nn.ReLU(), head(2 * width, start)
+        )
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x: uint8 blocks [N, C, side, side]. h: float32 [N, features, side, side]. Returns [N, n_maps, side, side]."""
+        """x: uint8 blocks [N, C, side, side]. h: float32 [N, features, side, side]. Returns [N, n_maps,
+        side, side]."""
         first, *rest = zip(self.layers, self.condition(h).chunk(len(self.layers), 1), strict=True)
         y = first[0](x.float() / 127.5 - 1) + first[1]
         for layer, condition in rest:
             y = y + layer(F.relu(y)) + condition
-        return self.head(y)  # type: ignore[no-any-return]
+        return self.to_maps(y)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def sample(self, h: Tensor, draw: Draw) -> Tensor:

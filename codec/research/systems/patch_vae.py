@@ -1,0 +1,263 @@
+"""patch-VAE p|i: a code z for patches of p x p whose content is decided by the decoder's blocks of i x i.
+
+Thesis on patch-VAEs, section 5: given z the blocks are independent and the pixels within one follow each
+other (`parts/local_pixelcnn.py`). What a block can predict by itself need not be in z: the larger i, the
+fewer bits of z. The thesis gives no network; this one codes a patch with valid 3x3 convolutions, so that one
+pass over a whole image codes its patches at every position.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vbc.codec.research.parts.fit import fit
+from vbc.codec.research.parts.gaussians import Gaussian, kl, standard_normal
+from vbc.codec.research.parts.likelihoods import ColourMixture
+from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, from_blocks, head, to_blocks
+from vbc.codec.research.parts.loop import Loss, Plan
+from vbc.codec.research.run import Setting
+
+LN2 = float(np.log(2))
+COMPONENTS = 5
+"""Discretised logistics of a pixel."""
+FEATURES = 32
+"""Planes that the decoder makes of z for the pixels."""
+ENCODER_WIDTHS = {3: (64,), 9: (48, 48, 64, 64), 15: (32, 32, 48, 48, 64, 64, 64)}
+"""Channels of the valid convolutions, by patch side: narrow where the planes are large and cost most."""
+BATCH = {3: 1024, 9: 128, 15: 64}
+"""Patches in a training step, by patch side: 9,000 to 15,000 pixels."""
+WARM_UP = 0.1
+"""The share of training over which the weight of the KL term rises from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """p|i: side of a patch and of the decoder's blocks. coefficients: whether a pixel's colours depend on
+    each other given z; where not, each channel has a mixture of its own."""
+
+    patch: int
+    block: int
+    coefficients: bool
+
+    @property
+    def name(self) -> str:
+        """As in the thesis, with a word on colour where it differs from the default of the block's size."""
+        return f"{self.patch}|{self.block}" + (" colour" if self.coefficients and self.block == 1 else "")
+
+
+def form(name: str) -> Form:
+    """The form of "9|3" or "9|1 colour"."""
+    sides, _, colour = name.partition(" ")
+    patch, block = map(int, sides.split("|"))
+    return Form(patch, block, block > 1 or bool(colour))
+
+
+THESIS = ("3|1", "9|1", "9|3", "15|1", "15|3", "15|5")
+CONTROLS = ("3|1 colour", "9|1 colour", "15|1 colour")
+
+
+class PatchEncoder(nn.Module):
+    """Valid 3x3 convolutions from p x p pixels down to one position, then 1x1 of 128 and two heads."""
+
+    def __init__(self, patch: int, channels: int, latents: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in ENCODER_WIDTHS[patch]:
+            layers += [nn.Conv2d(channels, width, 3), nn.ReLU()]
+            channels = width
+        self.body = nn.Sequential(
+            *layers, nn.Conv2d(channels, 128, 1), nn.ReLU(), nn.Conv2d(128, 2 * latents, 1)
+        )
+
+    def forward(self, x: Tensor) -> Gaussian:
+        """uint8 [N, C, H, W] to codes of every patch, [N, k, H - p + 1, W - p + 1]."""
+        return Gaussian.of(self.body(x.float() / 127.5 - 1))
+
+
+class PatchDecoder(nn.Module):
+    """p(x|z) of a patch: features of z by a dense layer and a transposed convolution of stride 3, then the
+    blocks.
+
+    Mirrored transposed convolutions of the encoder instead take three times as long a step for 15 x 15.
+    """
+
+    def __init__(self, form: Form, channels: int, latents: int):
+        super().__init__()
+        self.form, self.channels = form, channels
+        cells = form.patch // 3
+        self.features = nn.Sequential(
+            nn.Linear(latents, 48 * cells * cells),
+            nn.ReLU(),
+            nn.Unflatten(1, (48, cells, cells)),
+            nn.ConvTranspose2d(48, FEATURES, 3, stride=3),
+            nn.ReLU(),
+            nn.Conv2d(FEATURES, FEATURES, 3, padding=1),
+        )
+        self.mixture = ColourMixture(channels if form.coefficients else 1, COMPONENTS)
+        start = self.mixture.start().repeat(1 if form.coefficients else channels)
+        self.pixels: LocalPixelCNN | nn.Sequential
+        if form.block > 1:
+            self.pixels = LocalPixelCNN(form.block, channels, FEATURES, start)
+        else:
+            self.pixels = nn.Sequential(nn.ReLU(), nn.Conv2d(FEATURES, 64, 1), nn.ReLU(), head(64, start))
+
+    def nats(self, x: Tensor, z: Tensor) -> Tensor:
+        """-log p(x|z) [N] of patches, uint8 [N, C, p, p], given codes [N, k]."""
+        h = self.features(z)
+        if not isinstance(self.pixels, LocalPixelCNN):
+            return self._nats(self.pixels(h), x)
+        blocks = to_blocks(x, self.form.block)
+        params = self.pixels(blocks, to_blocks(h, self.form.block))
+        return self._nats(params, blocks).view(len(x), -1).sum(1)
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Patches drawn from p(x|z): uint8 [N, C, p, p]."""
+
+        def draw(params: Tensor) -> Tensor:
+            return self._together(self.mixture.sample(self._apart(params), generator), len(params))
+
+        h = self.features(z)
+        if not isinstance(self.pixels, LocalPixelCNN):
+            return draw(self.pixels(h))
+        blocks = self.pixels.sample(to_blocks(h, self.form.block), draw)
+        return from_blocks(blocks, self.form.patch, self.form.patch)
+
+    @torch.no_grad()
+    def expected(self, z: Tensor, n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """E[x|z] in pixel values, float32 [N, C, p, p], and the variance of this estimate.
+
+        Exact, and the variance 0, where pixels are independent; else the mean of samples.
+        """
+        if not isinstance(self.pixels, LocalPixelCNN):
+            params = self.pixels(self.features(z))
+            mean = self._together(self.mixture.mean(self._apart(params)), len(z)).float()
+            return mean, torch.zeros_like(mean)
+        draws = torch.stack([self.sample(z, generator).float() for _ in range(n_samples)])
+        return draws.mean(0), draws.var(0) / n_samples
+
+    def _nats(self, params: Tensor, x: Tensor) -> Tensor:
+        nats = self.mixture.nats(self._apart(params), self._apart(x))
+        return nats if self.form.coefficients else nats.view(len(x), -1).sum(1)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """Channels into the batch axis where they are independent; parameters are kept channel by channel."""
+        return x if self.form.coefficients else x.reshape(len(x) * self.channels, -1, *x.shape[2:])
+
+    def _together(self, x: Tensor, n: int) -> Tensor:
+        return x if self.form.coefficients else x.reshape(n, self.channels, *x.shape[2:])
+
+
+class PatchVAE(nn.Module):
+    """Encoder and decoder of one form; p(z) is standard normal."""
+
+    def __init__(self, form: Form, channels: int = 3, latents: int | None = None):
+        super().__init__()
+        self.form, self.channels = form, channels
+        self.latents = latents or (32 if form.patch == 3 else 64)
+        self.encoder = PatchEncoder(form.patch, channels, self.latents)
+        self.decoder = PatchDecoder(form, channels, self.latents)
+
+    @property
+    def dimensions(self) -> int:
+        """Values of a patch."""
+        return self.channels * self.form.patch**2
+
+    def encode(self, x: Tensor) -> Gaussian:
+        """q(z|x) of patches, uint8 [N, C, p, p]; mean and log-variance [N, k]."""
+        return Gaussian(*(t.flatten(1) for t in self.encoder(x)))
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """-log p(x|z) with one z of q(z|x), and KL(q(z|x)||p(z)): nats [N] each."""
+        q = self.encode(x)
+        z = q.sample(torch.randn_like(q.mean))
+        return self.decoder.nats(x, z), kl(q, standard_normal(len(x), (self.latents,), z.device))
+
+
+def loss_of(model: PatchVAE, plan: Plan) -> Loss:
+    """-ELBO in nats of a patch, the KL term weighed up over the first tenth of the plan."""
+
+    def loss(x: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
+        nats, rate = (t.mean() for t in model.terms(x))
+        weight = min(1.0, step / max(1.0, WARM_UP * plan.steps))
+        bits = {"z_bits": rate.item() / LN2, "ce_bpd": nats.item() / LN2 / model.dimensions}
+        return (nats + weight * rate) / model.dimensions, bits
+
+    return loss
+
+
+def random_patches(images: Tensor, side: int, size: int, seed: int) -> Callable[[int], Tensor]:
+    """Patches at positions drawn uniformly: from a step to uint8 [size, C, side, side]."""
+    n, _, h, w = images.shape
+
+    def batch(step: int) -> Tensor:
+        rng = np.random.default_rng((seed, step))
+        which, top, left = (
+            torch.from_numpy(rng.integers(m, size=size)) for m in (n, h - side + 1, w - side + 1)
+        )
+        offsets = torch.arange(side)
+        rows, columns = top[:, None, None] + offsets[:, None], left[:, None, None] + offsets
+        return images[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2).contiguous()
+
+    return batch
+
+
+def plan_of(form: Form, seed: int, steps: int = 20_000) -> Plan:
+    """Adam from 1e-3 to 1e-5 along a cosine, 20,000 steps at most."""
+    return Plan(
+        steps=steps, batch=BATCH[form.patch], rate=1e-3, rate_end=1e-5, seed=seed, clip=100.0, log_every=100
+    )
+
+
+def trained(
+    form: Form, images: Tensor, seconds: float, setting: Setting, name: str, latents: int | None = None
+) -> PatchVAE:
+    """The model of a form after some seconds on patches of uint8 images [N, C, H, W]."""
+    plan = plan_of(form, setting.seed)
+    batches = random_patches(images, form.patch, plan.batch, setting.seed)
+    return fit(
+        lambda: PatchVAE(form, images.shape[1], latents), loss_of, batches, plan, seconds, setting, name
+    )
+
+
+@torch.no_grad()
+def rates(model: PatchVAE, patches: Tensor, seed: int) -> dict[str, float]:
+    """Bits of z of a patch and of a pixel, bits per dimension of x given z and together (bits-back)."""
+    torch.manual_seed(seed)
+    parts = [model.terms(x) for x in torch.split(patches, 512)]
+    nats, rate = (torch.cat(term).double().mean().item() / LN2 for term in zip(*parts, strict=True))
+    ce = nats / model.dimensions
+    return {
+        "z": rate,
+        "z per pixel": rate / model.form.patch**2,
+        "CE": ce,
+        "total": ce + rate / model.dimensions,
+    }
+
+
+@torch.no_grad()
+def reconstruct(
+    model: PatchVAE,
+    images: Tensor,
+    decode: Callable[[Tensor], tuple[Tensor, ...]],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Images decoded patch by patch from z of q(z|x), without overlap; borders that hold no whole patch are
+    cut off.
+
+    images: uint8 [N, C, H, W]. decode: from codes [M, k] to planes [M, C, p, p]. Returns [N, C, H', W'] of
+    each.
+    """
+    side = model.form.patch
+    whole = whole_patches(images, side)
+    z = model.encode(to_blocks(whole, side)).sample(generator)
+    return [from_blocks(planes, *whole.shape[-2:]) for planes in decode(z)]
+
+
+def whole_patches(images: Tensor, side: int) -> Tensor:
+    """Images without the rows and columns at the end that fill no patch."""
+    height, width = (s // side * side for s in images.shape[-2:])
+    return images[..., :height, :width].contiguous()
