@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vbc.codec.research.parts.blocks import Output
 from vbc.kernels.dispatch import use_triton
 from vbc.kernels.research.masked_conv import Order, masked_conv, patches
 
+N_LAYERS = 3
+"""Masked convolutions: one of type A, then type B."""
 Draw = Callable[[Tensor], Tensor]
 """From parameters [N, maps, 1, 1] to pixels: uint8 [N, C, 1, 1]."""
 
@@ -68,22 +71,12 @@ class BlockConv(nn.Module):
         super().__init__()
         conv = nn.Conv2d(c_in, c_out, k)  # for its initialisation
         self.weight, self.bias = conv.weight, conv.bias
-        self.order, self.kind = order, kind
+        self.order, self.kind, self.reach = order, kind, k // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c_in, side, side] to [N, c_out, side, side]."""
         assert self.bias is not None
         return block_conv(x, self.weight, self.bias, self.order, self.kind)
-
-
-def head(c_in: int, start: Tensor) -> nn.Conv2d:
-    """A last 1x1 convolution that gives `start` [n_maps] before training, whatever comes in, but for a
-    tenth."""
-    conv = nn.Conv2d(c_in, len(start), 1)
-    with torch.no_grad():
-        conv.weight.mul_(0.1)
-        conv.bias.copy_(start)  # type: ignore[union-attr]
-    return conv
 
 
 class LocalPixelCNN(nn.Module):
@@ -92,6 +85,7 @@ class LocalPixelCNN(nn.Module):
     A layer of type A (3x3, 5x5 for blocks of 5), two of type B, the features added in each; weights are
     shared by all blocks. side: of a block. channels: of the pixels. features: planes of h. start: what a
     pixel's parameters are before training, [n_maps]. order: RASTER makes it a PixelCNN of whole images.
+    `reach`: how many rows above and columns beside a pixel its parameters may depend on.
     """
 
     def __init__(
@@ -105,13 +99,14 @@ class LocalPixelCNN(nn.Module):
     ):
         super().__init__()
         self.side, self.channels = side, channels
-        sizes = [(channels, 5 if side >= 5 else 3, "A"), (width, 3, "B"), (width, 3, "B")]
-        self.layers = nn.ModuleList(
-            BlockConv(c, width, k, order or patches(side), kind) for c, k, kind in sizes
-        )
-        self.condition = nn.Conv2d(features, len(sizes) * width, 1)
+        order = order or patches(side)
+        first = BlockConv(channels, width, 5 if side >= 5 else 3, order, "A")
+        layers = [first, *(BlockConv(width, width, 3, order, "B") for _ in range(N_LAYERS - 1))]
+        self.reach = sum(layer.reach for layer in layers)
+        self.layers = nn.ModuleList(layers)
+        self.condition = nn.Conv2d(features, N_LAYERS * width, 1)
         self.to_maps = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, 2 * width, 1), nn.ReLU(), head(2 * width, start)
+            nn.ReLU(), nn.Conv2d(width, 2 * width, 1), nn.ReLU(), Output(2 * width, start, 1)
         )
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vbc.codec.research.parts.blocks import Output
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.gaussians import Gaussian, kl, standard_normal
 from vbc.codec.research.parts.likelihoods import ColourMixture
-from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, from_blocks, head, to_blocks
+from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, from_blocks, to_blocks
 from vbc.codec.research.parts.loop import Loss, Plan
 from vbc.codec.research.run import Setting
 
@@ -97,12 +98,14 @@ class PatchDecoder(nn.Module):
             nn.Conv2d(FEATURES, FEATURES, 3, padding=1),
         )
         self.mixture = ColourMixture(channels if form.coefficients else 1, COMPONENTS)
-        start = self.mixture.start().repeat(1 if form.coefficients else channels)
+        self.start = self.mixture.start().repeat(1 if form.coefficients else channels)
         self.pixels: LocalPixelCNN | nn.Sequential
         if form.block > 1:
-            self.pixels = LocalPixelCNN(form.block, channels, FEATURES, start)
+            self.pixels = LocalPixelCNN(form.block, channels, FEATURES, self.start)
         else:
-            self.pixels = nn.Sequential(nn.ReLU(), nn.Conv2d(FEATURES, 64, 1), nn.ReLU(), head(64, start))
+            self.pixels = nn.Sequential(
+                nn.ReLU(), nn.Conv2d(FEATURES, 64, 1), nn.ReLU(), Output(64, self.start, 1)
+            )
 
     def nats(self, x: Tensor, z: Tensor) -> Tensor:
         """-log p(x|z) [N] of patches, uint8 [N, C, p, p], given codes [N, k]."""
