@@ -22,7 +22,7 @@ import typer
 import vbc.codec
 from vbc.bitstream.container import DEFAULT_LIMITS, MAX_BOUND, Limits
 from vbc.bitstream.geometry import BINS, LOSSY_LEVELS, MAX_REFINEMENTS, is_bins, is_lossy, stage_of
-from vbc.codec import api
+from vbc.codec import api, study_cli
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
 from vbc.codec.regions import Region, Roi, parse_region, united
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(study_cli.app, name="study")
 
 
 class KeepMetadata(StrEnum):

@@ -25,6 +25,10 @@ PROGRESS = ".progress.json"
 BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
+class FolderTaken(ValueError):
+    """The folder of a run holds another run."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a study runs.
@@ -133,7 +137,7 @@ def say_budget(seconds: float) -> str:
 def run_study(name: str, study: Study, setting: Setting) -> Result:
     """Run a study and write `result.json` into its folder, whole or not at all.
 
-    Raises ValueError where the folder holds a run of another study, budget, seed or device.
+    Raises FolderTaken where the folder holds a run of another study, budget, seed or device.
     """
     options = {
         "data": setting.data,
@@ -187,7 +191,7 @@ def _keep_setting(name: str, setting: Setting) -> None:
     wanted = {"study": name, "budget_s": setting.budget_s, "seed": setting.seed, "device": setting.device}
     path = setting.out / SETTING
     if path.exists() and read_json(path) != wanted:
-        raise ValueError(f"{setting.out} holds another run: {read_json(path)}; choose another folder")
+        raise FolderTaken(f"{setting.out} holds another run: {read_json(path)}; choose another folder")
     write_json(path, wanted)
 
 

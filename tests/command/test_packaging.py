@@ -206,7 +206,7 @@ def test_coding_imports_nothing_of_training() -> None:
     for start in ("vbc.codec.api", "vbc.codec.pillow", "vbc.codec.incremental"):
         found = reachable(start)
         assert {"vbc.codec.pipeline", "vbc.codec.exact.groups", "vbc.kernels.rans"} <= found
-        assert not [m for m in found if m.startswith(("vbc.codec.train.", "vbc.kernels.research."))]
+        assert not [m for m in found if m.startswith(("vbc.codec.train.", *RESEARCH))]
     assert "vbc.codec.train.stages" in reachable("vbc.codec.cli"), "the command alone can train"
 
 
@@ -223,7 +223,8 @@ for options in ({}, {"lossless": True}, {"lossless": True, "levels": 0, "effort"
     reader = IncrementalReader()
     reader.feed(data)
     reader.picture()
-print([name for name in sys.modules if name.startswith(("vbc.codec.train", "vbc.kernels.research"))])
+unwanted = ("vbc.codec.train", "vbc.kernels.research", "vbc.codec.research")
+print([name for name in sys.modules if name.startswith(unwanted)])
 """
 
 
@@ -241,11 +242,36 @@ def test_rooms_know_nothing_of_what_uses_them(room: str) -> None:
             assert used not in (*ABOVE, "train"), f"{path.name} imports {name}"
 
 
-def test_only_tests_and_benchmarks_use_kernels_of_research() -> None:
+RESEARCH = ("vbc.kernels.research", "vbc.codec.research")
+"""Kernels and systems that no codec needs."""
+RESEARCHERS = ("vbc.tests.", "vbc.bench.", "vbc.codec.study_cli", "vbc.codec.research.")
+"""Who may import them."""
+WING_IMPORTS = (
+    "vbc.kernels.",
+    "vbc.bitstream.",
+    "vbc.codec.research",
+    "vbc.codec.train.checkpoint",
+    "vbc.codec.train.training_tiles",
+    "vbc.codec.files.image_io",
+)
+"""All of ours that the research wing may import."""
+
+
+def test_only_the_study_command_tests_and_benchmarks_use_research() -> None:
     for module, path in OURS.items():
-        if module.startswith(("vbc.tests.", "vbc.bench.", "vbc.kernels.research.")):
-            continue
-        assert not [name for name in imports(path) if name.startswith("vbc.kernels.research")], path
+        if not module.startswith((*RESEARCHERS, "vbc.kernels.research.")):
+            assert not [name for name in imports(path) if name.startswith(RESEARCH)], path
+
+
+def test_the_research_wing_imports_only_what_it_may() -> None:
+    paths = sorted((ROOT / "codec" / "research").rglob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        room = path.relative_to(ROOT / "codec" / "research").parts[0]
+        for name in imports(path):
+            assert not name.startswith("vbc.") or name.startswith(WING_IMPORTS), f"{path}: {name}"
+            of_systems = name.startswith("vbc.codec.research.systems")
+            assert not (of_systems and room in ("parts", "systems")), f"{path}: {name}"
 
 
 @pytest.mark.parametrize(
@@ -258,11 +284,15 @@ def test_only_tests_and_benchmarks_use_kernels_of_research() -> None:
         ("def f():\n    import vbc.codec.train.export", "training"),
         ("import vbc.kernels.research.glimpse", "research"),
         ("from ...kernels.research import glimpse", "research"),
+        ("def f():\n    from vbc.codec.research import run", "research"),
+        ("from vbc.codec import pipeline", "wing"),
+        ("from vbc.codec.research.systems import vae", "wing"),
     ],
 )
 def test_the_walls_can_fail(line: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rule notices a line that breaks it."""
-    bad = tmp_path / "codec" / "exact" / "groups.py"
+    room = {"wing": "research/parts"}.get(rule, "exact")
+    bad = tmp_path / "codec" / room / "groups.py"
     bad.parent.mkdir(parents=True)
     bad.write_text(line + "\n")
     (bad.parent / "other.py").write_text("")
@@ -273,12 +303,13 @@ def test_the_walls_can_fail(line: str, rule: str, tmp_path: Path, monkeypatch: p
         "imports",
         lambda path: imports_in(path, tmp_path) if tmp_path in path.parents else real(path),
     )
-    if rule == "room":
+    if rule in ("room", "wing"):
         monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     rules: dict[str, Callable[[], None]] = {
         "room": lambda: test_rooms_know_nothing_of_what_uses_them("exact"),
         "training": test_coding_imports_nothing_of_training,
-        "research": test_only_tests_and_benchmarks_use_kernels_of_research,
+        "research": test_only_the_study_command_tests_and_benchmarks_use_research,
+        "wing": test_the_research_wing_imports_only_what_it_may,
     }
     with pytest.raises(AssertionError):
         rules[rule]()
