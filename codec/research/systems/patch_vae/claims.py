@@ -24,7 +24,7 @@ def tables_2_and_3(data: str, patch: Figures, whole: Figures) -> list[Effect]:
         ),
         Effect(
             f"{data}: the best likelihood is not the best look: 15|5 shows less of the image than 15|1.",
-            ce["15|5"] == min(ce[name] for name in THESIS) and dB["15|5"] < dB["15|1"],
+            ce["15|5"] == min(ce.values()) and dB["15|5"] < dB["15|1"],
             f"15|5: {ce['15|5']:.2f} bits/dim, the latents alone {dB['15|5']:.1f} dB; "
             f"15|1: {ce['15|1']:.2f} bits/dim, {dB['15|1']:.1f} dB.",
         ),
@@ -51,8 +51,8 @@ def bits_of_15(data: str, z: dict[str, float]) -> Effect:
 def likelihood(data: str, ce: dict[str, float]) -> Effect:
     single = min(ce[name] for name in ("3|1", "9|1", "15|1"))
     return Effect(
-        f"{data}: given z, 15|5 has the best likelihood, then 15|3 and 9|3, which are alike; every |1 is worse "
-        "by 0.5 bit or more.",
+        f"{data}: given z, 15|5 has the best likelihood, then 15|3 and 9|3, which are alike; every |1 is "
+        "worse by 0.5 bit or more.",
         ce["15|5"] < min(ce["15|3"], ce["9|3"])
         and abs(ce["15|3"] - ce["9|3"]) < 0.25
         and max(ce["15|3"], ce["9|3"]) + 0.5 <= single,
@@ -64,7 +64,7 @@ def likelihood(data: str, ce: dict[str, float]) -> Effect:
 def colour(data: str, ce: dict[str, float]) -> Effect:
     """A control of ours: how much of the step from |1 to |3 is dependence between a pixel's colours."""
     step = ce["9|1"] - ce["9|3"]
-    share = (ce["9|1"] - ce["9|1 colour"]) / step
+    share = (ce["9|1"] - ce["9|1 colour"]) / step if step > 0 else 0.0
     return Effect(
         f"{data}: likelihood improves from |1 to |3 because of neighbouring pixels, not of a pixel's colours "
         "(a control of ours).",

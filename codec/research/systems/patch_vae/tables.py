@@ -17,6 +17,7 @@ from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, to_blocks
 from vbc.codec.research.parts.pictures import save_curves, save_rows
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.patch_vae import global_vae
+from vbc.codec.research.systems.patch_vae.claims import decoding_speed, tables_2_and_3
 from vbc.codec.research.systems.patch_vae.model import (
     CONTROLS,
     THESIS,
@@ -28,7 +29,6 @@ from vbc.codec.research.systems.patch_vae.model import (
     trained,
     whole_patches,
 )
-from vbc.codec.research.systems.patch_vae.claims import decoding_speed, tables_2_and_3
 from vbc.kernels.research.masked_conv import RASTER
 
 UNITS = {
@@ -242,7 +242,7 @@ def notes() -> list[str]:
         f"PSNR: z of q(z|x); E[x|z] exactly for |1, else the mean of {DRAWS} samples, whose variance is "
         "subtracted.",
         "Global codes: images at their own size, 32x32 for CIFAR (the thesis divides by 64x64 there too), "
-        "Gaussian pixels of learned variance (beta-VAE: 1), Adam 1e-3 instead of 1e-4, as there are few steps.",
+        "Gaussian pixels of learned variance (beta-VAE: 1), Adam from 1e-3, not 1e-4: there are few steps.",
         "Raster order is timed with the same network; a step computes no more than the next pixel's "
         "neighbourhood.",
     ]
