@@ -6,6 +6,7 @@ lie in the batch axis, so all of an image are computed, and decoded, at once: si
 image's size. The masked convolution is `kernels.research.masked_conv` with the order `patches(side)`.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -64,18 +65,31 @@ def _raster_mask(k: int, kind: str) -> Tensor:
     return before.view(k, k)
 
 
+def keep_scale(layer: nn.Module, n_inputs: int) -> nn.Module:
+    """Draw a layer's weight anew so that a ReLU and the layer keep the scale of their input; its bias is 0.
+
+    n_inputs: values that one output is a sum of. torch's own start counts other ones for masked and
+    transposed convolutions and is several times smaller: what z says would be lost on the way to the pixels.
+    """
+    assert isinstance(layer.weight, Tensor)
+    assert isinstance(layer.bias, Tensor)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / n_inputs))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class BlockConv(nn.Module):
     """A masked convolution of k x k over single blocks."""
 
     def __init__(self, c_in: int, c_out: int, k: int, order: Order, kind: str):
         super().__init__()
-        conv = nn.Conv2d(c_in, c_out, k)  # for its initialisation
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight = nn.Parameter(torch.empty(c_out, c_in, k, k))
+        self.bias = nn.Parameter(torch.empty(c_out))
         self.order, self.kind, self.reach = order, kind, k // 2
+        keep_scale(self, c_in * int(_raster_mask(k, kind).sum()))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c_in, side, side] to [N, c_out, side, side]."""
-        assert self.bias is not None
         return block_conv(x, self.weight, self.bias, self.order, self.kind)
 
 
@@ -98,16 +112,15 @@ class LocalPixelCNN(nn.Module):
         order: Order | None = None,
     ):
         super().__init__()
-        self.side, self.channels = side, channels
+        self.side, self.channels, self.features = side, channels, features
         order = order or patches(side)
         first = BlockConv(channels, width, 5 if side >= 5 else 3, order, "A")
         layers = [first, *(BlockConv(width, width, 3, order, "B") for _ in range(N_LAYERS - 1))]
         self.reach = sum(layer.reach for layer in layers)
         self.layers = nn.ModuleList(layers)
-        self.condition = nn.Conv2d(features, N_LAYERS * width, 1)
-        self.to_maps = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, 2 * width, 1), nn.ReLU(), Output(2 * width, start, 1)
-        )
+        self.condition = keep_scale(nn.Conv2d(features, N_LAYERS * width, 1), features)
+        hidden = keep_scale(nn.Conv2d(width, 2 * width, 1), width)
+        self.to_maps = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), Output(2 * width, start, 1))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x: uint8 blocks [N, C, side, side]. h: float32 [N, features, side, side]. Returns [N, n_maps,

@@ -17,7 +17,7 @@ from vbc.codec.research.parts.blocks import Output
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.gaussians import Gaussian, kl, standard_normal
 from vbc.codec.research.parts.likelihoods import ColourMixture
-from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, from_blocks, to_blocks
+from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, from_blocks, keep_scale, to_blocks
 from vbc.codec.research.parts.loop import Loss, Plan
 from vbc.codec.research.run import Setting
 
@@ -30,7 +30,7 @@ ENCODER_WIDTHS = {3: (64,), 9: (48, 48, 64, 64), 15: (32, 32, 48, 48, 64, 64, 64
 """Channels of the valid convolutions, by patch side: narrow where the planes are large and cost most."""
 BATCH = {3: 1024, 9: 128, 15: 64}
 """Patches in a training step, by patch side: 9,000 to 15,000 pixels."""
-WARM_UP = 0.1
+WARM_UP = 0.3
 """The share of training over which the weight of the KL term rises from 0 to 1."""
 
 
@@ -67,10 +67,13 @@ class PatchEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width in ENCODER_WIDTHS[patch]:
-            layers += [nn.Conv2d(channels, width, 3), nn.ReLU()]
+            layers += [keep_scale(nn.Conv2d(channels, width, 3), 9 * channels), nn.ReLU()]
             channels = width
         self.body = nn.Sequential(
-            *layers, nn.Conv2d(channels, 128, 1), nn.ReLU(), nn.Conv2d(128, 2 * latents, 1)
+            *layers,
+            keep_scale(nn.Conv2d(channels, 128, 1), channels),
+            nn.ReLU(),
+            nn.Conv2d(128, 2 * latents, 1),
         )
 
     def forward(self, x: Tensor) -> Gaussian:
@@ -90,12 +93,12 @@ class PatchDecoder(nn.Module):
         self.form, self.channels = form, channels
         cells = form.patch // 3
         self.features = nn.Sequential(
-            nn.Linear(latents, 48 * cells * cells),
+            keep_scale(nn.Linear(latents, 48 * cells * cells), latents),
             nn.ReLU(),
             nn.Unflatten(1, (48, cells, cells)),
-            nn.ConvTranspose2d(48, FEATURES, 3, stride=3),
+            keep_scale(nn.ConvTranspose2d(48, FEATURES, 3, stride=3), 48),
             nn.ReLU(),
-            nn.Conv2d(FEATURES, FEATURES, 3, padding=1),
+            keep_scale(nn.Conv2d(FEATURES, FEATURES, 3, padding=1), 9 * FEATURES),
         )
         self.mixture = ColourMixture(channels if form.coefficients else 1, COMPONENTS)
         self.start = self.mixture.start().repeat(1 if form.coefficients else channels)
@@ -104,7 +107,10 @@ class PatchDecoder(nn.Module):
             self.pixels = LocalPixelCNN(form.block, channels, FEATURES, self.start)
         else:
             self.pixels = nn.Sequential(
-                nn.ReLU(), nn.Conv2d(FEATURES, 64, 1), nn.ReLU(), Output(64, self.start, 1)
+                nn.ReLU(),
+                keep_scale(nn.Conv2d(FEATURES, 64, 1), FEATURES),
+                nn.ReLU(),
+                Output(64, self.start, 1),
             )
 
     def nats(self, x: Tensor, z: Tensor) -> Tensor:
@@ -181,7 +187,7 @@ class PatchVAE(nn.Module):
 
 
 def loss_of(model: PatchVAE, plan: Plan) -> Loss:
-    """-ELBO in nats of a patch, the KL term weighed up over the first tenth of the plan."""
+    """-ELBO in nats of a patch, the KL term whose weight rises in the beginning."""
 
     def loss(x: Tensor, step: int) -> tuple[Tensor, dict[str, float]]:
         nats, rate = (t.mean() for t in model.terms(x))

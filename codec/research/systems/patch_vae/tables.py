@@ -197,14 +197,12 @@ def speed_row(model: PatchVAE, image: Tensor) -> Row:
     z = model.encode(to_blocks(whole, model.form.patch)).mean
     parallel = milliseconds(lambda: model.decoder.sample(z, generator), whole.is_cuda)
 
-    raster = LocalPixelCNN(
-        side, model.channels, pixels.condition.in_channels, model.decoder.start, order=RASTER
-    )
+    raster = LocalPixelCNN(side, model.channels, pixels.features, model.decoder.start, order=RASTER)
     raster.load_state_dict(pixels.state_dict())
     raster.to(image.device)
     reach = raster.reach
     around = image[..., : reach + 1, : 2 * reach + 1].contiguous()
-    h = torch.zeros((1, pixels.condition.in_channels, *around.shape[-2:]), device=image.device)
+    h = torch.zeros((1, pixels.features, *around.shape[-2:]), device=image.device)
 
     def steps() -> None:
         for _ in range(RASTER_STEPS):
