@@ -9,6 +9,7 @@ image's size. The masked convolution is `kernels.research.masked_conv` with the 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from vbc.codec.research.parts.blocks import Output
 from vbc.kernels.dispatch import use_triton
 from vbc.kernels.research.masked_conv import Order, masked_conv, patches
 
+L = TypeVar("L", bound=Any)
 N_LAYERS = 3
 """Masked convolutions: one of type A, then type B."""
 Draw = Callable[[Tensor], Tensor]
@@ -65,14 +67,12 @@ def _raster_mask(k: int, kind: str) -> Tensor:
     return before.view(k, k)
 
 
-def keep_scale(layer: nn.Module, n_inputs: int) -> nn.Module:
+def keep_scale(layer: L, n_inputs: int) -> L:
     """Draw a layer's weight anew so that a ReLU and the layer keep the scale of their input; its bias is 0.
 
     n_inputs: values that one output is a sum of. torch's own start counts other ones for masked and
     transposed convolutions and is several times smaller: what z says would be lost on the way to the pixels.
     """
-    assert isinstance(layer.weight, Tensor)
-    assert isinstance(layer.bias, Tensor)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / n_inputs))
     nn.init.zeros_(layer.bias)
     return layer
@@ -121,6 +121,7 @@ class LocalPixelCNN(nn.Module):
         self.condition = keep_scale(nn.Conv2d(features, N_LAYERS * width, 1), features)
         hidden = keep_scale(nn.Conv2d(width, 2 * width, 1), width)
         self.to_maps = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), Output(2 * width, start, 1))
+        self.linear = Output(width, torch.zeros_like(start), 1)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x: uint8 blocks [N, C, side, side]. h: float32 [N, features, side, side]. Returns [N, n_maps,
@@ -129,7 +130,7 @@ class LocalPixelCNN(nn.Module):
         y = first[0](x.float() / 127.5 - 1) + first[1]
         for layer, condition in rest:
             y = y + layer(F.relu(y)) + condition
-        return self.to_maps(y)  # type: ignore[no-any-return]
+        return self.to_maps(y) + self.linear(y)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def sample(self, h: Tensor, draw: Draw) -> Tensor:
