@@ -1,0 +1,38 @@
+"""Patch-VAEs of toy faces, trained once for the studies `patch-maps` and `patch-probes`."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vbc.codec.research.parts.toy_faces import ToyFaces, train_and_test
+from vbc.codec.research.run import Setting
+from vbc.codec.research.systems.patch_vae.model import THESIS, PatchVAE, form, trained
+
+IMAGES_AT_ONCE = 50
+
+
+def faces() -> tuple[ToyFaces, ToyFaces]:
+    """The faces to train on and to test with; the same for every seed of training."""
+    return train_and_test()
+
+
+def face_models(setting: Setting, images: Tensor, seconds: float) -> dict[str, PatchVAE]:
+    """A model of each form of the thesis, trained for some seconds each, or found beside the run's folder.
+
+    Both studies look into `toy-face-models-SEED` beside their own folders: the second finds what the first
+    trained.
+    """
+    folder = setting.out.parent / f"toy-face-models-{setting.seed}"
+    folder.mkdir(exist_ok=True)
+    shared = replace(setting, out=folder)
+    return {name: trained(form(name), images, seconds, shared, f"faces {name}") for name in THESIS}
+
+
+@torch.no_grad()
+def code_maps(model: PatchVAE, images: Tensor, stride: int = 1) -> Tensor:
+    """Means of q(z|x) of patches at every `stride`-th position: float16 [N, k, H', W'] of uint8 [N, C, H,
+    W]."""
+    device = next(model.parameters()).device
+    parts = torch.split(images, IMAGES_AT_ONCE)
+    return torch.cat([model.encoder(x.to(device)).mean[..., ::stride, ::stride].half() for x in parts])
