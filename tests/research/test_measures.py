@@ -72,7 +72,7 @@ def test_own_features_learn(labelled: bool, tmp_path: Path) -> None:
     labels = torch.arange(n) % 3
     ramp = torch.linspace(0, 120, side).view(1, 1, side, 1) + 40 * labels.view(n, 1, 1, 1)
     images = (ramp + 20 * torch.rand(n, 1, side, side)).to(torch.uint8)
-    setting = Setting(tmp_path, tmp_path, 1.0, emit=[].append)
+    setting = Setting(tmp_path, tmp_path, 1.0, emit=list[str]().append)
     net = frechet.train_features(images, setting, labels=labels if labelled else None, steps=60)
     if labelled:
         assert (net(images).argmax(1) == labels).double().mean() > 0.8

@@ -144,7 +144,7 @@ def runs_of(folder: Path, *seeds: int) -> list[Path]:
     for seed in seeds:
         out = folder / f"run-{seed}"
         out.mkdir()
-        run.run_study("toy", STUDY, Setting(folder, out, 60.0, seed, emit=[].append))
+        run.run_study("toy", STUDY, Setting(folder, out, 60.0, seed, emit=list[str]().append))
         folders.append(out)
     return folders
 

@@ -30,6 +30,7 @@ Loss = Callable[[Any, int], tuple[Tensor, dict[str, float]]]
 """From a batch, on the run's device, and the step to the loss (a scalar) and what to log."""
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """From a batch [N, C, H, W] to one of the same shape and type."""
+Optimiser = Literal["adam", "adamax", "adadelta", "rmsprop", "sgd"]
 
 PLANS = "plan.json"
 """The file of a run that keeps how many steps fitted its budget."""
@@ -51,7 +52,7 @@ class Plan:
     batch: int
     rate: float
     rate_end: float | None = None
-    optimiser: Literal["adam", "adamax", "adadelta", "rmsprop", "sgd"] = "adam"
+    optimiser: Optimiser = "adam"
     decay: float = 1.0
     warmup: int = 0
     seed: int = 1
