@@ -4,7 +4,13 @@ from importlib import import_module
 
 from vbc.codec.research.run import Study
 
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {
+    "patch-vae": "patch_vae.tables:STUDY",
+    "patch-maps": "patch_vae.maps:STUDY",
+    "patch-probes": "patch_vae.probes:STUDY",
+    "capacity": "patch_vae.capacity:STUDY",
+    "pmi-merge": "pmi_merge:STUDY",
+}
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 
 

@@ -107,14 +107,14 @@ def effects_of(found: dict[str, float]) -> list[Effect]:
         Effect(
             "Maps of codes are far faster than maps of pmi.",
             None,
-            "The time of a map is measured; pmi of all positions is not: its network codes areas of 8x8 pixels.",
+            "The time of a map is measured; pmi of all positions is not: its network knows 8x8 pixels.",
         ),
     ]
 
 
 def notes() -> list[str]:
     return [
-        f"{MEASURED} test faces; the query is the eye on the right, the wanted position that of the other eye.",
+        f"{MEASURED} test faces; the query is the eye on the right, wanted is the other.",
         "Percentile: positions farther than the wanted one; those within p // 2 of the query do not count.",
         "a map: codes at all positions and their distances, one image.",
     ]
