@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RATE, BATCH = 0.01, 100
+MOMENTUM = 0.9
+"""Ours: a pass with it goes as far as ten without."""
 MEAN_SQUARE = 100.0
 """Of the features' norm; the rate is then below the largest stable one, 8 over this."""
-EPOCHS, PATIENCE = 40, 4
+EPOCHS, PATIENCE = 60, 4
 """Most passes, and passes without a better validation loss after which the training ends."""
 HELD_OUT = 0.1
 """The share of the training examples that says when to stop."""
@@ -49,13 +51,13 @@ def fit_probe(features: Tensor, targets: Tensor, seed: int) -> Probe:
     line = nn.Linear(size, n_targets, device=features.device)
     nn.init.zeros_(line.weight)
     nn.init.zeros_(line.bias)
-    optimiser = torch.optim.SGD(line.parameters(), RATE)
+    optimiser = torch.optim.SGD(line.parameters(), RATE, MOMENTUM, nesterov=True)
 
     def loss(rows: Tensor) -> Tensor:
         scores = line((features[rows].float() - mean) * scale)
         wanted = targets[rows]
         if targets.dim() == 2:
-            return F.binary_cross_entropy_with_logits(scores, wanted.float())
+            return F.binary_cross_entropy_with_logits(scores, wanted.float()) * targets.shape[1]
         return F.cross_entropy(scores, wanted)
 
     best, kept, waited = math.inf, line.weight.detach().clone(), 0

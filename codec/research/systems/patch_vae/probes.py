@@ -213,9 +213,9 @@ def notes(strides: dict[str, int]) -> list[str]:
     return [
         f"Features: means of codes at every n-th position, at most {LIMIT} of a model; faces: {used}.",
         "ALL: the features of all six patch-VAEs joined. Accuracy of faces: mean over twelve attributes.",
-        "Features are centred and divided by one number, so that the thesis' rate of 0.01 is stable; training "
-        "ends where a tenth that is held out gets no better.",
-        "'random': the same features through a random matrix to as many numbers as the model has beside which "
+        "Features are centred and divided by one number, so that the thesis' rate of 0.01, here with momentum, is stable; "
+        "training ends where a tenth held out gets no better.",
+        "'random': the same features through a random matrix, as many as the model has beside which "
         "they stand: 9|1 beside VAE_32d, PIXEL beside 9|1.",
         "Patch-VAEs of toy faces are those of `patch-maps` where that study ran in a folder beside this one.",
     ]
