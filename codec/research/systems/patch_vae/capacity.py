@@ -132,7 +132,7 @@ def measure(model: CapacityCode, train: Tensor, test: Tensor, capacity: float, s
         for x, code in zip(torch.split(test, 512), torch.split(z_test, 512), strict=True)
     ]
     figures = (
-        capacity,
+        float(capacity),
         information(scaled, model.send(scaled), model.noise),
         information_at_most(scaled, model.noise),
         means,
