@@ -213,8 +213,8 @@ def notes(strides: dict[str, int]) -> list[str]:
     return [
         f"Features: means of codes at every n-th position, at most {LIMIT} of a model; faces: {used}.",
         "ALL: the features of all six patch-VAEs joined. Accuracy of faces: mean over twelve attributes.",
-        "Features are centred and divided by one number, so that the thesis' rate of 0.01 is stable; momentum "
-        "stands for more passes; training ends where a tenth held out gets no better.",
+        "Features are centred and divided by one number, so that the thesis' rate of 0.01 is stable; "
+        "momentum stands for more passes; training ends where a tenth held out gets no better.",
         "'random': the same features through a random matrix, as many as the model has beside which "
         "they stand: 9|1 beside VAE_32d, PIXEL beside 9|1.",
         "Patch-VAEs of toy faces are those of `patch-maps` where that study ran in a folder beside this one.",
