@@ -74,7 +74,7 @@ def test_codes_are_thinned_out_evenly() -> None:
     assert whole.dtype == torch.float16
     thin = code_maps(model, images, stride)
     assert thin.flatten(1).shape[1] == 1024
-    assert torch.equal(thin, whole[..., ::4, ::4])
+    torch.testing.assert_close(thin, whole[..., ::4, ::4], atol=2e-3, rtol=2e-3)
 
 
 def test_layers_are_features() -> None:

@@ -35,4 +35,4 @@ def code_maps(model: PatchVAE, images: Tensor, stride: int = 1) -> Tensor:
     W]."""
     device = next(model.parameters()).device
     parts = torch.split(images, IMAGES_AT_ONCE)
-    return torch.cat([model.encoder(x.to(device)).mean[..., ::stride, ::stride].half() for x in parts])
+    return torch.cat([model.encoder(x.to(device), stride).mean.half() for x in parts])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vbc.codec.research.parts.blocks import Output
 from vbc.codec.research.parts.fit import fit
@@ -75,21 +76,26 @@ class PatchEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width = channels
-        for wider in ENCODER_WIDTHS[patch]:
+        *widths, top = ENCODER_WIDTHS[patch]
+        for wider in widths:
             layers += [keep_scale(nn.Conv2d(width, wider, 3), 9 * width), nn.ReLU()]
             width = wider
-        layers += [keep_scale(nn.Conv2d(width, 128, 1), width), nn.ReLU(), nn.Conv2d(128, 2 * latents, 1)]
         self.body = nn.Sequential(*layers)
+        self.last = keep_scale(nn.Conv2d(width, top, 3), 9 * width)
+        hidden = keep_scale(nn.Conv2d(top, 128, 1), top)
+        self.heads = nn.Sequential(nn.ReLU(), hidden, nn.ReLU(), nn.Conv2d(128, 2 * latents, 1))
         self.linear = keep_scale(nn.Conv2d(channels, 2 * latents, patch), channels * patch**2)
         with torch.no_grad():
             self.linear.weight[latents:] = 0
             assert self.linear.bias is not None
             self.linear.bias[latents:] = FIRST_LOG_VAR
 
-    def forward(self, x: Tensor) -> Gaussian:
-        """uint8 [N, C, H, W] to codes of every patch, [N, k, H - p + 1, W - p + 1]."""
+    def forward(self, x: Tensor, stride: int = 1) -> Gaussian:
+        """uint8 [N, C, H, W] to codes of the patches at every `stride`-th of the H - p + 1 by W - p + 1
+        positions: [N, k, rows, columns]."""
         v = x.float() / 127.5 - 1
-        return Gaussian.of(self.body(v) + self.linear(v))
+        bent = F.conv2d(self.body(v), self.last.weight, self.last.bias, stride)
+        return Gaussian.of(self.heads(bent) + F.conv2d(v, self.linear.weight, self.linear.bias, stride))
 
 
 class Features(nn.Module):
