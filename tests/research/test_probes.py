@@ -152,7 +152,8 @@ def test_claims_follow_the_figures() -> None:
         row = {"weight in box": 0.1 * ratio, "area of box": 0.1, "ratio": ratio}
         wide = {"weight in box": 0.5, "area of box": 0.5, "ratio": 1.0}
         assert probe_claims.weight_claims({"hat": row, "blond": wide}).found is found
-    eyes = {"3|1": 80.0, "9|1": 99.0, "9|3": 70.0, "15|1": 90.0, "15|3": 85.0, "15|5": 70.0}
-    assert verdicts(maps.effects_of(eyes)) == [True, True, None, None]
-    assert verdicts(maps.effects_of({name: 50.0 for name in eyes}))[:2] == [False, False]
+    values = {"3|1": 80.0, "9|1": 99.0, "9|3": 70.0, "15|1": 90.0, "15|3": 85.0, "15|5": 70.0}
+    for error, found in ((1.0, True), (20.0, False)):
+        eyes = {name: {"other eye": value, "standard error": error} for name, value in values.items()}
+        assert verdicts(maps.effects_of(eyes)) == [found, found, None, None]
     assert set(BOXES) | {"pale"} == set(SHARES)
