@@ -171,7 +171,7 @@ def test_claims_follow_the_figures() -> None:
     slow = Row(
         "9|3", {"steps": 9.0, "parallel": 5.0, "raster steps": 3600.0, "raster": 4.0, "times faster": 0.8}
     )
-    assert not claims.decoding_speed([slow]).found
+    assert not claims.decoding_speed("CIFAR", [slow]).found
 
 
 def test_speed_is_measured_in_steps_and_time() -> None:

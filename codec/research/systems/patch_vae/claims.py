@@ -89,7 +89,7 @@ def global_codes(data: str, z: dict[str, float]) -> Effect:
     )
 
 
-def decoding_speed(rows: list[Row]) -> Effect:
+def decoding_speed(data: str, rows: list[Row]) -> Effect:
     """Whether blocks decode in side^2 steps whatever the image's size, and how much that gains."""
     said = "; ".join(
         f"{row.model}: {row.figures['steps']:.0f} steps, {row.figures['parallel']:.0f} ms, in raster order "
@@ -97,7 +97,7 @@ def decoding_speed(rows: list[Row]) -> Effect:
         for row in rows
     )
     return Effect(
-        "Independent blocks decode faster than raster order.",
+        f"{data}: independent blocks decode faster than raster order.",
         all(row.figures["times faster"] > 1 for row in rows),
         said,
     )

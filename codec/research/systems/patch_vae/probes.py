@@ -115,7 +115,8 @@ def layer_features(model: GlobalVAE, images: tuple[Tensor, Tensor], layer: int) 
 
     def features(x: Tensor) -> Tensor:
         y = model.layers(x.to(next(model.parameters()).device))[layer]
-        return (y[..., ::2, ::2] if y[0].numel() > 2 * LIMIT else y).flatten(1).half()
+        large = y.dim() == 4 and y[0].numel() > 2 * LIMIT
+        return (y[..., ::2, ::2] if large else y).flatten(1).half()
 
     train, test = (torch.cat([features(part) for part in torch.split(x, 100)]) for x in images)
     return train, test

@@ -15,7 +15,7 @@ from torch import Tensor
 from vbc.codec.research.parts.data_sets import Split, cifar, photographs
 from vbc.codec.research.parts.local_pixelcnn import LocalPixelCNN, to_blocks
 from vbc.codec.research.parts.pictures import save_curves, save_rows
-from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
+from vbc.codec.research.run import Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.patch_vae import global_vae
 from vbc.codec.research.systems.patch_vae.claims import decoding_speed, tables_2_and_3
 from vbc.codec.research.systems.patch_vae.model import (
@@ -61,6 +61,7 @@ THESIS_PIXELS = 4096
 """Pixels by which table 2 divides the bits of a global code, on CIFAR-10 too."""
 PATCH_SHARE, GLOBAL_SHARE = 1.0, 0.6
 """Parts of the budget for a patch-VAE and for a global VAE."""
+NAMES = (*THESIS, *CONTROLS)
 TEST_PATCHES = 4096
 SHOWN = 8
 DRAWS = 8
@@ -86,52 +87,50 @@ SETS = (
 
 
 def run(setting: Setting) -> Result:
-    """Train all models on both sets, side by side in one budget."""
-    names = (*THESIS, *CONTROLS)
-    parts = len(SETS) * (PATCH_SHARE * len(names) + GLOBAL_SHARE * len(global_vae.THESIS))
-    unit = setting.budget_s / parts
-    tables: list[Table] = []
-    effects: list[Effect] = []
-    pictures: list[str] = []
-    for data in SETS:
-        split = data.load(setting)
-        train = torch.cat((split.train, split.valid))
-        patch_rows, shown, speeds = [], {}, []
-        for name in names:
-            model = trained(form(name), train, PATCH_SHARE * unit, setting, f"{data.name} {name}")
-            patch_rows.append(patch_row(model, split.test, data.column, setting))
-            if name in THESIS:
-                shown[name] = model
-            if model.form.block > 1 and data.column == 0:
-                speeds.append(speed_row(model, split.test[:1].to(setting.device)))
-        global_rows = []
-        for kind in global_vae.THESIS:
-            code = global_vae.trained(kind, train, GLOBAL_SHARE * unit, setting, f"{data.name} {kind.name}")
-            bits = global_vae.code_bits(code, split.test.to(setting.device))
-            known = GLOBAL_BITS[kind.name][data.column]
-            thesis = {} if known is None else {"z": known, "z per pixel": known / THESIS_PIXELS}
-            figures = {"z": bits, "z per pixel": bits / split.test[0, 0].numel()}
-            global_rows.append(Row(kind.name, figures, thesis))
-        tables.append(Table(f"patch-VAE p|i on {data.name}", UNITS, patch_rows))
-        tables.append(Table(f"Global codes on {data.name}", GLOBAL_UNITS, global_rows))
-        if speeds:
-            tables.append(Table("Decoding an image of 60x60 pixels", SPEED_UNITS, speeds))
-        effects += tables_2_and_3(
-            data.name, *({row.model: row.figures for row in rows} for rows in (patch_rows, global_rows))
-        )
-        if speeds:
-            effects.append(decoding_speed(speeds))
-        pictures += save_rows(
-            setting.out / f"reconstructions-{data.name}.png", show(shown, split.test, setting)
-        )
-        pictures += save_curves(
-            setting.out / f"rate-fidelity-{data.name}.png",
-            curves(patch_rows),
-            "bits of z per pixel",
-            "PSNR of E[x|z], dB",
-            log_x=True,
-        )
-    return Result(tables, effects, notes(), pictures)
+    """All models on both sets; a set's models share its half of the budget."""
+    parts = len(SETS) * (PATCH_SHARE * len(NAMES) + GLOBAL_SHARE * len(global_vae.THESIS))
+    found = [on_set(data, setting.budget_s / parts, setting) for data in SETS]
+    return Result(
+        tables=[table for result in found for table in result.tables],
+        effects=[effect for result in found for effect in result.effects],
+        notes=notes(),
+        pictures=[name for result in found for name in result.pictures],
+    )
+
+
+def on_set(data: Set, unit: float, setting: Setting) -> Result:
+    """Train and measure all models on one set. unit: seconds of training of a patch-VAE over its share."""
+    split = data.load(setting)
+    train, test = torch.cat((split.train, split.valid)), split.test
+    models = {
+        name: trained(form(name), train, PATCH_SHARE * unit, setting, f"{data.name} {name}") for name in NAMES
+    }
+    rows = [patch_row(model, test, data.column, setting) for model in models.values()]
+    speeds = [speed_row(m, test[:1].to(setting.device)) for m in models.values() if m.form.block > 1]
+    global_rows = []
+    for kind in global_vae.THESIS:
+        code = global_vae.trained(kind, train, GLOBAL_SHARE * unit, setting, f"{data.name} {kind.name}")
+        global_rows.append(global_row(code, test, data.column, setting))
+    size = "x".join(str(side) for side in test.shape[-2:])
+    tables = [
+        Table(f"patch-VAE p|i on {data.name}", UNITS, rows),
+        Table(f"Global codes on {data.name}", GLOBAL_UNITS, global_rows),
+        Table(f"Decoding an image of {size} pixels, {data.name}", SPEED_UNITS, speeds),
+    ]
+    figures = ({row.model: row.figures for row in part} for part in (rows, global_rows))
+    effects = [*tables_2_and_3(data.name, *figures), decoding_speed(data.name, speeds)]
+    shown = show({name: models[name] for name in THESIS}, test, setting)
+    pictures = save_rows(setting.out / f"reconstructions-{data.name}.png", shown)
+    path, axes = setting.out / f"rate-fidelity-{data.name}.png", ("bits of z per pixel", "PSNR of E[x|z], dB")
+    return Result(tables, effects, [], pictures + save_curves(path, curves(rows), *axes, log_x=True))
+
+
+def global_row(model: global_vae.GlobalVAE, test: Tensor, column: int, setting: Setting) -> Row:
+    """Bits of a global code."""
+    bits = global_vae.code_bits(model, test.to(setting.device))
+    known = GLOBAL_BITS[model.form.name][column]
+    thesis = {} if known is None else {"z": known, "z per pixel": known / THESIS_PIXELS}
+    return Row(model.form.name, {"z": bits, "z per pixel": bits / test[0, 0].numel()}, thesis)
 
 
 def patch_row(model: PatchVAE, test: Tensor, column: int, setting: Setting) -> Row:
@@ -241,8 +240,8 @@ def notes() -> list[str]:
         "subtracted.",
         "Global codes: images at their own size, 32x32 for CIFAR (the thesis divides by 64x64 there too), "
         "Gaussian pixels of learned variance (beta-VAE: 1), Adam from 1e-3, not 1e-4: there are few steps.",
-        "Raster order is timed with the same network; a step computes no more than the next pixel's "
-        "neighbourhood.",
+        "Decoding: the part of an image that whole patches fill. Raster order takes the same network; "
+        "a step computes no more than the next pixel's neighbourhood.",
     ]
 
 
