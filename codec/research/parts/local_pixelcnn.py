@@ -137,6 +137,7 @@ class LocalPixelCNN(nn.Module):
         """Blocks drawn pixel by pixel, uint8 [N, C, side, side], from features [N, features, side, side]."""
         x = torch.zeros((h.shape[0], self.channels, self.side, self.side), dtype=torch.uint8, device=h.device)
         for a in range(self.side):
+            known, features = x[:, :, : a + 1], h[:, :, : a + 1]  # rows below are not looked at
             for b in range(self.side):
-                x[:, :, a : a + 1, b : b + 1] = draw(self(x, h)[:, :, a : a + 1, b : b + 1])
+                x[:, :, a : a + 1, b : b + 1] = draw(self(known, features)[:, :, a:, b : b + 1])
         return x

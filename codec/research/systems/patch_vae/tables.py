@@ -64,9 +64,9 @@ PATCH_SHARE, GLOBAL_SHARE = 1.0, 0.6
 NAMES = (*THESIS, *CONTROLS)
 TEST_PATCHES = 4096
 SHOWN = 8
-DRAWS = 8
+DRAWS = 4
 """Samples whose mean stands for E[x|z] where pixels depend on each other; their spread is allowed for."""
-MEASURED_IMAGES = 48
+MEASURED_IMAGES = 24
 RASTER_STEPS = 100
 """Steps of raster order that are timed; an image takes one for each pixel."""
 
