@@ -10,6 +10,8 @@ STUDIES: dict[str, str] = {
     "patch-probes": "patch_vae.probes:STUDY",
     "capacity": "patch_vae.capacity:STUDY",
     "pmi-merge": "pmi_merge:STUDY",
+    "beta-vae-frey": "beta_vae:STUDY",
+    "disentanglement": "disentanglement:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

@@ -61,6 +61,12 @@ def row_of(images: Tensor, scale: int) -> Image.Image:
     return Image.fromarray(out)
 
 
+def tiled(images: Tensor, columns: int) -> Tensor:
+    """Images side by side without gaps, in so many columns, as one: uint8 [1, C, rows H, columns W]."""
+    rows = [torch.cat(list(row), -1) for row in torch.split(images, columns)]
+    return torch.cat(rows, -2).unsqueeze(0)
+
+
 def heat(values: Tensor) -> Tensor:
     """Maps in colour: float [N, H, W], dark at each map's least value, to uint8 [N, 3, H, W]."""
     low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
