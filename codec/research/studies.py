@@ -12,6 +12,12 @@ STUDIES: dict[str, str] = {
     "pmi-merge": "pmi_merge:STUDY",
     "beta-vae-frey": "beta_vae:STUDY",
     "disentanglement": "disentanglement:STUDY",
+    "vae-priors": "ssvae.prior_study:STUDY",
+    "ssvae-32": "ssvae.crossover:STUDY_32",
+    "ssvae-64": "ssvae.crossover:STUDY_64",
+    "ssvae-sketch": "ssvae.sketch_study:STUDY",
+    "ssvae-bits": "ssvae.bits_study:STUDY",
+    "ssvae-latents": "ssvae.latents_study:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

@@ -28,6 +28,7 @@ from vbc.kernels.dispatch import (
     use_triton,
 )
 from vbc.kernels.logistic import FLOATS, d_over_expm1, log1mexp, log1mexp_kernel, sigmoid, softplus
+from vbc.kernels.research.mixture_cpu import MixtureBitsOnCpu
 
 MIN_LOG_SCALE = -7.0
 """PixelCNN++'s floor of the log-scales."""
@@ -41,11 +42,13 @@ def mixture_bits(params: Tensor, x: Tensor, min_log_scale: float = MIN_LOG_SCALE
 
     params: float [N, 10K, H, W], planes as above. x: uint8 [N, 3, H, W]. Log-scales are clamped to
     min_log_scale..40. Returns float32 [N, H, W] (float64 for float64). Raises ValueError for other shapes and
-    dtypes. Memory beyond the result: nothing of the size of params.
+    dtypes. Memory beyond the result: nothing of the size of params, on a CPU their gradient.
     """
     _check(params, x)
     if use_triton(params) and params.dtype != torch.float64:
         return _bits_triton(params, x, min_log_scale)
+    if params.device.type == "cpu" and params.dtype == torch.float32:
+        return _bits_on_cpu(params, x, min_log_scale, MAX_LOG_SCALE)
     return mixture_bits_reference(params, x, min_log_scale)
 
 
@@ -183,6 +186,7 @@ class _Bits(torch.autograd.Function):
 
 
 _bits_triton: Callable[[Tensor, Tensor, float], Tensor] = _Bits.apply
+_bits_on_cpu: Callable[[Tensor, Tensor, float, float], Tensor] = MixtureBitsOnCpu.apply
 
 
 def _draw(params: Tensor, uniform: Tensor | None, min_log_scale: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Networks of the ssVAE thesis (chapter 5.3): dense blocks that close with channel attention, ELU, weight
 norm whose first values come from the first batch, no batch norm.
 
-A convolution is made by `conv` or `upscale`; `initialise_from_batch` then gives each of them outputs of mean 0
-and variance 1. The convolutions that end a network, made by `output`, start at a bias instead: what they say
+A convolution is made by `conv` or `upscale`; `initialise_from_batch` then gives each of them outputs of
+mean 0 and variance 1. The convolutions that end a network, `Output`, start at a bias instead: what they say
 before training is chosen there. They compute in float32, also where the rest runs in bfloat16.
 """
 
@@ -24,17 +24,20 @@ SMALLEST_STD = 1e-3
 
 def conv(n_in: int, n_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """A weight-normed convolution that keeps the size, or divides it by the stride."""
-    return weight_norm(nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2))
+    layer: nn.Conv2d = weight_norm(nn.Conv2d(n_in, n_out, kernel, stride, kernel // 2))
+    return layer
 
 
 def upscale(n_in: int, n_out: int) -> nn.ConvTranspose2d:
     """A weight-normed transposed 3x3 convolution to twice the size."""
-    layer = nn.ConvTranspose2d(n_in, n_out, 3, 2, 1, output_padding=1)
-    return weight_norm(layer, dim=1)  # output channels are the second dimension here
+    plain = nn.ConvTranspose2d(n_in, n_out, 3, 2, 1, output_padding=1)
+    layer: nn.ConvTranspose2d = weight_norm(plain, dim=1)  # of its output channels
+    return layer
 
 
 class Output(nn.Module):
-    """The last convolution of a network, float32. It starts at zero weights, so at its bias."""
+    """The last convolution of a network, in the type of its parameters, float32. It starts at its bias: its
+    weights are zero."""
 
     def __init__(self, n_in: int, start: Tensor, kernel: int = 3) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class Output(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = self.conv(x.float())
+            y: Tensor = self.conv(x.to(self.conv.weight.dtype))
         return y
 
 
@@ -65,9 +68,9 @@ def initialise_from_batch(model: nn.Module, run: Callable[[], object]) -> None:
             return None
         done.add(layer)
         mean, std = y.float().mean((0, 2, 3)), y.float().std((0, 2, 3)).clamp_min(SMALLEST_STD)
-        length = layer.parametrizations.weight.original0  # type: ignore[union-attr]
-        length /= std.view_as(length)  # type: ignore[arg-type, operator]
-        layer.bias.sub_(mean).div_(std)  # type: ignore[union-attr, operator]
+        length = layer.get_parameter("parametrizations.weight.original0")
+        length.div_(std.view_as(length))
+        layer.get_parameter("bias").sub_(mean).div_(std)
         return ((y - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)).to(y.dtype)
 
     layers = [m for m in model.modules() if is_parametrized(m, "weight")]

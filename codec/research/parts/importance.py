@@ -42,7 +42,9 @@ def draw(posteriors: Sequence[Gaussian], generator: torch.Generator) -> list[Ten
 
 
 @torch.no_grad()
-def log_weights(model: LatentModel, x: Tensor, n_samples: int, generator: torch.Generator, chunk: int) -> Tensor:
+def log_weights(
+    model: LatentModel, x: Tensor, n_samples: int, generator: torch.Generator, chunk: int
+) -> Tensor:
     """log p(x, codes) - log q(codes | x) for samples of the codes: float32 [N, n_samples].
 
     x: uint8 [N, C, H, W]. chunk: samples that are decoded at once.
@@ -74,7 +76,7 @@ def mean_terms(
 ) -> dict[str, float]:
     """Mean of every term over pictures, nats per picture; "total" is the negative bound."""
     sums: dict[str, float] = {}
-    for part in x.split(batch):
+    for part in torch.split(x, batch):
         for name, nats in model.terms(model.views(part), generator).items():
             sums[name] = sums.get(name, 0.0) + float(nats.double().sum())
     means = {name: total / len(x) for name, total in sums.items()}

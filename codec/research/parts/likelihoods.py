@@ -45,8 +45,8 @@ class Likelihood(Protocol):
     def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """-log p of each picture: float32 [N].
 
-        maps: float [N, n_maps, H, W]. x: uint8 [N, channels, H, W]. mask: bool [N or 1, H, W], the pixels that
-        count; all where it is None.
+        maps: float [N, n_maps, H, W]. x: uint8 [N, channels, H, W]. mask: bool [N or 1, H, W], the
+        pixels that count; all where it is None.
         """
 
     def masses(self, maps: Tensor, x: Tensor, channel: int) -> Tensor:
@@ -144,7 +144,7 @@ class ColourMixture:
     def mode(self, maps: Tensor) -> Tensor:
         """The mean of the likeliest component."""
         best = maps[:, : self.k].argmax(1, keepdim=True)
-        groups = maps.unflatten(1, (-1, self.k))
+        groups = torch.unflatten(maps, 1, (-1, self.k))
         chosen = groups.gather(2, best.unsqueeze(1).expand(-1, groups.shape[1], -1, -1, -1)).squeeze(2)
         return ColourMixture(self.channels, 1).mean(chosen)
 
@@ -160,13 +160,13 @@ class ColourMixture:
         return _grey_values(mean + torch.exp(log_scale) * torch.logit(u[:, 1:]))
 
     def _gray(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, means, log_scales = maps.unflatten(1, (3, self.k)).unbind(1)
+        logits, means, log_scales = torch.unflatten(maps, 1, (3, self.k)).unbind(1)
         return logits, means, log_scales.clamp_min(MIN_LOG_SCALE)
 
     def _given(self, maps: Tensor, x: Tensor, channel: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, means and log-scales [N, k, H, W] of one channel once the earlier ones are known: they shift
-        the means and weigh the components by what they said."""
-        groups = maps.unflatten(1, (10, self.k))
+        """Logits, means and log-scales [N, k, H, W] of one channel once the earlier ones are known: they
+        shift the means and weigh the components by what they said."""
+        groups = torch.unflatten(maps, 1, (10, self.k))
         logits, means, log_scales = groups[:, 0], groups[:, 1:4], groups[:, 4:7].clamp_min(MIN_LOG_SCALE)
         tanh = torch.tanh(groups[:, 7:])
         red, green, _ = (x.double() / 127.5 - 1).unsqueeze(2).unbind(1)

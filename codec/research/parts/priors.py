@@ -1,6 +1,7 @@
 """Priors of latent variables [N, C, H, W]: each gives log p(z) in nats and draws codes."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -65,26 +66,27 @@ class Coupling(nn.Module):
     """Affine coupling (Dinh et al. 2017, arXiv:1605.08803): what the mask keeps gives scale and shift of the
     rest. Scales are tanh times a learned factor for each channel."""
 
-    def __init__(self, mask: Tensor, growth: int, n_units: int) -> None:
-        """mask: float [1, C, H, W], 1 where the code is kept; C, H, W are the codes' shape."""
+    def __init__(self, mask: Tensor, growth: int, n_units: int, kernel: int) -> None:
+        """mask: float [1, C, H, W], 1 where the code is kept; C, H, W are the codes' shape. kernel: of the
+        convolution that gives scale and shift."""
         super().__init__()
         n = mask.shape[1]
         self.mask: Tensor
         self.register_buffer("mask", mask, persistent=False)
         self.block = Block(n, growth, n_units)
-        self.output = Output(self.block.n_out, torch.zeros(2 * n))
+        self.output = Output(self.block.n_out, torch.zeros(2 * n), kernel)
         self.factor = nn.Parameter(torch.ones(n, 1, 1))
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Codes to base space, and log |det dv/dz| [N]. Inverse of `from_base`."""
-        log_scale, shift = self._look(z)
+        log_scale, shift = self.look(z)
         return (z - shift) * torch.exp(-log_scale), -log_scale.flatten(1).sum(1)
 
     def from_base(self, v: Tensor) -> Tensor:
-        log_scale, shift = self._look(v)
+        log_scale, shift = self.look(v)
         return v * torch.exp(log_scale) + shift
 
-    def _look(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-scale and shift: 0 where the mask keeps."""
         raw, shift = self.output(self.block(z * self.mask)).chunk(2, 1)
         free = 1 - self.mask
@@ -93,10 +95,12 @@ class Coupling(nn.Module):
 
 class RealNVP(Prior):
     """A flow on the prior, two scales: 3 checkerboard couplings; squeeze; 3 channel-wise ones; half of the
-    channels leaves; 4 checkerboard ones on the other half (ssVAE thesis, chapter 7, and its released code)."""
+    channels leaves; 4 checkerboard ones on the other half (ssVAE thesis and its released code)."""
 
-    def __init__(self, shape: tuple[int, int, int], growth: int = 16, n_units: int = 2) -> None:
-        """shape: C, H, W with even H and W."""
+    def __init__(
+        self, shape: tuple[int, int, int], growth: int = 16, n_units: int = 2, kernel: int = 3
+    ) -> None:
+        """shape: C, H, W with even H and W. growth, n_units: of the block in each coupling."""
         super().__init__(shape)
         c, h, w = shape
         if h % 2 or w % 2:
@@ -108,11 +112,11 @@ class RealNVP(Prior):
             [checkerboard(half, i % 2) for i in range(4)],
         )
         self.wide, self.deep, self.last = (
-            nn.ModuleList(Coupling(mask, growth, n_units) for mask in masks) for masks in kinds
+            nn.ModuleList(Coupling(mask, growth, n_units, kernel) for mask in masks) for masks in kinds
         )
 
     def to_base(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes z to v, which the prior takes for N(0, I), and log |det dv/dz| [N]. Inverse of `from_base`."""
+        """Codes z to v, which follows N(0, I), and log |det dv/dz| [N]. Inverse of `from_base`."""
         total = z.new_zeros(len(z))
         z, total = _run(self.wide, z, total)
         z, total = _run(self.deep, F.pixel_unshuffle(z, 2), total)
@@ -125,6 +129,29 @@ class RealNVP(Prior):
         v = _run_back(self.last, v)
         v = _run_back(self.deep, torch.cat((v, left), 1))
         return _run_back(self.wide, F.pixel_shuffle(v, 2))
+
+    def couplings(self) -> list[Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        """The flow's couplings from z to v, each from a code [N, C, H, W] to log-scales and shifts of that
+        shape: squeezing and splitting are inside."""
+
+        def squeezed(layer: Coupling, parts: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+            def look(z: Tensor) -> tuple[Tensor, Tensor]:
+                first, *rest = F.pixel_unshuffle(z, 2).chunk(parts, 1)
+                kept = [torch.zeros_like(part) for part in rest]
+                log_scale, shift = layer.look(first)
+                return (
+                    F.pixel_shuffle(torch.cat((log_scale, *kept), 1), 2),
+                    F.pixel_shuffle(torch.cat((shift, *kept), 1), 2),
+                )
+
+            return look
+
+        wide, deep, last = (_couplings(layers) for layers in (self.wide, self.deep, self.last))
+        return [
+            *(layer.look for layer in wide),
+            *(squeezed(layer, 1) for layer in deep),
+            *(squeezed(layer, 2) for layer in last),
+        ]
 
     def log_prob(self, z: Tensor) -> Tensor:
         v, log_det = self.to_base(z)
@@ -148,16 +175,18 @@ def channel_mask(shape: tuple[int, int, int], phase: int) -> Tensor:
     return kept.float().view(1, c, 1, 1).expand(1, *shape).clone()
 
 
+def _couplings(layers: nn.ModuleList) -> list[Coupling]:
+    return [layer for layer in layers if isinstance(layer, Coupling)]
+
+
 def _run(layers: nn.ModuleList, z: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    for layer in layers:
-        assert isinstance(layer, Coupling)
+    for layer in _couplings(layers):
         z, log_det = layer.to_base(z)
         total = total + log_det
     return z, total
 
 
 def _run_back(layers: nn.ModuleList, v: Tensor) -> Tensor:
-    for layer in reversed(list(layers)):
-        assert isinstance(layer, Coupling)
+    for layer in reversed(_couplings(layers)):
         v = layer.from_base(v)
     return v
