@@ -86,7 +86,7 @@ def test_maps(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_probes(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "faces", small_faces)
     monkeypatch.setattr(probes, "mnist", small_digits)
-    monkeypatch.setattr(probes, "PROBED", 20)
+    monkeypatch.setattr(probes, "FACES_PROBED", (20, 10))
     monkeypatch.setattr(probes, "LIMIT", 600)
     monkeypatch.setattr("vbc.codec.research.parts.probes.EPOCHS", 2)
     result = check(probes.STUDY, setting, 1)

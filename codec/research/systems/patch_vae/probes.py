@@ -26,8 +26,8 @@ from vbc.codec.research.systems.patch_vae.weights import box_share, maps_of_weig
 LIMIT = 4608
 """Features of one model at most: 144 positions of 32 numbers, 64 of 64."""
 DIGIT_LATENTS = 16
-PROBED = 4000
-"""Training faces that probes are fitted to."""
+FACES_PROBED, DIGITS_PROBED = (3000, 1500), (8000, 4000)
+"""Images that probes are fitted to and tested on; their codes take minutes."""
 UNITS = {"accuracy": "%", "features": ""}
 BOX_UNITS = {"weight in box": "", "area of box": "", "ratio": ""}
 FACE_PART = 0.3
@@ -153,8 +153,9 @@ def run(setting: Setting) -> Result:
     train, test = faces()
     models = face_models(setting, train.images, FACE_PART * setting.budget_s / len(THESIS))
     unit = (1 - FACE_PART) * setting.budget_s / (len(global_vae.THESIS) + len(THESIS) + len(GLOBAL_DIGITS))
-    bench = Bench((train.attributes[:PROBED], test.attributes), FACES_KNOWN, setting.seed)
-    images = (train.images[:PROBED], test.images)
+    n, n_test = FACES_PROBED
+    images = (train.images[:n], test.images[:n_test])
+    bench = Bench((train.attributes[:n], test.attributes[:n_test]), FACES_KNOWN, setting.seed)
     probes, strides = probe_models(bench, models, images)
     depth: list[Row] = []
     for kind in global_vae.THESIS:
@@ -198,15 +199,17 @@ def depth_rows(model: GlobalVAE, images: tuple[Tensor, Tensor], bench: Bench) ->
 def digit_bench(setting: Setting, seconds: float) -> Bench:
     """Patch codes of 16 numbers, and global codes of the digits in a square of 32."""
     digits = mnist(setting.data)
-    bench = Bench((digits.train_labels, digits.test_labels), CIFAR_KNOWN, setting.seed)
+    n, n_test = DIGITS_PROBED
+    bench = Bench((digits.train_labels[:n], digits.test_labels[:n_test]), CIFAR_KNOWN, setting.seed)
     models = {
         name: trained(form(name), digits.train, seconds, setting, f"digits {name}", DIGIT_LATENTS)
         for name in THESIS
     }
-    probe_models(bench, models, (digits.train, digits.test))
-    images = padded(digits.train, 32)[0], padded(digits.test, 32)[0]
+    probe_models(bench, models, (digits.train[:n], digits.test[:n_test]))
+    train = padded(digits.train, 32)[0]
+    images = train[:n], padded(digits.test[:n_test], 32)[0]
     for kind in GLOBAL_DIGITS:
-        whole = global_vae.trained(kind, images[0], seconds, setting, f"digits {kind.name}")
+        whole = global_vae.trained(kind, train, seconds, setting, f"digits {kind.name}")
         bench.add(kind.name, layer_features(whole, images, -1))
     return bench
 
@@ -216,7 +219,7 @@ def notes(strides: dict[str, int]) -> list[str]:
     return [
         f"Features: means of codes at every n-th position, at most {LIMIT} of a model; faces: {used}.",
         "ALL: the features of all six patch-VAEs joined. Accuracy of faces: mean over twelve attributes, "
-        f"probes fitted to {PROBED} faces.",
+        f"probes fitted to {FACES_PROBED[0]} faces and {DIGITS_PROBED[0]} digits.",
         "Features are centred and divided by one number, so that the thesis' rate of 0.01 is stable; "
         "momentum stands for more passes; training ends where a tenth held out gets no better.",
         "'random': the same features through a random matrix, as many as the model has beside which "
