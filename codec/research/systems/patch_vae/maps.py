@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vbc.codec.research.parts.pictures import heat, save_rows
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
-from vbc.codec.research.systems.patch_vae.faces import code_maps, face_models, faces
+from vbc.codec.research.systems.patch_vae.faces import code_maps, face_models, faces, steps_said
 from vbc.codec.research.systems.patch_vae.model import THESIS
 
 MEASURED, SHOWN = 200, 6
@@ -83,7 +83,12 @@ def run(setting: Setting) -> Result:
     pictures = save_rows(setting.out / "like-the-right-eye.png", shown | by_eye)
     pictures += save_rows(setting.out / "like-hair.png", shown | by_hair)
     table = Table("The other eye among all positions, toy faces", UNITS, rows)
-    return Result([table], effects_of({row.model: row.figures for row in rows}), notes(), pictures)
+    return Result(
+        [table],
+        effects_of({row.model: row.figures for row in rows}),
+        [*notes(), steps_said(setting)],
+        pictures,
+    )
 
 
 def effects_of(figures: dict[str, dict[str, float]]) -> list[Effect]:

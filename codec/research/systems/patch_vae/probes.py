@@ -17,7 +17,7 @@ from vbc.codec.research.parts.probes import Probe, accuracy, chance, fit_probe
 from vbc.codec.research.parts.toy_faces import SHARES
 from vbc.codec.research.run import Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.patch_vae import global_vae
-from vbc.codec.research.systems.patch_vae.faces import code_maps, face_models, faces
+from vbc.codec.research.systems.patch_vae.faces import code_maps, face_models, faces, steps_said
 from vbc.codec.research.systems.patch_vae.global_vae import LAYERS, GlobalForm, GlobalVAE
 from vbc.codec.research.systems.patch_vae.model import THESIS, PatchVAE, form, trained
 from vbc.codec.research.systems.patch_vae.probe_claims import claims_of_depth, claims_of_table, weight_claims
@@ -185,7 +185,7 @@ def run(setting: Setting) -> Result:
         *claims_of_table("MNIST", digits.found()),
         weight_claims({row.model: row.figures for row in boxes}),
     ]
-    return Result(tables, effects, notes(strides), pictures)
+    return Result(tables, effects, [*notes(strides), steps_said(setting)], pictures)
 
 
 def depth_rows(model: GlobalVAE, images: tuple[Tensor, Tensor], bench: Bench) -> list[Row]:
