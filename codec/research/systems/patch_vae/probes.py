@@ -10,11 +10,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vbc.codec.research.parts.data_sets import mnist, padded
 from vbc.codec.research.parts.pictures import heat, save_rows
 from vbc.codec.research.parts.probes import Probe, accuracy, chance, fit_probe
-from vbc.codec.research.parts.toy_faces import SHARES
+from vbc.codec.research.parts.toy_faces import SHARES, SIDE, ToyFaces
 from vbc.codec.research.run import Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.patch_vae import global_vae
 from vbc.codec.research.systems.patch_vae.faces import code_maps, face_models, faces, steps_said
@@ -171,8 +172,8 @@ def run(setting: Setting) -> Result:
         for n, name in enumerate(SHARES)
         if name != "pale"
     ]
-    shown = {name: heat(weights[n : n + 1]) for n, name in enumerate(SHARES)}
-    pictures = save_rows(setting.out / "weights-of-9-1.png", {"a face": test.images[:1]} | shown)
+    shown = {name: beside_a_face(weights[n], test, n) for n, name in enumerate(SHARES)}
+    pictures = save_rows(setting.out / "weights-of-9-1.png", shown)
     tables = [
         Table("Probes of attributes, toy faces (thesis: CelebA)", UNITS, bench.rows),
         Table(f"Probes of layers of {DEPTH_MODEL}, toy faces", UNITS, depth),
@@ -186,6 +187,15 @@ def run(setting: Setting) -> Result:
         weight_claims({row.model: row.figures for row in boxes}),
     ]
     return Result(tables, effects, [*notes(strides), steps_said(setting)], pictures)
+
+
+def beside_a_face(weights: Tensor, faces: ToyFaces, attribute: int) -> Tensor:
+    """A face with an attribute, then the 9|1 probe's map of it at the same scale: uint8 [2, 3, 64, 64]."""
+    having = faces.attributes[:, attribute].nonzero()[:1, 0]
+    positions = SIDE - form("9|1").patch + 1
+    large = F.interpolate(weights[None, None], (positions, positions))  # a map of patches' centres
+    margin = form("9|1").patch // 2
+    return torch.cat((faces.images[having], F.pad(heat(large[0]), [margin] * 4)))
 
 
 def depth_rows(model: GlobalVAE, images: tuple[Tensor, Tensor], bench: Bench) -> list[Row]:
