@@ -90,7 +90,8 @@ class GlobalVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x|z] on the scale 0..1, float32 [N, C, H, W]."""
-        return self.decoder(z)  # type: ignore[no-any-return]
+        x: Tensor = self.decoder(z)
+        return x
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """-log density of x given one z of q(z|x), and KL(q(z|x)||p(z)): nats [N] each."""
