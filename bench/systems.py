@@ -118,18 +118,19 @@ def spread(values: Sequence[float]) -> str:
 
 def effects(records: Sequence[Record]) -> str:
     """What the thesis claims, and whether the runs show it; with several seeds, how many do."""
-    rows = []
+    lines = []
     for claim in dict.fromkeys(effect.claim for record in records for effect in record.result.effects):
-        found = [effect for record in records for effect in record.result.effects if effect.claim == claim]
-        verdicts = [effect.found for effect in found]
+        found = [(r.seed, e) for r in records for e in r.result.effects if e.claim == claim]
+        verdicts = [effect.found for _, effect in found]
         if len(set(verdicts)) == 1:
             verdict = VERDICTS[verdicts[0]]
         else:
-            verdict = f"re-obtained by {verdicts.count(True)} of {len(verdicts)} seeds"
-        rows.append(
-            [claim, verdict, found[0].why if len(found) == 1 else f"seed {records[0].seed}: {found[0].why}"]
-        )
-    return table(["claim", "here", "why"], rows)
+            verdict = f"re-obtained with {verdicts.count(True)} of {len(verdicts)} seeds"
+        whys = dict.fromkeys(effect.why for _, effect in found)
+        if len(whys) > 1:
+            whys = {f"seed {seed}: {effect.why}": None for seed, effect in found}
+        lines.append(f"- **{verdict}**: {claim} ({'; '.join(whys)})")
+    return "\n".join(lines)
 
 
 def copied(gathered: Gathered, pictures: Path, relative: str) -> list[str]:

@@ -8,8 +8,11 @@ import torch
 
 from vbc.codec.research.parts.sprites import random_factors, render
 from vbc.codec.research.run import Setting
-from vbc.codec.research.systems import beta_vae, disentanglement
-from vbc.codec.research.systems.beta_vae import Case, FreyVae
+from vbc.codec.research.systems import disentanglement
+from vbc.codec.research.systems.beta_vae_faces import faces as network
+from vbc.codec.research.systems.beta_vae_faces import study as beta_vae
+from vbc.codec.research.systems.beta_vae_faces.faces import FreyVae
+from vbc.codec.research.systems.beta_vae_faces.study import Case
 
 
 def faces(n: int = 40) -> torch.Tensor:
@@ -24,7 +27,7 @@ def setting_in(folder: Path) -> Setting:
 
 def test_the_network_is_the_thesis() -> None:
     counts = [weight.numel() + bias.numel() for weight, bias in FreyVae(2).layers()]
-    assert tuple(counts) == beta_vae.PARAMETERS
+    assert tuple(counts) == network.PARAMETERS
     model = FreyVae(5)
     mean, log_var = model.encode(faces(3).float() / 255)
     assert mean.shape == log_var.shape == (3, 5)
@@ -49,8 +52,8 @@ def test_loss_is_cross_entropy_of_a_pixel_and_beta_kl() -> None:
     assert free == pytest.approx(log["entropy"])
     assert charged - free == pytest.approx(3 * log["kl_bits"] * np.log(2), rel=1e-3)
     assert summed == pytest.approx(560 * free)
-    assert beta_vae.perfect(x) < free
-    assert beta_vae.perfect(x) < beta_vae.mean_image(x)
+    assert network.perfect(x) < free
+    assert network.perfect(x) < network.mean_image(x)
 
 
 def test_collapse_of_a_linear_model() -> None:
@@ -58,7 +61,7 @@ def test_collapse_of_a_linear_model() -> None:
     half = torch.tensor([100, 150], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 28, 20)
     m = 125 / 255
     expected = (25 / 255) ** 2 / (m * (1 - m)) * 560 / 560
-    assert beta_vae.collapse_estimates(half, 2) == [pytest.approx(expected), pytest.approx(0, abs=1e-9)]
+    assert network.collapse_estimates(half, 2) == [pytest.approx(expected), pytest.approx(0, abs=1e-9)]
 
 
 def test_the_faces_held_out() -> None:
@@ -77,7 +80,7 @@ def test_faces_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = beta_vae.run(setting_in(tmp_path))
     assert [len(table.rows) for table in result.tables] == [6, 6, 9, 3]
     assert all(np.isfinite(value) for t in result.tables for row in t.rows for value in row.figures.values())
-    assert len(result.effects) == 7
+    assert len(result.effects) == 8
     assert {"manifolds.png"} <= set(result.pictures) == {path.name for path in tmp_path.glob("*.png")}
 
 
@@ -101,7 +104,7 @@ def test_effects_follow_from_the_figures() -> None:
 
     for alive in (True, False):
         effects = beta_vae.effects({case: figures(alive, case) for case in beta_vae.cases()}, 26.0)
-        expected = [True] * 7 if alive else [False, True, False, False, False, True, True]
+        expected = [True] * 8 if alive else [False, False, True, False, False, False, True, True]
         assert [effect.found for effect in effects] == expected
 
 
