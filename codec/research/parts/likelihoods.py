@@ -1,13 +1,10 @@
 """Probabilities of pixels given a network's maps. Models count in nats; reports turn them into bits.
 
-Every likelihood answers four questions about maps [N, maps, H, W]: the nats of a picture, the masses of a
-pixel's 256 values given the channels before it (what an entropy coder needs), a picture without noise, and a
-sample. Values 0..255 are mapped to -1..1; a bin is 2/255 wide, the first and the last reach to infinity.
+Values 0..255 are mapped to -1..1; a bin is 2/255 wide, the first and the last reach to infinity.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,38 +23,6 @@ FIRST_LOG_SCALE = -2.0
 need a thousand steps to get there."""
 SMALLEST_UNIFORM = 1e-5
 """Random numbers keep this distance from 0 and 1: their logits stay finite in float32."""
-
-
-class Likelihood(Protocol):
-    """p(picture | maps)."""
-
-    @property
-    def n_maps(self) -> int:
-        """Maps that the network has to give."""
-
-    @property
-    def channels(self) -> int:
-        """Channels of the picture."""
-
-    def start(self) -> Tensor:
-        """What the maps are before training, the network's bias: float32 [n_maps]."""
-
-    def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """-log p of each picture: float32 [N].
-
-        maps: float [N, n_maps, H, W]. x: uint8 [N, channels, H, W]. mask: bool [N or 1, H, W], the
-        pixels that count; all where it is None.
-        """
-
-    def masses(self, maps: Tensor, x: Tensor, channel: int) -> Tensor:
-        """Probabilities of the values of a channel given the channels before it, taken from x: float64
-        [N, H, W, values]."""
-
-    def mode(self, maps: Tensor) -> Tensor:
-        """The picture without noise: uint8 [N, channels, H, W]."""
-
-    def sample(self, maps: Tensor, generator: torch.Generator) -> Tensor:
-        """A picture drawn from p: uint8 [N, channels, H, W]."""
 
 
 def bin_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -86,10 +51,10 @@ def uniforms(shape: tuple[int, ...], generator: torch.Generator, device: torch.d
 
 @dataclass(frozen=True)
 class ColourMixture:
-    """Mixture of k discretised logistics: one component for the channels of a pixel.
+    """p(picture | maps): a mixture of k discretised logistics, one component for the channels of a pixel.
 
-    RGB: 10 k maps as in `vbc.kernels.research.mixture` (PixelCNN++); gray: 3 k maps, logits, means and
-    log-scales.
+    channels: 3 or 1. RGB: 10 k maps as in `vbc.kernels.research.mixture` (PixelCNN++); gray: 3 k maps,
+    logits, means and log-scales. maps: float [N, n_maps, H, W]. x: uint8 [N, channels, H, W].
     """
 
     channels: int = 3
@@ -101,16 +66,20 @@ class ColourMixture:
 
     @property
     def n_maps(self) -> int:
+        """Maps that the network has to give."""
         return 10 * self.k if self.channels == 3 else 3 * self.k
 
     def start(self) -> Tensor:
-        """Equal weights, means spread over the range."""
+        """What the maps are before training, the network's bias: equal weights, means spread over the range.
+        float32 [n_maps]."""
         k, c = self.k, self.channels
         means = torch.linspace(-0.8, 0.8, k) if k > 1 else torch.zeros(1)
         parts = (torch.zeros(k), means.repeat(c), torch.full((c * k,), FIRST_LOG_SCALE))
         return torch.cat((*parts, torch.zeros(3 * k if c == 3 else 0)))
 
     def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """-log p of each picture: float32 [N]. mask: bool [N or 1, H, W], the pixels that count; all where
+        it is None."""
         if self.channels == 3:
             return over_pixels(mixture_bits(maps, x) * math.log(2), mask)
         logits, means, log_scales = self._gray(maps)
@@ -118,6 +87,8 @@ class ColourMixture:
         return over_pixels(torch.logsumexp(logits, 1) - torch.logsumexp(joint, 1), mask)
 
     def masses(self, maps: Tensor, x: Tensor, channel: int) -> Tensor:
+        """Probabilities of a channel's values given the channels before it, taken from x: float64
+        [N, H, W, 256]."""
         maps = maps.double()
         if self.channels == 1:
             logits, means, log_scales = self._gray(maps)
@@ -142,13 +113,14 @@ class ColourMixture:
         return _grey_values((torch.softmax(logits, 1) * means).sum(1, keepdim=True))
 
     def mode(self, maps: Tensor) -> Tensor:
-        """The mean of the likeliest component."""
+        """The picture without noise, the mean of the likeliest component: uint8 [N, channels, H, W]."""
         best = maps[:, : self.k].argmax(1, keepdim=True)
         groups = torch.unflatten(maps, 1, (-1, self.k))
         chosen = groups.gather(2, best.unsqueeze(1).expand(-1, groups.shape[1], -1, -1, -1)).squeeze(2)
         return ColourMixture(self.channels, 1).mean(chosen)
 
     def sample(self, maps: Tensor, generator: torch.Generator) -> Tensor:
+        """A picture drawn from p: uint8 [N, channels, H, W]."""
         n, _, h, w = maps.shape
         u = uniforms((n, 4 if self.channels == 3 else 2, h, w), generator, maps.device)
         if self.channels == 3:
@@ -179,67 +151,6 @@ class ColourMixture:
             value = x[:, earlier : earlier + 1]
             logits = logits + bin_log_mass(value, shifted[earlier], log_scales[:, earlier])
         return logits, shifted[channel], log_scales[:, channel]
-
-
-@dataclass(frozen=True)
-class DiscretisedLogistic:
-    """One logistic for every value, channels independent: 2 maps a channel, means and then log-scales."""
-
-    channels: int = 3
-
-    @property
-    def n_maps(self) -> int:
-        return 2 * self.channels
-
-    def start(self) -> Tensor:
-        return torch.cat((torch.zeros(self.channels), torch.full((self.channels,), FIRST_LOG_SCALE)))
-
-    def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean, log_scale = self._split(maps)
-        return over_pixels(-bin_log_mass(x, mean, log_scale).sum(1), mask)
-
-    def masses(self, maps: Tensor, x: Tensor, channel: int) -> Tensor:
-        mean, log_scale = (part[:, channel, ..., None] for part in self._split(maps.double()))
-        return torch.exp(bin_log_mass(torch.arange(256, device=maps.device), mean, log_scale))
-
-    def mode(self, maps: Tensor) -> Tensor:
-        return _grey_values(self._split(maps)[0])
-
-    def sample(self, maps: Tensor, generator: torch.Generator) -> Tensor:
-        mean, log_scale = self._split(maps)
-        u = uniforms(tuple(mean.shape), generator, maps.device)
-        return _grey_values(mean + torch.exp(log_scale) * torch.logit(u))
-
-    def _split(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_scale = maps.chunk(2, 1)
-        return mean, log_scale.clamp_min(MIN_LOG_SCALE)
-
-
-@dataclass(frozen=True)
-class Bernoulli:
-    """Binary pictures, values 0 and 1: a map of log-odds for each channel."""
-
-    channels: int = 1
-
-    @property
-    def n_maps(self) -> int:
-        return self.channels
-
-    def start(self) -> Tensor:
-        return torch.zeros(self.channels)
-
-    def nats(self, maps: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return over_pixels(F.softplus(torch.where(x > 0, -maps, maps)).sum(1), mask)
-
-    def masses(self, maps: Tensor, x: Tensor, channel: int) -> Tensor:
-        odds = maps[:, channel].double()
-        return torch.stack((torch.sigmoid(-odds), torch.sigmoid(odds)), -1)
-
-    def mode(self, maps: Tensor) -> Tensor:
-        return (maps > 0).to(torch.uint8)
-
-    def sample(self, maps: Tensor, generator: torch.Generator) -> Tensor:
-        return (uniforms(tuple(maps.shape), generator, maps.device) < torch.sigmoid(maps)).to(torch.uint8)
 
 
 def _grey_values(v: Tensor) -> Tensor:

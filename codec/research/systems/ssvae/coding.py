@@ -19,7 +19,7 @@ from vbc.codec.research.parts.bits_back import (
     by_channel,
 )
 from vbc.codec.research.parts.gaussians import Gaussian, standard_normal
-from vbc.codec.research.parts.likelihoods import Likelihood
+from vbc.codec.research.parts.likelihoods import ColourMixture
 from vbc.codec.research.parts.priors import MixtureOfGaussians, Prior, RealNVP
 from vbc.codec.research.systems.ssvae.model import SsVae
 
@@ -34,7 +34,7 @@ def coded_model(model: SsVae, x: Tensor) -> CodedModel:
     base, shape = model.base, (1, *model.base.prior.shape)
 
     def picture(
-        name: str, likelihood: Likelihood, maps: Callable[[Known], Tensor], given: tuple[str, ...]
+        name: str, likelihood: ColourMixture, maps: Callable[[Known], Tensor], given: tuple[str, ...]
     ) -> ImageLevel:
         of = shapes[views.index(name)]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vbc.codec.research.parts.blocks import Block, Decoder, Encoder, Output, gaussian_start
 from vbc.codec.research.parts.gaussians import Gaussian, kl
 from vbc.codec.research.parts.importance import Codes, Views, draw
-from vbc.codec.research.parts.likelihoods import ColourMixture, Likelihood
+from vbc.codec.research.parts.likelihoods import ColourMixture
 from vbc.codec.research.parts.priors import Prior, RealNVP
 from vbc.codec.research.systems.ssvae.representations import Representation, enlarged
 from vbc.codec.research.systems.ssvae.vae import (
@@ -70,7 +70,9 @@ class ConditionalPrior(nn.Module):
 class Level(nn.Module):
     """One step from a representation y to the finer picture x: q(z|x), p(z|y, w), p(x|y, z)."""
 
-    def __init__(self, y_channels: int, y_side: int, likelihood: Likelihood, side: int, sizes: Sizes) -> None:
+    def __init__(
+        self, y_channels: int, y_side: int, likelihood: ColourMixture, side: int, sizes: Sizes
+    ) -> None:
         super().__init__()
         self.likelihood, self.side = likelihood, side
         self.y_channels, self.y_side = y_channels, y_side

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vbc.codec.research.parts.blocks import Block, Decoder, Encoder, Output, conv, gaussian_start
 from vbc.codec.research.parts.gaussians import Gaussian
-from vbc.codec.research.parts.likelihoods import Likelihood
+from vbc.codec.research.parts.likelihoods import ColourMixture
 from vbc.codec.research.parts.priors import Prior
 
 LATENT_CHANNELS = 16
@@ -58,7 +58,7 @@ class Vae(nn.Module):
 
     def __init__(
         self,
-        likelihood: Likelihood,
+        likelihood: ColourMixture,
         side: int,
         prior: Prior,
         encoder: Size,
