@@ -178,11 +178,13 @@ def effects_of(single: list[Row], blocks: list[Row]) -> list[Effect]:
     everything = [row.figures for row in (*single, *blocks)]
     worst = max(figures["information"] - figures["capacity"] for figures in everything)
 
-    def gap(row: Row) -> float:
-        return row.figures["R2 of block means"] - row.figures["R2 within blocks"]
+    def shared(row: Row) -> float:
+        """What block means have of both R2: a code that is trained less explains less of both."""
+        means, within = (max(0.0, row.figures[f"R2 {part}"]) for part in ("of block means", "within blocks"))
+        return means / max(means + within, 1e-12)
 
     pairs = ", ".join(
-        f"{a.figures['capacity']:.0f} bits: {gap(a):.2f} and {gap(b):.2f}"
+        f"{a.figures['capacity']:.0f} bits: {shared(a):.2f} and {shared(b):.2f}"
         for a, b in zip(single, blocks, strict=True)
     )
     return [
@@ -193,13 +195,13 @@ def effects_of(single: list[Row], blocks: list[Row]) -> list[Effect]:
         ),
         Effect(
             "Z tells more of what pixels of a block share than of how they differ.",
-            all(gap(row) > 0 for row in (*single, *blocks)),
-            f"R2 of block means minus R2 within blocks, blocks of 1 and of 3 in the decoder: {pairs}.",
+            all(shared(row) > 0.5 for row in (*single, *blocks)),
+            f"R2 of block means over its sum with R2 within blocks, decoder's blocks of 1 and of 3: {pairs}.",
         ),
         Effect(
             "It does so more where the decoder models blocks of 3 exactly.",
-            all(gap(b) > gap(a) for a, b in zip(single, blocks, strict=True)),
-            f"The same differences, blocks of 1 and of 3: {pairs}.",
+            all(shared(b) > shared(a) for a, b in zip(single, blocks, strict=True)),
+            f"The same shares, blocks of 1 and of 3: {pairs}.",
         ),
     ]
 
