@@ -5,15 +5,20 @@ from importlib import import_module
 from vbc.codec.research.run import Study
 
 STUDIES: dict[str, str] = {
+    "patch-vae": "patch_vae.tables:STUDY",
+    "patch-maps": "patch_vae.maps:STUDY",
+    "patch-probes": "patch_vae.probes:STUDY",
+    "capacity": "patch_vae.capacity:STUDY",
+    "pmi-merge": "pmi_merge:STUDY",
+    "accounting": "accounting:STUDY",
+    "beta-vae-frey": "beta_vae_faces.study:STUDY",
+    "disentanglement": "disentanglement:STUDY",
     "vae-priors": "ssvae.prior_study:STUDY",
     "ssvae-32": "ssvae.crossover:STUDY_32",
     "ssvae-64": "ssvae.crossover:STUDY_64",
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
-    "accounting": "accounting:STUDY",
-    "beta-vae-frey": "beta_vae_faces.study:STUDY",
-    "disentanglement": "disentanglement:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

@@ -22,17 +22,22 @@ class MixtureBitsOnCpu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, params: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+        n, _, h, w = params.shape
         planes, values = params.flatten(2), x.flatten(2)
-        bits = torch.empty((len(params), planes.shape[2]))
-        d_params = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
-        for i in range(len(params)):
+        small = h * w < TILE
+        if small:  # the pixels of all images in one line: a tile holds many small images
+            planes, values = (t.transpose(0, 1).flatten(1).unsqueeze(0) for t in (planes, values))
+        bits = torch.empty((len(planes), planes.shape[2]))
+        d_planes = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
+        for i in range(len(planes)):
             for start in range(0, planes.shape[2], TILE):
                 tile = slice(start, start + TILE)
-                to = None if d_params is None else d_params[i, :, tile]
+                to = None if d_planes is None else d_planes[i, :, tile]
                 bits[i, tile] = _tile(planes[i, :, tile], values[i, :, tile], low, high, to)
-        if d_params is not None:
-            ctx.save_for_backward(d_params.view_as(params))
-        return bits.view(len(params), *params.shape[2:])
+        if d_planes is not None:
+            d_params = d_planes.view(-1, n, h * w).transpose(0, 1) if small else d_planes
+            ctx.save_for_backward(d_params.reshape(params.shape))
+        return bits.view(n, h, w)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

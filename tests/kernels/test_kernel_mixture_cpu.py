@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_kernel_mixture import arguments, gradient_error, with_gradient
 
-SHAPES = [(1, 1, 1, 1), (2, 5, 3, 7), (2, 10, 33, 37)]
+SHAPES = [(1, 1, 1, 1), (2, 5, 3, 7), (300, 2, 3, 3), (2, 10, 33, 37)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
