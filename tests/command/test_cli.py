@@ -456,7 +456,7 @@ def test_workers_follow_a_killed_parent(tmp_path: Path) -> None:
     for i in range(300):
         saved(source / f"{i:03}.ppm", make_example(160, 120))
     process = codec_process("encode", source, "-o", out, "--levels", 1, "-j", 2, "--quiet")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(out.glob("*.vbc")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
@@ -697,7 +697,7 @@ def test_interrupt_leaves_whole_files_only(tmp_path: Path, number: signal.Signal
     for i in range(400):
         saved(source / f"{i:03}.ppm", picture)
     process = codec_process("encode", source, "-o", out, "--levels", 1, "-j", jobs)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(out.glob("*.vbc")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, number)
