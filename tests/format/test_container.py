@@ -784,7 +784,7 @@ def test_empty_input() -> None:
     ],
 )
 def test_refused_header(error: type[FormatError], changes: dict[str, Any]) -> None:
-    """Under correct CRCs, each with the error of its cause; in little time of the processor, little memory."""
+    """Under correct CRCs, each with the error of its cause, in little processor time and little memory."""
     data = packed(**changes)
     tracemalloc.start()
     start = time.process_time()
