@@ -1,12 +1,12 @@
-"""A model trained for so many seconds: the steps that fit are counted first, so that a rate can fall to its
+"""Models trained for so many seconds: the steps that fit are counted first, so that a rate can fall to its
 end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vbc.codec.research.parts.loop import Batches, Loss, Plan, steps_within, train
 from vbc.codec.research.run import Setting
@@ -42,3 +42,39 @@ def fit(
     model = new()
     train(model, loss_of(model, plan), batches, plan, setting.out / f"{key}.safetensors", setting)
     return model.eval()
+
+
+def fit_betas(
+    make: Callable[[], M],
+    loss_of: Callable[[M, Tensor, float], tuple[Tensor, dict[str, float]]],
+    batches: Batches,
+    plan: Plan,
+    betas: Sequence[float],
+    setting: Setting,
+    name: str,
+) -> tuple[int, Iterator[tuple[float, M]]]:
+    """How many steps each model trains for, and with each beta a model from `make`, trained as it is asked for.
+
+    Together they get all of the budget. loss_of: of a model, a batch and beta. name: under which the number
+    of steps is kept.
+    """
+
+    def loss_at(model: M, beta: float) -> Loss:
+        return lambda x, step: loss_of(model, x, beta)
+
+    def timed() -> tuple[nn.Module, Loss, Batches]:
+        model = make()
+        return model, loss_at(model, 1.0), batches
+
+    seconds = setting.budget_s / len(betas)
+    plan = replace(plan, steps=steps_within(timed, plan, seconds, setting, name))
+
+    def models() -> Iterator[tuple[float, M]]:
+        for beta in betas:
+            torch.manual_seed(setting.seed)
+            model = make()
+            checkpoint = setting.out / f"beta{beta:g}.safetensors"
+            train(model, loss_at(model, beta), batches, plan, checkpoint, setting)
+            yield beta, model
+
+    return plan.steps, models()

@@ -6,7 +6,6 @@ ideal decoder Q(x | z), proportional to q(z | x), are known.
 """
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -15,7 +14,8 @@ from torch.nn import functional as F
 
 from vbc.codec.research.parts import code_metrics, pictures
 from vbc.codec.research.parts.data_sets import mnist
-from vbc.codec.research.parts.loop import Batches, Loss, Plan, random_batch, steps_within, train
+from vbc.codec.research.parts.fit import fit_betas
+from vbc.codec.research.parts.loop import Plan, random_batch
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 
 BETAS = (0.5, 1.0, 2.0, 4.0)
@@ -146,24 +146,9 @@ def run(setting: Setting) -> Result:
     binary, test = ((x.flatten(1) > 127).to(torch.uint8) for x in (digits.train, digits.test[:N_DATA]))
     whole = Plan(STEPS, BATCH, RATE, rate_end=1e-5, seed=setting.seed, log_every=500)
     batch = random_batch(binary, BATCH, setting.seed)
-
-    def make() -> tuple[nn.Module, Loss, Batches]:
-        model = DigitVae()
-        return model, lambda x, step: loss_of(model, x, 1.0), batch
-
-    seconds = setting.budget_s / len(BETAS)
-    plan = replace(whole, steps=steps_within(make, whole, seconds, setting, "digits"))
     figures, units = {}, []
-    for beta in BETAS:
-        torch.manual_seed(setting.seed)
-        model = DigitVae()
-
-        def loss(
-            x: Tensor, step: int, model: DigitVae = model, beta: float = beta
-        ) -> tuple[Tensor, dict[str, float]]:
-            return loss_of(model, x, beta)
-
-        train(model, loss, batch, plan, setting.out / f"beta{beta:g}.safetensors", setting)
+    steps, models = fit_betas(DigitVae, loss_of, batch, whole, BETAS, setting, "digits")
+    for beta, model in models:
         figures[beta] = identities(model, test.to(setting.device))
         if beta == 1:
             units = channels(model, test.to(setting.device))
@@ -182,7 +167,7 @@ def run(setting: Setting) -> Result:
         ),
     ]
     notes = [
-        f"{plan.steps} steps of {BATCH} digits a model. The data are {len(test)} test digits: H[X] is "
+        f"{steps} steps of {BATCH} digits a model. The data are {len(test)} test digits: H[X] is "
         f"{math.log2(len(test)):.2f} bits, which bounds I. {DRAWS} codes a digit; errors are standard ones.",
     ]
     kl, distortion = ([point[n] for point in points] for n in (0, 1))

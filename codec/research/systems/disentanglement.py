@@ -6,7 +6,7 @@ factors, the same rotated, principal components, an encoder that was never train
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vbc.codec.research.parts import code_metrics, pictures
-from vbc.codec.research.parts.loop import Batches, Loss, Plan, steps_within, train
+from vbc.codec.research.parts.fit import fit_betas
+from vbc.codec.research.parts.loop import Plan
 from vbc.codec.research.parts.sprites import FACTORS, SIZES, random_factors, render
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 
@@ -192,24 +193,10 @@ def run(
 ) -> Result:
     """Train a model for each beta, measure them and the known codes."""
     whole = Plan(STEPS, BATCH, RATE, seed=setting.seed, log_every=200)
-
-    def make() -> tuple[nn.Module, Loss, Batches]:
-        model = SpriteVae()
-        return model, lambda x, step: loss_of(model, x, 1.0), batches(setting.seed)
-
-    seconds = setting.budget_s / len(BETAS)
-    plan = replace(whole, steps=steps_within(make, whole, seconds, setting, "sprites"))
     codes, rates, models = known_codes(setting.seed), {}, {}
-    for beta in BETAS:
-        torch.manual_seed(setting.seed)
-        model = SpriteVae()
-
-        def loss(
-            x: Tensor, step: int, model: SpriteVae = model, beta: float = beta
-        ) -> tuple[Tensor, dict[str, float]]:
-            return loss_of(model, x, beta)
-
-        train(model, loss, batches(setting.seed), plan, setting.out / f"beta{beta:g}.safetensors", setting)
+    drawn = batches(setting.seed)
+    steps, trained = fit_betas(SpriteVae, loss_of, drawn, whole, BETAS, setting, "sprites")
+    for beta, model in trained:
         name = f"beta {beta:g}"
         models[beta], codes[name] = model, model_code(model, setting.device)
         rates[name] = rate_figures(model, setting.seed, setting.device, samples // 5)
@@ -225,7 +212,7 @@ def run(
         Table("Rates of the same models", rate_units, [Row(*row) for row in rates.items()]),
     ]
     notes = [
-        f"{plan.steps} steps of {BATCH} sprites a model, of {STEPS}. Sprites have {SIDE}x{SIDE} pixels.",
+        f"{steps} steps of {BATCH} sprites a model, of {STEPS}. Sprites have {SIDE}x{SIDE} pixels.",
         "A square looks alike after a quarter turn, an ellipse after a half, which caps orientation's gap; "
         "20 bins cap that of factors with 32 and 40 values at 0.86 and 0.81.",
     ]
