@@ -53,7 +53,7 @@ def fit_betas(
     setting: Setting,
     name: str,
 ) -> tuple[int, Iterator[tuple[float, M]]]:
-    """How many steps each model trains for, and with each beta a model from `make`, trained as it is asked for.
+    """Steps of each model, and with each beta a model from `make`, which is trained when it is asked for.
 
     Together they get all of the budget. loss_of: of a model, a batch and beta. name: under which the number
     of steps is kept.
