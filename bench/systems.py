@@ -8,8 +8,9 @@ import argparse
 import math
 import shutil
 import statistics
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ can be compared, absolute figures cannot. Every number comes from a run whose co
 file is made by `python -m bench.systems`. A figure with ± is the mean and the standard deviation over seeds.
 """
 NOT_RUN = "No run of these studies has been gathered: "
+WIDTH = 120
+"""Of lines of prose."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def gather(folders: Iterable[Path]) -> list[Gathered]:
     return [Gathered(sorted(by_study[name], key=lambda run: run[1].seed)) for name in sorted(by_study)]
 
 
-def section(gathered: Gathered, pictures: Path, relative: str) -> str:
-    """A study's part of the file. pictures: the folder that its pictures go to. relative: its name there."""
+def section(gathered: Gathered, pictures: Path, left_out: Collection[str]) -> str:
+    """A study's part of the file. pictures: the folder beside it that its pictures go to. left_out: as in
+    `copied`."""
     first, records = gathered.first, gathered.records
     study = find_study(first.study)
     seconds = ", ".join(f"{record.seconds:.0f}" for record in records)
@@ -72,8 +76,8 @@ def section(gathered: Gathered, pictures: Path, relative: str) -> str:
     ]
     parts += [f"**{merged.title}**\n\n{markdown(merged, records)}" for merged in first.result.tables]
     parts += [effects(records)] if first.result.effects else []
-    parts += ["\n".join(f"- {note}" for note in first.result.notes)] if first.result.notes else []
-    parts += copied(gathered, pictures, relative)
+    parts += ["\n".join(map(item, first.result.notes))] if first.result.notes else []
+    parts += copied(gathered, pictures, left_out)
     return "\n\n".join(parts)
 
 
@@ -129,29 +133,43 @@ def effects(records: Sequence[Record]) -> str:
         whys = dict.fromkeys(effect.why for _, effect in found)
         if len(whys) > 1:
             whys = {f"seed {seed}: {effect.why}": None for seed, effect in found}
-        lines.append(f"- **{verdict}**: {claim} ({'; '.join(whys)})")
+        lines.append(item(f"**{verdict}**: {claim} ({'; '.join(whys)})"))
     return "\n".join(lines)
 
 
-def copied(gathered: Gathered, pictures: Path, relative: str) -> list[str]:
-    """The pictures of the first run, as links to copies of them."""
+def item(text: str) -> str:
+    """An item of a list."""
+    return wrapped(f"- {text}", "  ")
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Prose in lines of at most `WIDTH` columns, all but the first one indented."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def copied(gathered: Gathered, pictures: Path, left_out: Collection[str]) -> list[str]:
+    """The pictures of the first run, as links to copies of them. left_out: names of copies not to make."""
     folder, record = gathered.runs[0]
     links = []
     for name in record.result.pictures:
         copy = f"{record.study}-{name}"
+        if copy in left_out:
+            continue
         pictures.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, pictures / copy)
-        links.append(f"![{record.study}: {Path(name).stem.replace('_', ' ')}]({relative}/{copy})")
+        links.append(f"![{record.study}: {Path(name).stem.replace('_', ' ')}]({pictures.name}/{copy})")
     return links
 
 
-def write(folders: Sequence[Path], out: Path) -> None:
+def write(folders: Sequence[Path], out: Path, left_out: Collection[str] = ()) -> None:
     """Write the file of all these runs, and their pictures into a folder of its name."""
     gathered = gather(folders)
     pictures = out.with_suffix("")
-    parts = [HEAD.strip(), *(section(one, pictures, pictures.name) for one in gathered)]
+    parts = [HEAD.strip(), *(section(one, pictures, left_out) for one in gathered)]
     missing = sorted(set(STUDIES) - {one.first.study for one in gathered})
-    parts += [NOT_RUN + ", ".join(f"`{name}`" for name in missing) + "."] if missing else []
+    parts += [wrapped(NOT_RUN + ", ".join(f"`{name}`" for name in missing) + ".")] if missing else []
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(parts) + "\n")
 
@@ -160,11 +178,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=Path("docs/systems.md"))
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="PICTURE",
+        help="a picture that is not copied, such as vae-priors-pictures.png, which shows images of a set",
+    )
     args = parser.parse_args(arguments)
     missing = [str(folder) for folder in args.runs if not (folder / RESULT).is_file()]
     if missing:
         parser.error(f"no finished run in {', '.join(missing)}")
-    write(args.runs, args.out)
+    write(args.runs, args.out, args.leave_out)
     say(f"{len(args.runs)} runs in {args.out}")
 
 

@@ -140,6 +140,18 @@ def runs_of(folder: Path, *seeds: int) -> list[Path]:
     return folders
 
 
+def test_pictures_left_out(tmp_path: Path) -> None:
+    """They show images of data sets, which may not be copied."""
+    out = tmp_path / "docs" / "systems.md"
+    run = str(*runs_of(tmp_path, 1))
+    gathering.main([run, "--out", str(out), "--leave-out", "toy-samples.png"])
+    assert "samples.png" not in out.read_text()
+    assert not (tmp_path / "docs" / "systems" / "toy-samples.png").exists()
+    gathering.main([run, "--out", str(out)])
+    assert "systems/toy-samples.png" in out.read_text()
+    assert (tmp_path / "docs" / "systems" / "toy-samples.png").exists()
+
+
 def test_gathered_runs(tmp_path: Path) -> None:
     out = tmp_path / "docs" / "systems.md"
     gathering.main([*map(str, runs_of(tmp_path, 3, 1, 2)), "--out", str(out)])
