@@ -46,7 +46,11 @@ def run_one(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="TIME", help="Of training, as 90s, 20m, 1h30m [the study's]."),
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Of training, as 90s, 20m, 1h30m; processor time on the CPU [the study's].",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 1,
     device: Annotated[

@@ -1,6 +1,8 @@
 """The small vocabulary of the tests."""
 
 import hashlib
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +32,25 @@ def check_format_error(f: Callable[[], Any], *allowed: type[FormatError]) -> Any
         f()
     assert str(caught.value)
     return caught.value
+
+
+def check_cheap(f: Callable[[], object], seconds: float, peak_bytes: int | None = None) -> None:
+    """f takes less processor time than so many seconds, in the best of five tries, as a collection of garbage
+    or a neighbour on the core may hit any one; with `peak_bytes`, at most that much memory in every one."""
+    spent = []
+    for _ in range(5):
+        if peak_bytes is not None:
+            tracemalloc.start()
+        started = time.process_time()
+        f()
+        spent.append(time.process_time() - started)
+        if peak_bytes is not None:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < peak_bytes
+        if spent[-1] < seconds:
+            return
+    raise AssertionError(f"took {min(spent):.3g} s of processor time, more than {seconds}")
 
 
 def decoded_hash(decoded: Decoded) -> str:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vbc.codec.research.run import PROGRESS, Setting, read_json, write_json
+from vbc.codec.research.run import PROGRESS, Setting, clock, read_json, write_json
 from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
 
 Batch = Tensor | tuple[Tensor, ...]
@@ -97,8 +97,8 @@ def train(
     step, progress = 0, {"seconds": 0.0}
     if checkpoint.exists() and beside.exists():
         step, progress = load_checkpoint(checkpoint, model, optimiser), read_json(beside)
-    spent, started = progress["seconds"], time.monotonic()
-    saved = started
+    spent, started = progress["seconds"], clock(setting.device)
+    saved = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
     with progress_bar(checkpoint.stem, plan.steps) as advance:
@@ -110,7 +110,7 @@ def train(
             done, valid = step == plan.steps, False
             if step % plan.log_every == 0 or done:
                 means = {key: value / count for key, value in sums.items()}
-                progress = {**progress, **means, "seconds": round(spent + time.monotonic() - started, 2)}
+                progress = {**progress, **means, "seconds": round(spent + clock(setting.device) - started, 2)}
                 report = {
                     "model": checkpoint.stem,
                     "step": step,
@@ -209,11 +209,11 @@ def steps_within(
         model.to(setting.device)
         optimiser = make_optimiser(model, plan)
         train_step(model, loss, batch, plan, optimiser, 0, setting.device)
-        started, count = time.monotonic(), 0
-        while count < TIMED_STEPS or time.monotonic() - started < min(1.0, 0.02 * seconds):
+        started, count = clock(setting.device), 0
+        while count < TIMED_STEPS or clock(setting.device) - started < min(1.0, 0.02 * seconds):
             count += 1
             train_step(model, loss, batch, plan, optimiser, count, setting.device)
-        each = (time.monotonic() - started) / count
+        each = (clock(setting.device) - started) / count
         plans[name] = max(1, min(plan.steps, int(seconds / each)))
         write_json(path, plans)
     return int(plans[name])

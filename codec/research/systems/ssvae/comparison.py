@@ -1,7 +1,6 @@
 """Several models trained for equally many steps on the same batches, and what is measured of each."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from vbc.codec.research.parts.loop import (
     train,
 )
 from vbc.codec.research.parts.measures import fine_detail, ms_ssim, psnr
-from vbc.codec.research.run import Setting
+from vbc.codec.research.run import Setting, clock
 from vbc.codec.research.systems.ssvae.model import SsVae
 from vbc.codec.research.systems.ssvae.modes import generate, modes
 
@@ -208,14 +207,12 @@ def measure(entrant: Entrant, model: SsVae, steps: int, test: Tensor, setting: S
 def seconds_to_generate(model: SsVae, n: int, runs: int, setting: Setting) -> float:
     """Mean seconds of processor time to generate n pictures; on CUDA, of the clock."""
     generator = seeded(setting)
-    on_cuda = torch.device(setting.device).type == "cuda"
-    clock = time.perf_counter if on_cuda else time.process_time
     with frozen():
         generate(model, n, generator)
-        started = clock()
+        started = clock(setting.device)
         for _ in range(runs):
             generate(model, n, generator).cpu()
-        return (clock() - started) / runs
+        return (clock(setting.device) - started) / runs
 
 
 def frozen() -> AbstractContextManager[None]:
