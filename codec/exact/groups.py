@@ -4,7 +4,7 @@ Planes are int16 YCoCg-R, channels last. A group sees the coarser grid of the wh
 grid only its own pixels. Pictures of one size go through together: a group is a window of one of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from vbc.codec.entropy.coder import Coder
 from vbc.codec.exact.bins import BinPredictor, bins_base, bins_pixels, seen_pixels
 from vbc.codec.exact.features import HALO, RADIUS, phase_base, phase_inputs
-from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
+from vbc.codec.exact.model import NEIGHBOURS, TAPS, ExactModel, Tuning
 from vbc.codec.exact.planes import (
     by_channel,
     cut,
@@ -142,7 +142,7 @@ class Surroundings:
     def part(self, n: int, window: Window, phase: str) -> "Surroundings":
         """What a window of the n-th of them sees before a phase; that may have been seen by now."""
         rows, cols = window
-        known = ("A", *PHASES[: PHASES.index(phase)])
+        known = known_before(phase)
 
         def grown(planes: dict[str, Tensor], halo: int) -> dict[str, Tensor]:
             inner = slice(rows.start, rows.stop + 2 * halo), slice(cols.start, cols.stop + 2 * halo)
@@ -164,29 +164,35 @@ class Surroundings:
         lossy: `planes.lossy_planes` of the same windows in a layered file.
         """
         inner = (..., slice(size[0] + 2 * HALO), slice(size[1] + 2 * HALO))
-        known = {p: self.planes[p][inner] for p in ("A", *PHASES[: PHASES.index(phase)])}
+        known = {p: self.planes[p][inner] for p in known_before(phase)}
         guides = None if lossy is None else {p: plane[inner] for p, plane in lossy.items()}
         base, planes, guide = phase_inputs(phase, known["A"], known.get("D"), known.get("H"), guides)
         features, out = step.model.phases[phase](planes, guide, step.level_class, step.quality, step.bound)
         base = base[..., RADIUS:-RADIUS, RADIUS:-RADIUS]
         return Parameters(bins_base(base) if step.bound else base, out, features)
 
-    def errors_around(self, phase: str, size: tuple[int, int]) -> Tensor:
-        """Sums of the prior errors around the pixels of a phase of this size: int16 [N, 3 K, h, w].
+    def around(self, phase: str, base: Tensor, bound: int) -> Iterator[Tensor]:
+        """What tuned means of a phase follow around its pixels, thing by thing: int32 [N, 3, h, w] each.
 
-        By group of neighbours (`NEIGHBOURS`), then channel.
+        Sums of prior errors by group of neighbours (`NEIGHBOURS`), then by how much single known pixels
+        (`TAPS`) differ from the base. base: as `Parameters`. bound: as `GridStep`.
         """
-        h, w = size
-        sums = []
-        for neighbours in NEIGHBOURS[phase]:
-            total = None
-            for plane, dy, dx in neighbours:
-                y, x = ERROR_HALO + dy, ERROR_HALO + dx
-                shifted = self.errors[plane][..., y : y + h, x : x + w]
-                total = shifted.to(torch.int16) if total is None else total.add_(shifted)
-            assert total is not None
-            sums.append(total)
-        return torch.cat(sums, 1)
+        base = plane_by_plane(base)
+        h, w = base.shape[-2:]
+        known = known_before(phase)
+        errors = {p: plane_by_plane(self.errors[p]) for p in known}
+        pixels = {p: plane_by_plane(bins_base(self.planes[p]) if bound else self.planes[p]) for p in known}
+
+        def shifted(plane: Tensor, halo: int, dy: int, dx: int) -> Tensor:
+            return plane[..., halo + dy : halo + dy + h, halo + dx : halo + dx + w]
+
+        for first, *others in NEIGHBOURS[phase]:
+            total = shifted(errors[first[0]], ERROR_HALO, *first[1:])
+            for plane, dy, dx in others:
+                total = total + shifted(errors[plane], ERROR_HALO, dy, dx)
+            yield total
+        for plane, dy, dx in TAPS[phase]:
+            yield shifted(pixels[plane], HALO, dy, dx) - base
 
 
 class GroupBatch:
@@ -273,8 +279,8 @@ class GroupBatch:
         corrections_at = None
         if tunings is not None:
             linear = by_channel(tuned_outputs(tunings, parameters.features))
-            around = by_channel(self.seen.errors_around(phase, (h, w)))
-            corrections_at = CorrectionsAt(tunings, linear, around, h * w)
+            around = self.seen.around(phase, parameters.base, self.step.bound)
+            corrections_at = CorrectionsAt(tunings, linear, by_channel(moves(phase, tunings, around)), h * w)
         pieces = positions_in_pieces(base)
         predictors, maps = [], self.step.maps(phase)
         for part in pieces:
@@ -334,6 +340,11 @@ class GroupBatch:
             self.seen.errors[phase] = extend(own, *self._size, halo)
 
 
+def known_before(phase: str) -> tuple[str, ...]:
+    """The planes that are known when a phase is coded."""
+    return ("A", *PHASES[: PHASES.index(phase)])
+
+
 def phase_pixels(picture: Tensor, windows: Sequence[Window], phase: str, bound: int = 0) -> Tensor:
     """A phase's pixels of groups, int16 [N, 3, h, w], of a picture on the finer grid, uint8 RGB [1, 3, H, W].
 
@@ -353,25 +364,22 @@ def positions_in_pieces(base: Tensor) -> list[slice]:
 class CorrectionsAt:
     """What tuned layers add at a range of the positions [W, B, h * w] of windows of B pictures.
 
-    tunings: of each picture. linear: int32 [6, P]; around: int16 [3 K, P], as `Surroundings.errors_around` by
-    channel. area: h * w.
+    tunings: of each picture. linear: int32 [6, P]; moved: int32 [3, P], as `moves`. area: h * w.
     """
 
-    def __init__(self, tunings: Sequence[Tuning], linear: Tensor, around: Tensor, area: int):
-        self._linear, self._around = linear, around
+    def __init__(self, tunings: Sequence[Tuning], linear: Tensor, moved: Tensor, area: int):
+        self._linear, self._moved = linear, moved
         self._picture: Tensor | None = None
-        self._slopes, self._before = tunings[0].around, tunings[0].before
+        self._before = tunings[0].before
         if len(tunings) > 1:
             pictures = torch.arange(len(tunings), dtype=torch.int32, device=linear.device)
             n_windows = linear.shape[1] // (len(tunings) * area)
             self._picture = pictures.view(1, -1, 1).expand(n_windows, -1, area).reshape(-1)
-            self._slopes = torch.stack([tuning.around for tuning in tunings], 2)
             self._before = torch.stack([tuning.before for tuning in tunings])
 
     def __call__(self, part: slice) -> Corrections:
         picture = None if self._picture is None else self._picture[part]
-        moves = error_moves(self._around[:, part], self._slopes, picture)
-        return Corrections(self._linear[:, part], moves, self._before, picture)
+        return Corrections(self._linear[:, part], self._moved[:, part], self._before, picture)
 
 
 def tuned_outputs(tunings: Sequence[Tuning], features: Tensor) -> Tensor:
@@ -386,16 +394,30 @@ def tuned_outputs(tunings: Sequence[Tuning], features: Tensor) -> Tensor:
     return torch.stack(by_picture, 1).flatten(0, 1)
 
 
-def error_moves(around: Tensor, slopes: Tensor, picture: Tensor | None = None) -> Tensor:
-    """By how much means are to move for the prior errors around them: int32 [3, N*h*w], 1/4096 of a pixel
-    value.
+def around_units(phase: str) -> list[int]:
+    """What a slope of 1 for each of `Surroundings.around` counts, in 1/4096 of a pixel value: prior errors
+    are in quarters of one and come as sums."""
+    return [4] * len(NEIGHBOURS[phase]) + [8] * len(TAPS[phase])
 
-    The rounding constant is in it. around: int16 [3 K, n], as `Surroundings.errors_around` by channel;
-    slopes: as `Tuning.around`; or of B pictures, [K, 3, B], and which of them each position belongs to, int32
-    [n].
+
+def moves(phase: str, tunings: Sequence[Tuning], around: Iterable[Tensor]) -> Tensor:
+    """By how much means of windows of B pictures are to move for what is around them: int32 [W * B, 3, h, w],
+    1/4096 of a pixel value, the rounding constant in it.
+
+    tunings: of each picture. around: as `Surroundings.around`.
     """
-    sums = around.reshape(len(slopes), 3, -1)
-    total = torch.full(sums.shape[1:], 128, dtype=torch.int32, device=around.device)
-    for part, slope in zip(sums, 4 * slopes, strict=True):
-        total += part * (slope[:, None] if picture is None else slope.index_select(1, picture))
+    slopes = torch.stack([tuning.around for tuning in tunings], 1)[..., None, None]  # [n_around, B, 3, 1, 1]
+    total: Tensor | None = None
+    for part, slope, unit in zip(around, slopes, around_units(phase), strict=True):
+        if total is None:
+            total = torch.full_like(part, 128)
+        by_picture = total.unflatten(0, (-1, len(tunings)))
+        by_picture.addcmul_(part.unflatten(0, (-1, len(tunings))), slope, value=unit)
+    assert total is not None
     return total
+
+
+def plane_by_plane(x: Tensor) -> Tensor:
+    """As int32, one plane after the other in memory: factors that differ by plane are applied three times as
+    fast to it."""
+    return x.to(torch.int32, memory_format=torch.contiguous_format)

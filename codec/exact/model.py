@@ -44,10 +44,10 @@ class ExactModel:
 class Tuning:
     """What tunes the outputs of a phase to one image.
 
-    layer: corrections of three means and three log-scales from the last hidden layer. around: int32 [groups
-    of `NEIGHBOURS`, 3], how a channel's mean follows the prior errors around it. before: int32 [2, 3, 2], how
-    its mean follows the residuals of the channels before, and its log-scale their ratios to their scales.
-    Slopes are in 256ths.
+    layer: corrections of three means and three log-scales from the last hidden layer. around: int32
+    [`n_around`, 3], how a channel's mean follows the prior errors around it (`NEIGHBOURS`), then single known
+    pixels (`TAPS`). before: int32 [2, 3, 2], how its mean follows the residuals of the channels before, and
+    its log-scale their ratios to their scales. Slopes are in 256ths.
     """
 
     layer: IntConv
@@ -65,3 +65,23 @@ NEIGHBOURS: dict[str, tuple[tuple[tuple[str, int, int], ...], ...]] = {
     ),
 }
 """Groups of neighbours of a pixel whose prior errors tuned means follow: plane, rows down, columns right."""
+
+TAPS: dict[str, tuple[tuple[str, int, int], ...]] = {
+    "D": tuple(("A", y, x) for y in range(-1, 3) for x in range(-1, 3) if 0 <= y <= 1 or 0 <= x <= 1),
+    "H": (
+        *(("A", y, x) for y in range(-1, 2) for x in range(2)),
+        *(("D", y, x) for y in range(-1, 1) for x in range(-1, 2)),
+    ),
+    "V": (
+        *(("A", y, x) for y in range(2) for x in range(-1, 2)),
+        *(("D", y, x) for y in range(-1, 2) for x in range(-1, 1)),
+        *(("H", y, x) for y in range(2) for x in range(-1, 1)),
+    ),
+}
+"""Known pixels around one of a phase whose differences to its base tuned means follow: plane, rows down,
+columns right. What a linear predictor fitted to the image would see."""
+
+
+def n_around(phase: str) -> int:
+    """Of how many kinds of things around a pixel a tuned mean follows its channel's."""
+    return len(NEIGHBOURS[phase]) + len(TAPS[phase])

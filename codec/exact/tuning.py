@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.entropy.coder import Coder
-from vbc.codec.exact.model import NEIGHBOURS, ExactModel, Tuning
+from vbc.codec.exact.model import ExactModel, Tuning, n_around
 from vbc.codec.pixels.interlace import PHASES
 from vbc.kernels.conv import ACTIVATION_MAX, IntConv
 
@@ -39,8 +39,8 @@ def code_tuning(
     zeros where other pictures are tuned, and on another device than the CPU, as the host does not wait to
     see.
     """
-    width, n_around = model.phases[phase].width, len(NEIGHBOURS[phase])
-    n, places = OUTPUTS * (width + 1), slope_places(n_around, device)
+    width, followed = model.phases[phase].width, n_around(phase)
+    n, places = OUTPUTS * (width + 1), slope_places(followed, device)
     size = (n_pictures, n + len(places))
     table = torch.full(size, model.tuning_table, dtype=torch.int16, device=device)
     given = torch.zeros_like(table) if wanted is None else tuning_symbols(wanted, width).to(device)[None]
@@ -53,13 +53,13 @@ def code_tuning(
     weights = layers[..., :width].to(torch.int8).contiguous().view(n_pictures, OUTPUTS, width, 1, 1)
     biases = layers[..., width] * BIAS_UNIT
     shift = torch.full((OUTPUTS,), SHIFT, dtype=torch.int32, device=device)
-    slopes = torch.zeros((n_pictures, 2, 3, n_around + 2), dtype=torch.int32, device=device)
+    slopes = torch.zeros((n_pictures, 2, 3, followed + 2), dtype=torch.int32, device=device)
     slopes.view(n_pictures, -1).index_copy_(1, places, delta[:, n:])
     return tuple(
         Tuning(
             IntConv.trusted(weight, bias, shift, head=True),
-            of_all[0, :, :n_around].T.contiguous(),
-            of_all[:, :, n_around:].contiguous(),
+            of_all[0, :, :followed].T.contiguous(),
+            of_all[:, :, followed:].contiguous(),
         )
         for weight, bias, of_all in zip(weights, biases, slopes, strict=True)
     )
@@ -68,15 +68,15 @@ def code_tuning(
 def tuning_symbols_at_most(model: ExactModel) -> int:
     """Symbols of a level's shared packet with all phases tuned."""
     return sum(
-        1 + OUTPUTS * (model.phases[p].width + 1) + int(used_slopes(len(NEIGHBOURS[p])).sum()) for p in PHASES
+        1 + OUTPUTS * (model.phases[p].width + 1) + int(used_slopes(n_around(p)).sum()) for p in PHASES
     )
 
 
 @functools.cache
-def slope_places(n_around: int, device: torch.device) -> Tensor:
-    """Places of the slopes that there are among [2, 3, n_around + 2]: int64, kept: bringing them there
+def slope_places(around: int, device: torch.device) -> Tensor:
+    """Places of the slopes that there are among [2, 3, around + 2]: int64, kept: bringing them there
     waits."""
-    return used_slopes(n_around).flatten().nonzero()[:, 0].to(device)
+    return used_slopes(around).flatten().nonzero()[:, 0].to(device)
 
 
 def tuning_symbols(wanted: Tensor, width: int) -> Tensor:
@@ -89,7 +89,7 @@ def tuning_symbols(wanted: Tensor, width: int) -> Tensor:
 def used_slopes(around: int) -> Tensor:
     """Which slopes there are: bool [2 (mean, log-scale), 3 channels, around + 2].
 
-    A mean follows the groups of prior errors around it and the channels before, a log-scale those channels.
+    A mean follows what is around it (`model.n_around`) and the channels before, a log-scale those channels.
     """
     used = torch.zeros((2, 3, around + 2), dtype=torch.bool)
     used[0, :, :around] = True

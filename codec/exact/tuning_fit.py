@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, Surroundings
-from vbc.codec.exact.model import NEIGHBOURS
+from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, Surroundings, around_units
+from vbc.codec.exact.model import n_around
 from vbc.codec.exact.planes import by_position, lossy_planes, moved, shape_of, stack
 from vbc.codec.exact.tuning import BIAS_UNIT, OUTPUTS, SHIFT, WEIGHT_MAX
 from vbc.codec.pixels.borders import Window
@@ -35,7 +35,7 @@ PRIOR_DEVIATION = 20.0
 """Standard deviation of the corrections' prior in their units: features met rarely stay as they are."""
 HESSIAN_STRIDE = 3
 """The curvature needs fewer positions than the slope."""
-ITERATIONS = 2
+ITERATIONS = 4
 MIN_GAIN = 10.0
 """Nats; less is not worth another iteration."""
 SCORE_MAX = 4.0
@@ -49,7 +49,7 @@ class Samples:
     """Sampled positions of a phase, on the CPU.
 
     base: int16 [3, n]; out: int32 [9, n]; features: uint8 [n, width], as `groups.Parameters`. around: int16
-    [3 K, n], as `Surroundings.errors_around`. pixels: what is to be coded, int16 [3, n].
+    [3 K, n], as `Surroundings.around`, thing by thing. pixels: what is to be coded, int16 [3, n].
     """
 
     base: Tensor
@@ -71,7 +71,7 @@ def fit_tuning(
     batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: entropy
     parameters of the batches that have pixels of it, where they are at hand; else the networks are run on
     sampled windows. effort: 1 or 2, how many positions to look at. Returns int64 [2 (mean, log-scale), 3
-    channels, width + 1 features + groups of `NEIGHBOURS` + 2 channels before].
+    channels, width + 1 features + `n_around` + 2 channels before].
     """
     some = [i for i, target in enumerate(targets) if target.numel()]
     batches, targets = [batches[i] for i in some], [targets[i] for i in some]
@@ -108,7 +108,7 @@ def look_at_positions(
         lo, hi = torch.searchsorted(at, torch.tensor((first, first + n))).tolist()
         here = at[lo:hi] - first
         first += n
-        around = batch.seen.errors_around(phase, batch.size(phase))
+        around = torch.cat(list(batch.seen.around(phase, parameters.base, batch.step.bound)), 1)
         tensors = (parameters.base, parameters.out, parameters.features, around, target)
         parts.append([by_position(x)[here.to(x.device)].cpu() for x in tensors])
     base, out, features, around, pixels = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -137,7 +137,8 @@ def look_at_windows(
             lossy = lossy_planes(step.lossy, places)
         known = seen.parameters(step, lossy, phase, shape)
         pixels = stack([targets[i][n : n + 1, :, *window] for i, n, window in chosen])
-        tensors = (known.base, known.out, known.features, seen.errors_around(phase, shape), pixels)
+        around = torch.cat(list(seen.around(phase, known.base, step.bound)), 1)
+        tensors = (known.base, known.out, known.features, around, pixels)
         parts.append([by_position(x).cpu() for x in tensors])
     base, out, features, around, pixels = (torch.cat(column) for column in zip(*parts, strict=True))
     return Samples(base.T.contiguous(), out.T.contiguous(), features, around.T, pixels.T.contiguous())
@@ -228,10 +229,11 @@ def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Te
     maps = step.maps(phase).to(torch.device("cpu"))
     predictor = step.predictor(samples.base, samples.out, None, maps)
     residuals, scales = [], []
-    n_around = len(NEIGHBOURS[phase])
+    first = n_around(phase)
     n = samples.base.shape[1]
-    followed = torch.zeros((2, 3, n_around + 2, n))
-    followed[0, :, :n_around] = samples.around.reshape(n_around, 3, n).transpose(0, 1) * (4 * SLOPE_UNIT)
+    followed = torch.zeros((2, 3, first + 2, n))
+    units = torch.tensor(around_units(phase))[:, None] * SLOPE_UNIT
+    followed[0, :, :first] = samples.around.reshape(first, 3, n).transpose(0, 1) * units
     for c in range(3):
         mean, log_scale = predictor.predict()
         values = samples.pixels[c]
@@ -241,7 +243,7 @@ def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Te
         residuals.append(values.float() - mean / 16)
         scales.append(log_scale / 16)
         for kind, seen in enumerate(predictor.seen()):
-            for i, earlier in enumerate(seen, start=n_around):
+            for i, earlier in enumerate(seen, start=first):
                 followed[kind, c, i] = earlier * SLOPE_UNIT
         predictor.learn(values)
     x = torch.full((n, samples.features.shape[1] + 1), float(BIAS_UNIT))

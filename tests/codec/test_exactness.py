@@ -16,7 +16,7 @@ from vbc.codec.entropy.coder import Counter, Discard, Means
 from vbc.codec.exact import level as exact_level
 from vbc.codec.exact.groups import GridStep, GroupBatch, phase_pixels
 from vbc.codec.exact.level import code_groups, decode_groups, encode_level, fill_groups, put_group
-from vbc.codec.exact.model import NEIGHBOURS
+from vbc.codec.exact.model import n_around
 from vbc.codec.exact.planes import lossy_planes, phase_size
 from vbc.codec.exact.tuning import code_tuning
 from vbc.codec.flow import decode_state, encode_levels
@@ -197,13 +197,15 @@ def test_parameters_do_not_depend_on_the_batch(shipped: Model, phase: str, layer
             target = phase_pixels(x, batch.windows, before)
             batch.see(before, target)
             batch.code(before, Discard(), batch.parameters(before), None, target)
-    joined, around = together.parameters(phase), together.seen.errors_around(phase, together.size(phase))
-    assert around.shape[1] == 3 * len(NEIGHBOURS[phase])
+    joined = together.parameters(phase)
+    around = list(together.seen.around(phase, joined.base, step.bound))
+    assert len(around) == n_around(phase)
     for n, batch in enumerate(alone):
         single = batch.parameters(phase)
         for name in ("base", "out", "features"):
             assert torch.equal(getattr(single, name)[0], getattr(joined, name)[n])
-        assert torch.equal(batch.seen.errors_around(phase, batch.size(phase))[0], around[n])
+        for mine, theirs in zip(batch.seen.around(phase, single.base, step.bound), around, strict=True):
+            assert torch.equal(mine[0], theirs[n])
     h, w = phase_size(phase, 75, 90)
     entire = whole.parameters(phase)
     lossy = None

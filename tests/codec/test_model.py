@@ -4,6 +4,7 @@ The lossy levels have files of their own.
 """
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from vbc.codec.entropy.coder import Counter
 from vbc.codec.exact import features, level, tuning, tuning_fit
-from vbc.codec.exact.groups import GridStep, GroupBatch
+from vbc.codec.exact.features import HALO
+from vbc.codec.exact.groups import GridStep, GroupBatch, Surroundings, moves
 from vbc.codec.exact.level import encode_level
+from vbc.codec.exact.model import NEIGHBOURS, TAPS, Tuning, n_around
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.model import Model, WeightsError, build_model
 from vbc.codec.pixels.borders import Window
 from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_ycocg, ycocg_to_rgb
+from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train import exact_net
 from vbc.codec.train.exact_net import ExactNet, training_bits
 from vbc.codec.train.export import code_exact, export_model
@@ -27,6 +31,7 @@ from vbc.codec.train.frequency_tables import initial_tables, logistic_table
 from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import QConv, set_quantise, weight_shift
+from vbc.kernels.conv import IntConv
 
 
 def test_ycocg_is_reversible_for_every_extreme_and_many_colours() -> None:
@@ -175,6 +180,59 @@ def test_slopes_are_coded_where_there_are_any() -> None:
         assert used[:, 1, around].all()
         assert not used[:, 1, around + 1].any()
         assert used[:, 2, around:].all()
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+@pytest.mark.parametrize("phase", PHASES)
+def test_tuned_means_follow_what_is_around(phase: str, bound: int) -> None:
+    """By hand in Python's integers, of two pictures with slopes of their own, at extremes: errors next
+    to a position, and the known pixels within four (of D) or two pixels of the finer grid."""
+    rng = np.random.default_rng(len(phase) + bound)
+    n, h, w = 4, 3, 5  # two windows of each picture
+
+    def planes(low: int, high: int, halo: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        shape = (n, 3, h + 2 * halo, w + 2 * halo)
+        return {
+            p: torch.from_numpy(rng.integers(low, high, shape)).to(dtype, memory_format=torch.channels_last)
+            for p in "ADH"
+        }
+
+    seen = Surroundings(planes(-765, 766, HALO, torch.int16), planes(-127, 128, 1, torch.int8))
+    base = torch.from_numpy(rng.integers(-32768, 32768, (n, 3, h, w)).astype(np.int16))
+    slopes = torch.from_numpy(rng.choice([-127, 1, 127], (2, n_around(phase), 3)).astype(np.int32))
+    layer = IntConv(torch.zeros((6, 1, 1, 1), dtype=torch.int8), *torch.ones((2, 6), dtype=torch.int32))
+    tunings = [Tuning(layer, s, torch.zeros((2, 3, 2), dtype=torch.int32)) for s in slopes]
+    have = moves(phase, tunings, seen.around(phase, base, bound))
+    assert have.dtype == torch.int32
+    for b in (0, 1):
+        alone = Surroundings(
+            {p: x[b::2] for p, x in seen.planes.items()}, {p: x[b::2] for p, x in seen.errors.items()}
+        )
+        mine = moves(phase, tunings[b : b + 1], alone.around(phase, base[b::2], bound))
+        assert torch.equal(have[b::2], mine)
+    places = {"A": (0, 0), "D": (1, 1), "H": (0, 1), "V": (1, 0)}
+    known = "A" + "DHV"[: "DHV".index(phase)]
+    at, reach = places[phase], 4.2 if phase == "D" else 2.3
+    near = [
+        (p, dy, dx)
+        for p in known
+        for dy in range(-3, 4)
+        for dx in range(-3, 4)
+        if math.hypot(2 * dy + places[p][0] - at[0], 2 * dx + places[p][1] - at[1]) < reach
+    ]
+    assert list(TAPS[phase]) == near
+    for g, c, i, j in product(range(n), range(3), range(h), range(w)):
+        slope = slopes[g % 2, :, c].tolist()
+        want, n_groups = 128, len(NEIGHBOURS[phase])
+        for s, group in zip(slope[:n_groups], NEIGHBOURS[phase], strict=True):
+            want += sum(4 * s * int(seen.errors[p][g, c, i + dy + 1, j + dx + 1]) for p, dy, dx in group)
+        for s, (p, dy, dx) in zip(slope[n_groups:], near, strict=True):
+            y, co, cg = (int(v) for v in seen.planes[p][g, :, i + dy + HALO, j + dx + HALO])
+            middle = y - (cg >> 1)
+            blue = middle - (co >> 1)
+            pixel = (cg + middle, blue + co, blue) if bound else (y, co, cg)
+            want += 8 * s * (pixel[c] - int(base[g, c, i, j]))
+        assert int(have[g, c, i, j]) == want
 
 
 @pytest.mark.parametrize(("n", "samples"), [(1, 10), (10, 10), (98_304, 7000), (262_144, 7000), (7001, 7000)])

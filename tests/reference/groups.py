@@ -23,6 +23,35 @@ NEIGHBOURHOODS = {
     ),
 }
 
+NEAR = {
+    "D": {
+        "A": [
+            (-1, 0),
+            (-1, 1),
+            (0, -1),
+            (0, 0),
+            (0, 1),
+            (0, 2),
+            (1, -1),
+            (1, 0),
+            (1, 1),
+            (1, 2),
+            (2, 0),
+            (2, 1),
+        ]
+    },
+    "H": {
+        "A": [(-1, 0), (-1, 1), (0, 0), (0, 1), (1, 0), (1, 1)],
+        "D": [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1)],
+    },
+    "V": {
+        "A": [(0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1)],
+        "D": [(-1, -1), (-1, 0), (0, -1), (0, 0), (1, -1), (1, 0)],
+        "H": [(0, -1), (0, 0), (1, -1), (1, 0)],
+    },
+}
+"""Near pixels that tuned means follow, by plane."""
+
 
 def rgb_to_ycocg(rgb: Array) -> Array:
     """int16 YCoCg-R of uint8 RGB [3, h, w]."""
@@ -51,18 +80,24 @@ def predicted_rgb(pixels: Array) -> Array:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The parameters of one phase: weight [6, w], bias [6], around [3, g], before [3, 2], widen [3, 2]."""
+    """Parameters of a phase: weight [6, w], bias [6]; around [3, g], near [3, n], before, widen [3, 2]."""
 
     weight: Array
     bias: Array
     around: Array
+    near: Array
     before: Array
     widen: Array
 
 
 def n_parameters(weights: Weights, phase: str) -> int:
     """How many parameters the tuning of a phase has."""
-    return 6 * (width_of(weights, phase) + 1) + 3 * len(NEIGHBOURHOODS[phase]) + 6
+    return 6 * (width_of(weights, phase) + 1) + 3 * (len(NEIGHBOURHOODS[phase]) + n_near(phase)) + 6
+
+
+def n_near(phase: str) -> int:
+    """How many near pixels the means of a phase follow."""
+    return sum(map(len, NEAR[phase].values()))
 
 
 def width_of(weights: Weights, phase: str) -> int:
@@ -81,13 +116,14 @@ def read_tuning(weights: Weights, coder: Coder) -> dict[str, Tuning]:
         width, n_around = width_of(weights, phase), len(NEIGHBOURHOODS[phase])
         layers = values[: 6 * (width + 1)].reshape(6, width + 1)
         rest = iter(values[6 * (width + 1) :].tolist())
-        around_, before, widen = (np.zeros((3, n), np.int32) for n in (n_around, 2, 2))
+        around_, near, before, widen = (np.zeros((3, n), np.int32) for n in (n_around, n_near(phase), 2, 2))
         for c in range(3):
             around_[c] = [next(rest) for _ in range(n_around)]
+            near[c] = [next(rest) for _ in range(n_near(phase))]
             before[c, :c] = [next(rest) for _ in range(c)]
         for c in range(3):
             widen[c, :c] = [next(rest) for _ in range(c)]
-        tunings[phase] = Tuning(layers[:, :width], layers[:, width], around_, before, widen)
+        tunings[phase] = Tuning(layers[:, :width], layers[:, width], around_, near, before, widen)
     return tunings
 
 
@@ -233,11 +269,11 @@ class Group:
         self, coder: Coder, phase: str, base: Array, output: Array, feature: Array, tuning: Tuning | None
     ) -> None:
         """The three channels of a phase: pixels and prior errors."""
-        linear, follow = self.tuned_terms(phase, feature, tuning)
         log2_residual = self.weights.integers("exact.log2_residual")
         added = self.weights.integers(f"exact.{phase}{self.family}.surprise")
         coefficient = output.clip(-127, 127)
         base = self.coded_base(base)
+        linear, follow = self.tuned_terms(phase, base, feature, tuning)
         values: list[Array] = []
         r: list[Array] = []
         ratio: list[Array] = []
@@ -270,8 +306,10 @@ class Group:
             self.errors[phase][c] = ((r[c] + 2) >> 2).clip(-127, 127)
         self.take(phase, np.stack(values))
 
-    def tuned_terms(self, phase: str, feature: Array, tuning: Tuning | None) -> tuple[Array, Array]:
-        """linear [6, h, w], and of follow [3, h, w] what the prior errors give, before it is divided."""
+    def tuned_terms(
+        self, phase: str, base: Array, feature: Array, tuning: Tuning | None
+    ) -> tuple[Array, Array]:
+        """linear [6, h, w], and of follow [3, h, w] what prior errors and near pixels give, undivided."""
         _, rows, columns = feature.shape
         follow = np.full((3, rows, columns), 128, np.int32)
         if tuning is None:
@@ -283,4 +321,9 @@ class Group:
             for plane, dy, dx in neighbourhood:
                 errors = self.seen(plane, i + dy, j + dx, errors=True)
                 follow += 4 * tuning.around[:, g, None, None] * errors
+        near = iter(tuning.near.T[:, :, None, None])
+        for plane, places in NEAR[phase].items():
+            for dy, dx in places:
+                pixels = self.coded_base(self.seen(plane, i + dy, j + dx))
+                follow += 8 * next(near) * (pixels.astype(np.int32) - base)
         return (linear + 128) >> 8, follow
