@@ -42,7 +42,10 @@ class ModelMissing(FormatError):
         self.wanted = wanted
 
     def __str__(self) -> str:
-        return f"the file needs model data with hash {self.wanted.hex()}, which is not available"
+        return (
+            f"the file needs model data with hash {self.wanted.hex()}, which is not available: name its weights, "
+            f"or a folder that has them as HASH.safetensors in VBC_WEIGHTS"
+        )
 
 
 class Truncated(FormatError):

@@ -66,6 +66,7 @@ class Stage(StrEnum):
     bins = "bins"
     values = "values"
     export = "export"
+    fine_tune = "fine-tune"
 
 
 class LossyStage(StrEnum):
@@ -419,6 +420,16 @@ def train(
     lossy: Annotated[
         LossyStage, typer.Option("--lossy", help="Stage whose lossy network tune-exact and export take.")
     ] = LossyStage.tune_lossy,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            exists=True,
+            file_okay=False,
+            metavar="RUN",
+            help="Folder of an earlier run whose weights stages start from.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each stage.")] = 10_000,
     batch_size: Annotated[int, typer.Option("--batch", min=1, help="Tiles of a step.")] = 16,
     device: DeviceOption = "cpu",
@@ -441,6 +452,7 @@ def train(
             out,
             stage=stage.value,
             lossy=lossy.value,
+            start_from=start_from,
             steps=steps,
             batch=batch_size,
             device=device,

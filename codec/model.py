@@ -34,6 +34,8 @@ from vbc.kernels.predict import PredictMaps
 
 HASH_BYTES = 8
 INDEX = "index.json"
+FOLDERS = "VBC_WEIGHTS"
+"""The environment variable with folders of further weights, separated as in PATH."""
 """Of the weights folder: a list of {"file", "model" (hash), "tables" (hash), "tune"}, the newest last."""
 
 PID = os.getpid()
@@ -186,11 +188,21 @@ def load_model(path: Path | None = None, tune: Tune = "eye") -> Model:
 
 
 def model_of(header: Header) -> Model:
-    """The installed model that a file was made with. Raises ModelMissing where there is none."""
+    """The model that a file was made with: an installed one, or `HASH.safetensors` of its model's hash in one
+    of the folders that the environment variable `VBC_WEIGHTS` names.
+
+    Raises ModelMissing where there is none, WeightsError where that file holds no weights.
+    """
     wanted = {"model": header.model_hash.hex(), "tables": header.tables_hash.hex()}
     for entry in installed():
         if wanted.items() <= entry.items():
             return load_installed(entry["file"])
+    for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep)):
+        path = Path(folder, f"{wanted['model']}.safetensors")
+        if path.is_file():
+            model = load_model(path)
+            model.check(header)
+            return model
     raise ModelMissing(header.model_hash)
 
 

@@ -411,8 +411,8 @@ def moves(phase: str, tunings: Sequence[Tuning], around: Iterable[Tensor]) -> Te
     for part, slope, unit in zip(around, slopes, around_units(phase), strict=True):
         if total is None:
             total = torch.full_like(part, 128)
-        by_picture = total.unflatten(0, (-1, len(tunings)))
-        by_picture.addcmul_(part.unflatten(0, (-1, len(tunings))), slope, value=unit)
+        by_picture = (-1, len(tunings), *part.shape[1:])
+        total.view(by_picture).addcmul_(part.reshape(by_picture), slope, value=unit)
     assert total is not None
     return total
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,25 +21,39 @@ from vbc.codec.train.eye_loss import eye_distortion, eye_loss, fit_kappa, plane_
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.processes import joined, n_processes, rank, wait_for_all
 from vbc.codec.train.qconv import set_quantise
-from vbc.codec.train.training_loop import Emit, Loss, Schedule, run_stage
+from vbc.codec.train.run_folder import (
+    BEFORE,
+    BINS,
+    EXACT,
+    EYE,
+    LAYERED,
+    LOSSY,
+    TUNED_EXACT,
+    TUNED_LOSSY,
+    VALUES,
+    WHOLE,
+    RunFolder,
+)
+from vbc.codec.train.training_loop import Emit, Loss, Report, Schedule, run_stage
 from vbc.codec.train.training_tiles import load_tiles
 from vbc.codec.train.values_loss import validate_values, value_tiles, values_loss
 from vbc.codec.train.values_net import ValuesNet
 from vbc.codec.train.whole_loss import WholeNet, validate_whole, whole_loss
 
-STAGES = ("lossy", "exact", "tune-lossy", "tune-exact", "export")
+STAGES = (LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT, "export")
 """Of a whole run; those below are done on request alone."""
-EYE, LAYERED, WHOLE, BINS, VALUES = "eye", "tune-layered", "whole", "bins", "values"
-LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT = (f"{name}.safetensors" for name in STAGES[:4])
-EARLIER = {"tune-lossy": LOSSY, EYE: TUNED_LOSSY, "tune-exact": EXACT, LAYERED: TUNED_EXACT}
-"""What the tuning stages start from."""
+ON_REQUEST = (EYE, LAYERED, WHOLE, BINS, VALUES)
+SEVERAL = {"all": STAGES, "tune": STAGES[2:4]}
+"""Names of several stages; "fine-tune" is tuning of the lossy network asked for and of the exact ones, then
+export."""
 RATE = {
-    "lossy": 1.5e-3,
-    "exact": 2.5e-3,
-    "tune-lossy": 3e-4,
+    LOSSY: 1.5e-3,
+    EXACT: 2.5e-3,
+    TUNED_LOSSY: 3e-4,
     EYE: 4e-4,
-    "tune-exact": 7e-4,
+    TUNED_EXACT: 7e-4,
     LAYERED: 4e-4,
     WHOLE: 2e-4,
     BINS: 1e-3,
@@ -52,6 +67,8 @@ START_TILES = 240
 """Four megapixels for 243 taps a mean."""
 VALUE_TILES = 1200
 """Twenty megapixels: the networks are small."""
+LOG = "log.jsonl"
+"""Of all reports, in a run's folder."""
 REFIT_TILES = 600
 """Ten megapixels: every table that matters meets tens of thousands of symbols."""
 
@@ -62,95 +79,117 @@ def train(
     out: Path,
     *,
     stage: str = "all",
-    lossy: str = "tune-lossy",
+    lossy: str = TUNED_LOSSY,
+    start_from: Path | None = None,
     steps: int = 10_000,
     batch: int = 16,
     device: str = "cpu",
     emit: Emit = print,
 ) -> None:
-    """Run one stage or all of them; what is finished or half done in `out` is taken up, not repeated.
+    """Run one stage or several; what is finished or half done in `out` is taken up, not repeated.
 
-    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step.
-    stage: "all", "tune" (both tunings), `EYE`, `LAYERED`, `WHOLE`, `BINS`, `VALUES` or one of `STAGES`.
-    lossy: the stage whose lossy network later ones take, "tune-lossy", `EYE` or `WHOLE`. Raises
-    FileNotFoundError where data or an earlier stage's result is missing, ValueError for an unknown stage.
+    data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step,
+    of all processes together where `torchrun` has started several. stage: "all", "tune" (both tunings),
+    "fine-tune", or one of `STAGES` and `ON_REQUEST`. lossy: the stage whose lossy network later ones take,
+    "tune-lossy", "eye" or "whole". start_from: folder of an earlier run, whose weights stages start from
+    where this run has nothing earlier. Reports are also appended to `out/log.jsonl`. Raises FileNotFoundError
+    where data or an earlier stage's result is missing, ValueError for an unknown stage.
     """
-    chosen = {"all": STAGES, "tune": STAGES[2:4]}.get(stage, (stage,))
-    known = {*STAGES, EYE, LAYERED, WHOLE, BINS, VALUES}
+    chosen = (lossy, TUNED_EXACT, "export") if stage == "fine-tune" else SEVERAL.get(stage, (stage,))
+    known = {*STAGES, *ON_REQUEST}
     if not set(chosen) <= known:
-        raise ValueError(f"stage {stage!r}; known are all, tune, {', '.join(sorted(known))}")
-    if lossy not in ("tune-lossy", EYE, WHOLE):
-        raise ValueError(f"lossy network {lossy!r}; known are tune-lossy, {EYE}, {WHOLE}")
+        raise ValueError(f"stage {stage!r}; known are {', '.join([*SEVERAL, 'fine-tune', *sorted(known)])}")
+    if lossy not in (TUNED_LOSSY, EYE, WHOLE):
+        raise ValueError(f"lossy network {lossy!r}; known are {TUNED_LOSSY}, {EYE}, {WHOLE}")
+    if stage == LAYERED and lossy == TUNED_LOSSY:
+        raise ValueError(f"{LAYERED} is for the lossy networks {EYE} and {WHOLE}, not for {lossy}")
     out.mkdir(parents=True, exist_ok=True)
-    tiles, held_out = load_tiles(data), load_tiles(valid)
-    for name in chosen:
-        emit(json.dumps({"stage": name, "tiles": len(tiles)}))
-        if name == "export":
-            export(out, lossy, tiles, emit)
-        else:
-            train_stage(name, out, lossy, tiles, held_out, steps, batch, device, emit)
+    run = RunFolder(out, start_from, lossy)
+    with joined(device) as device:
+        if batch < n_processes():
+            raise ValueError(f"a batch of {batch} tiles is too small for {n_processes()} processes")
+        tiles, held_out = load_tiles(data), load_tiles(valid)
+        for name in chosen:
+            say = reporter(name, out / LOG, emit)
+            say({"tiles": len(tiles)})
+            if name != "export":
+                train_stage(name, run, tiles, held_out, steps, batch, device, say)
+            elif rank() == 0:
+                export(run, tiles, say)
+            wait_for_all()
+
+
+def reporter(stage: str, log: Path, emit: Emit) -> Report:
+    """Where a stage's reports go, as lines of JSON: to `emit` and a log in the run's folder. Of several
+    processes one reports."""
+
+    def say(report: dict[str, Any]) -> None:
+        line = json.dumps({"stage": stage, **report})
+        emit(line)
+        with log.open("a") as file:
+            file.write(line + "\n")
+
+    return say if rank() == 0 else lambda report: None
 
 
 def train_stage(
     name: str,
-    out: Path,
-    lossy: str,
+    run: RunFolder,
     tiles: NDArray[np.uint8],
     held_out: NDArray[np.uint8],
     steps: int,
     batch: int,
     device: str,
-    emit: Emit,
+    say: Report,
 ) -> None:
     """One training stage, from its checkpoint or from the result of the stage it builds on."""
-    tuning = name in EARLIER
-    earlier = out / EARLIER[name] if tuning else None
-    checkpoint = out / f"{name}.safetensors"
+    tuning = name in BEFORE
+    checkpoint, start = run.checkpoint(name), run.start(name)
     schedule = Schedule(max(1, round(steps * TUNE_SHARE)) if tuning else steps, RATE[name], batch=batch)
     torch.manual_seed(schedule.seed)
-    if name in ("lossy", "tune-lossy", EYE):
+    if name in (LOSSY, TUNED_LOSSY, EYE):
         net = LossyNet()
-        start(net, earlier, checkpoint)
+        load(net, start)
         set_quantise(net, tuning)
         prepare(net, device)
         loss, validate = lossy_loss(net), validate_lossy(net, held_out)
         if name == EYE:
-            load_checkpoint(out / TUNED_LOSSY, net)  # of a resumed run too, so that kappa is what it was
             loss = eye_loss(net, fit_kappa(net, tiles, schedule.seed))
             validate = validate_lossy(net, held_out, plane_distance)
-        run_stage(net, loss, validate, tiles, schedule, checkpoint, device, emit)
+        run_stage(net, loss, validate, tiles, schedule, checkpoint, device, say)
         return
     if name == WHOLE:
-        whole, loss, validate = whole_training(out, tiles, held_out, schedule.seed, device)
-        run_stage(whole, loss, validate, tiles, schedule, checkpoint, device, emit)
+        whole, loss, validate = whole_training(run, tiles, held_out, schedule.seed, device)
+        run_stage(whole, loss, validate, tiles, schedule, checkpoint, device, say)
         return
     if name in (BINS, VALUES):
         prepared = bins_training if name == BINS else values_training
-        of_bins, loss, validate, seen = prepared(out, lossy, tiles, held_out, device)
+        of_bins, loss, validate, seen = prepared(run, start, tiles, held_out, device)
         # to values it matters whether rows and columns are even or odd
         schedule = replace(schedule, augment=name == BINS)
-        run_stage(of_bins, loss, validate, seen, schedule, checkpoint, device, emit)
+        run_stage(of_bins, loss, validate, seen, schedule, checkpoint, device, say)
         return
     exact = ExactNet()
-    start(exact, earlier, checkpoint)
+    load(exact, start)
     set_quantise(exact, tuning)
     loss = archival_loss(exact)
     if tuning:
-        model = build_model(export_model(exact, load_lossy(out, lossy), None))
+        model = build_model(export_model(exact, run.load_lossy(), None))
         tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
         loss = layered_loss(exact) if name != LAYERED else layered_alone_loss(exact)
-        if not checkpoint.exists() and name != LAYERED:
+        if start is not None and start.stem == EXACT and not checkpoint.exists():
             picked = np.random.default_rng(6).permutation(len(tiles))[:START_TILES]
             start_layered(exact, tiles[picked])
     prepare(exact, device)
-    run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, emit)
+    run_stage(exact, loss, validate_exact(exact, held_out), tiles, schedule, checkpoint, device, say)
 
 
 def whole_training(
-    out: Path, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], seed: int, device: str
+    run: RunFolder, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], seed: int, device: str
 ) -> tuple[WholeNet, Loss, Callable[[], dict[str, float]]]:
     """The lossy network for the eye and the layers of layered files, on the bits of whole files."""
-    net = WholeNet(load_lossy(out, EYE), load_exact(out))
+    run = replace(run, lossy=EYE)
+    net = WholeNet(run.load_lossy(), run.load_exact())
     set_quantise(net, True)
     prepare(net, device)
     distortion = eye_distortion(fit_kappa(net.lossy, tiles, seed))
@@ -160,30 +199,32 @@ def whole_training(
 
 
 def bins_training(
-    out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
+    run: RunFolder, start: Path | None, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
 ) -> Training:
     """The layers for bins, beside the exact networks as they are."""
-    exact = load_exact(out, lossy)
+    exact = run.load_exact()
     bins = BinsNet()
     bins.start(exact)
+    load(bins, start)
     for net in (exact, bins):
         set_quantise(net, True)
         prepare(net, device)
     exact.requires_grad_(False)
-    model = build_model(export_model(exact, load_lossy(out, lossy), None))
+    model = build_model(export_model(exact, run.load_lossy(), None))
     tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
     return bins, bins_loss(bins, exact), validate_bins(bins, exact, held_out), tiles
 
 
 def values_training(
-    out: Path, lossy: str, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
+    run: RunFolder, start: Path | None, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
 ) -> Training:
     """The networks of values after bins, on what the integer model's bins leave of some of the tiles."""
-    exact, values = load_exact(out, lossy), ValuesNet()
+    exact, values = run.load_exact(), ValuesNet()
+    load(values, start)
     set_quantise(values, True)
     prepare(values, device)
-    bins = load_bins(out, exact)
-    model = build_model(export_model(exact, load_lossy(out, lossy), None, bins=bins))
+    bins = run.load_bins(exact)
+    model = build_model(export_model(exact, run.load_lossy(), None, bins=bins))
     picked = np.random.default_rng(7).permutation(len(tiles))[:VALUE_TILES]
     seen, seen_held_out = (
         value_tiles(model, lossy_pictures(model, some, seed))
@@ -192,74 +233,23 @@ def values_training(
     return values, values_loss(values), validate_values(values, seen_held_out), seen
 
 
-def start(net: torch.nn.Module, earlier: Path | None, checkpoint: Path) -> None:
-    """Load the earlier stage's weights unless this stage has a checkpoint of its own.
-
-    That one is loaded by `run_stage`.
-    """
-    if earlier is not None and not checkpoint.exists():
-        load_checkpoint(earlier, net)
-
-
 def prepare(net: torch.nn.Module, device: str) -> None:
     """Move a network to where it trains; channels last is several times faster on a CPU."""
     net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's annotations
 
 
-def load_lossy(out: Path, lossy: str) -> LossyNet:
-    """The lossy network of stage `lossy`; for "tune-lossy" the float one as long as it has not begun."""
-    if lossy == WHOLE:
-        return load_whole(out).lossy
-    net = LossyNet()
-    result = out / f"{lossy}.safetensors"
-    load_checkpoint(out / LOSSY if lossy != EYE and not result.exists() else result, net)
-    return net
+def load(net: torch.nn.Module, start: Path | None) -> None:
+    """Give a network the weights that its stage starts from, where there are any."""
+    if start is not None:
+        load_checkpoint(start, net)
 
 
-def load_whole(out: Path) -> WholeNet:
-    """Both networks that were trained together."""
-    net = WholeNet(LossyNet(), ExactNet())
-    load_checkpoint(out / f"{WHOLE}.safetensors", net)
-    return net
-
-
-def load_exact(out: Path, lossy: str = EYE) -> ExactNet:
-    """The tuned exact networks, with layers of layered files tuned on their own where there are such, or
-    together with the lossy network of stage `WHOLE`."""
-    if lossy == WHOLE:
-        return load_whole(out).exact
-    exact = ExactNet()
-    layered = out / f"{LAYERED}.safetensors"
-    load_checkpoint(layered if layered.exists() else out / TUNED_EXACT, exact)
-    return exact
-
-
-def load_bins(out: Path, exact: ExactNet) -> BinsNet | None:
-    """The layers for bins, where they have been trained."""
-    result = out / f"{BINS}.safetensors"
-    if not result.exists():
-        return None
-    bins = BinsNet(exact.width)
-    load_checkpoint(result, bins)
-    return bins
-
-
-def load_values(out: Path) -> ValuesNet | None:
-    """The networks of values after bins, where they have been trained."""
-    result = out / f"{VALUES}.safetensors"
-    if not result.exists():
-        return None
-    values = ValuesNet()
-    load_checkpoint(result, values)
-    return values
-
-
-def export(out: Path, lossy: str, tiles: NDArray[np.uint8], emit: Emit) -> None:
-    """Write `out/model.safetensors` from the tuned networks."""
-    exact = load_exact(out, lossy)
+def export(run: RunFolder, tiles: NDArray[np.uint8], say: Report) -> None:
+    """Write `model.safetensors` into a run's folder, from the tuned networks."""
+    exact = run.load_exact()
     picked = np.random.default_rng(5).permutation(len(tiles))[:REFIT_TILES]
-    bins, values = load_bins(out, exact), load_values(out)
-    tensors = export_model(exact, load_lossy(out, lossy), tiles[picked], lossy != "tune-lossy", bins, values)
-    model = save_model(out / "model.safetensors", tensors)
-    size = (out / "model.safetensors").stat().st_size
-    emit(json.dumps({"model": str(out / "model.safetensors"), "hash": model.hash.hex(), "bytes": size}))
+    bins, values = run.load_bins(exact), run.load_values()
+    tensors = export_model(exact, run.load_lossy(), tiles[picked], run.lossy != TUNED_LOSSY, bins, values)
+    path = run.checkpoint("model")
+    model = save_model(path, tensors)
+    say({"model": str(path), "hash": model.hash.hex(), "bytes": path.stat().st_size})

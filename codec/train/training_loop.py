@@ -1,11 +1,11 @@
 """The training loop: resumes from its checkpoint and logs one line of JSON per report (docs/training.md)."""
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
+from vbc.codec.train.processes import average_gradients, n_processes, rank, wait_for_all
+from vbc.codec.train.progress import progress_bar
 from vbc.codec.train.training_tiles import batches
 
 Loss = Callable[[Tensor, int], tuple[Tensor, dict[str, float]]]
 """From a batch (uint8 [N, C, 128, 128]) and the step to the loss and what to log."""
 Emit = Callable[[str], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,15 @@ def run_stage(
     schedule: Schedule,
     checkpoint: Path,
     device: str = "cpu",
-    emit: Emit = print,
+    say: Report = lambda report: None,
 ) -> None:
     """Train `model` to the end of the schedule, from the checkpoint where there is one.
 
-    Parameters in `model.rate_factors` learn so many times faster than the others.
+    Parameters in `model.rate_factors` learn so many times faster than the others. Of several processes
+    (`processes.joined`) each takes its part of every batch and says means over its own parts; process 0
+    validates and saves.
     """
+    wait_for_all()  # what the checkpoint is to be read from may have been written a moment ago
     factors: dict[str, float] = getattr(model, "rate_factors", {})
     groups = [{"params": p, "factor": factors.get(name, 1.0)} for name, p in model.named_parameters()]
     optimiser = torch.optim.Adam(groups, schedule.rate)
@@ -68,28 +74,35 @@ def run_stage(
     sums: dict[str, float] = {}
     saved = started = time.monotonic()
     count = 0
-    while step < schedule.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate_at(step) * group["factor"]
-        # qualities and noise too are functions of seed and step; the generator takes 32 bits of its seed
-        torch.manual_seed((schedule.seed * 1_000_003 + step) % 2**32)
-        with torch.autocast(device, torch.bfloat16):
-            value, log = loss(next(source).to(device), step)
-        optimiser.zero_grad()
-        torch.autograd.backward(value)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        count += 1
-        for k, v in log.items():
-            sums[k] = sums.get(k, 0.0) + v
-        if step % schedule.log_every == 0:
-            means = {k: round(v / count, 5) for k, v in sums.items()}
-            seconds = round(time.monotonic() - started, 1)
-            emit(json.dumps({"step": step, **means, "rate": schedule.rate_at(step), "s": seconds}))
-            sums, count = {}, 0
-        if step % schedule.valid_every == 0 or step == schedule.steps:
-            emit(json.dumps({"step": step, "valid": validate()}))
-        if time.monotonic() - saved > 60 * schedule.save_minutes or step == schedule.steps:
-            save_checkpoint(checkpoint, model, optimiser, step)
-            saved = time.monotonic()
+    first = rank() == 0
+    with progress_bar(checkpoint.stem, schedule.steps) as advance:
+        while step < schedule.steps:
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate_at(step) * group["factor"]
+            # qualities and noise too are functions of seed, step and process; the generator takes 32 bits
+            torch.manual_seed((schedule.seed * 1_000_003 + step + rank() * 2_654_435_761) % 2**32)
+            part = next(source)[rank() :: n_processes()].to(device)
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                value, log = loss(part, step)
+            optimiser.zero_grad()
+            torch.autograd.backward(value)
+            average_gradients(model.parameters())
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            step += 1
+            count += 1
+            advance(step)
+            for k, v in log.items():
+                sums[k] = sums.get(k, 0.0) + v
+            if step % schedule.log_every == 0:
+                means = {k: round(v / count, 5) for k, v in sums.items()}
+                seconds = round(time.monotonic() - started, 1)
+                say({"step": step, **means, "rate": schedule.rate_at(step), "s": seconds})
+                sums, count = {}, 0
+            last = step == schedule.steps
+            if first and (step % schedule.valid_every == 0 or last):
+                say({"step": step, "valid": validate()})
+            if first and (time.monotonic() - saved > 60 * schedule.save_minutes or last):
+                save_checkpoint(checkpoint, model, optimiser, step)
+                saved = time.monotonic()
+    wait_for_all()

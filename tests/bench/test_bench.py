@@ -29,6 +29,7 @@ from bench import (
     rivals,
     speed,
     strip,
+    training,
 )
 from bench.progressive import __main__ as progressive
 from bench.progressive import dedicated, measure, streams, summary
@@ -1071,3 +1072,27 @@ def test_report_tells_failures(tmp_path: Path) -> None:
     assert "1 measurements failed" in text
     assert "did not end" in text
     assert "`python -m bench.lossless images`" in text
+
+
+def test_curves_of_a_training_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps done twice count once; a figure and its validation share a chart."""
+    with pytest.raises(SystemExit):
+        training.main([str(tmp_path), "-o", str(tmp_path / "c.png")])
+    assert "no report" in capsys.readouterr().err
+    reports: list[dict[str, object]] = [
+        {"stage": "exact", "tiles": 9},
+        {"stage": "exact", "step": 50, "loss": 3.0, "rate": 0.1, "s": 1.5},
+        {"stage": "exact", "step": 100, "loss": 2.5},
+        {"stage": "exact", "step": 100, "valid": {"loss": 2.6}},
+        {"stage": "exact", "step": 100, "loss": 2.25},
+        {"stage": "export", "hash": "0011"},
+        {"stage": "eye", "step": 1, "loss": math.nan, "bits": 1},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in reports))
+    assert training.read_curves(tmp_path) == {
+        "exact": {"loss": [(50, 3.0), (100, 2.25)], "valid loss": [(100, 2.6)]},
+        "eye": {"bits": [(1, 1)]},
+    }
+    assert training.main([str(tmp_path), "-o", str(tmp_path / "c.png")]) == 0
+    with Image.open(tmp_path / "c.png") as chart:
+        assert chart.size == (1200, 300)

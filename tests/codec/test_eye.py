@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pictures import constant, noise, photo, smooth
 from PIL import Image
 from torch import Tensor
+from torch.optim import Adam
 
 import vbc.codec.train.stages as stages
 from vbc.codec.train import eye_loss as module
@@ -17,6 +19,7 @@ from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.eye_loss import eye_distance, eye_loss, fit_kappa, plane_distance
 from vbc.codec.train.lossy_loss import lossy_loss, squared_error, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet, Widths
+from vbc.codec.train.run_folder import RunFolder
 from vbc.codec.train.training_loop import Schedule, run_stage
 
 SIDE = 128
@@ -116,9 +119,9 @@ def tune(steps: int, checkpoint: Path) -> LossyNet:
     net = small_net()
     schedule = Schedule(steps=steps, rate=1e-3, batch=2, warmup=1, log_every=1000, valid_every=1000)
     validate = validate_lossy(net, TILES, plane_distance)
-    lines: list[str] = []
-    run_stage(net, eye_loss(net, 100.0), validate, TILES, schedule, checkpoint, emit=lines.append)
-    assert json.loads(lines[-1])["valid"]["q20_eye"] > json.loads(lines[-1])["valid"]["q80_eye"] > 0
+    reports: list[dict[str, Any]] = []
+    run_stage(net, eye_loss(net, 100.0), validate, TILES, schedule, checkpoint, say=reports.append)
+    assert reports[-1]["valid"]["q20_eye"] > reports[-1]["valid"]["q80_eye"] > 0
     return net
 
 
@@ -157,10 +160,10 @@ def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = LossyNet()
     with torch.no_grad():
         start.first_scale += 2
-    save_checkpoint(tmp_path / "run" / stages.TUNED_LOSSY, start, torch.optim.Adam(start.parameters()), 7)
+    save_checkpoint(RunFolder(tmp_path / "run").checkpoint("tune-lossy"), start, Adam(start.parameters()), 7)
     run()
     assert json.loads(lines[-1])["valid"]["q60_eye"] > 0
-    tuned, before = (stages.load_lossy(tmp_path / "run", name) for name in ("eye", "tune-lossy"))
+    tuned, before = (RunFolder(tmp_path / "run", lossy=name).load_lossy() for name in ("eye", "tune-lossy"))
     assert torch.equal(before.first_scale, start.first_scale)
     assert 0 < (tuned.first_scale - start.first_scale).abs().max() < 0.01, "one step away from its start"
     run()
@@ -174,8 +177,8 @@ def test_tuning_and_export_take_the_lossy_network_asked_for(
     monkeypatch.setattr(stages, "REFIT_TILES", 1)
     Image.fromarray(photo(SIDE, SIDE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     out = tmp_path / "run"
-    for net, name in ((LossyNet(), "eye.safetensors"), (ExactNet(), stages.EXACT)):
-        save_checkpoint(out / name, net, torch.optim.Adam(net.parameters()), 1)
+    for net, name in ((LossyNet(), "eye.safetensors"), (ExactNet(), f"{stages.EXACT}.safetensors")):
+        save_checkpoint(out / name, net, Adam(net.parameters()), 1)
     for stage in ("tune-exact", "export"):
         with pytest.raises(FileNotFoundError):  # there is no other
             stages.train(tmp_path, tmp_path, out, stage=stage, steps=1, emit=lambda line: None)

@@ -2,21 +2,29 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pictures import photo
 from PIL import Image
+from torch import nn
 
 from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings
-from vbc.codec.train.checkpoint import load_checkpoint
+from vbc.codec.train import eye_loss, stages
+from vbc.codec.train.bins_net import BinsNet
+from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import known_answers, stored_answers
+from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.run_folder import BINS, EXACT, EYE, LAYERED, LOSSY, TUNED_EXACT, RunFolder
 from vbc.codec.train.stages import train
 from vbc.codec.train.training_loop import Schedule, run_stage
 from vbc.codec.train.training_tiles import batches, load_tiles
@@ -57,7 +65,7 @@ def run(steps: int, checkpoint: Path, tiles: np.ndarray) -> ExactNet:
         tiles,
         schedule,
         checkpoint,
-        emit=lambda line: None,
+        say=lambda report: None,
     )
     return net
 
@@ -95,7 +103,7 @@ def test_all_stages(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines: list[str] = []
     train(folder, folder, tmp_path, stage="all", steps=1, emit=lines.append)
     reports = [json.loads(line) for line in lines]
-    assert [r["stage"] for r in reports if "stage" in r] == list(module.STAGES)
+    assert [r["stage"] for r in reports if "tiles" in r] == list(module.STAGES)
     assert sum("valid" in r for r in reports) == 4
     path = tmp_path / "model.safetensors"
     model = load_model(path)
@@ -111,3 +119,114 @@ def test_all_stages(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_unknown_stage(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="known are"):
         train(folder, folder, tmp_path, stage="everything")
+
+
+def checkpoint_of(path: Path, net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    save_checkpoint(path, net, torch.optim.Adam(net.parameters()), 0)
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_fine_tuning_starts_from_an_earlier_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step away from its weights, which stay as they are; export takes what was not tuned from there."""
+    monkeypatch.setattr(stages, "REFIT_TILES", 1)
+    monkeypatch.setattr(eye_loss, "FIT_BATCHES", 1)
+    earlier, out = tmp_path / "earlier", tmp_path / "run"
+    torch.manual_seed(3)
+    start = {
+        name: checkpoint_of(earlier / f"{name}.safetensors", net)
+        for name, net in ((EYE, LossyNet()), (LAYERED, ExactNet()), (BINS, BinsNet()))
+    }
+    kept = {path.name: path.read_bytes() for path in earlier.iterdir()}
+    options: dict[str, Any] = {"stage": "fine-tune", "lossy": EYE, "steps": 1, "batch": 1}
+    with pytest.raises(FileNotFoundError):
+        train(folder, folder, out, **options, emit=lambda line: None)
+    lines: list[str] = []
+    train(folder, folder, out, **options, start_from=earlier, emit=lines.append)
+    assert {path.name: path.read_bytes() for path in earlier.iterdir()} == kept
+    assert (out / "log.jsonl").read_text().splitlines()[-len(lines) :] == lines
+    assert {json.loads(line)["stage"] for line in lines} == {EYE, TUNED_EXACT, "export"}
+    run = RunFolder(out, earlier, EYE)
+    bins = run.load_bins(run.load_exact())
+    assert bins is not None
+    assert all(torch.equal(value, start[BINS][name]) for name, value in bins.state_dict().items())
+    for net, name in ((run.load_lossy(), EYE), (run.load_exact(), LAYERED)):
+        moved = [(value - start[name][key]).abs().max() for key, value in net.state_dict().items()]
+        assert 0 < max(moved) < 0.02, "one step of Adam, of steps that learn twenty times as fast too"
+    x, model = photo(40, 40), load_model(out / "model.safetensors")
+    data = encode_image(x, model=model, settings=EncodeSettings(lossless=True))
+    assert torch.equal(decode_image(data, model=model).rgb, x)
+
+
+def test_what_a_stage_starts_from(tmp_path: Path) -> None:
+    """The stage before it in the run, else the same one of the earlier run, else the one before it there."""
+    own, earlier = tmp_path / "own", tmp_path / "earlier"
+    own.mkdir()
+    earlier.mkdir()
+    run = RunFolder(own, earlier, EYE)
+    assert run.start(LOSSY) is None
+    with pytest.raises(FileNotFoundError):
+        run.start(EYE)
+    for new in (earlier / "tune-lossy.safetensors", earlier / "eye.safetensors"):
+        new.touch()
+        assert run.start(EYE) == new
+    (own / "eye.safetensors").touch()
+    assert run.start(EYE) == earlier / "eye.safetensors", "where it began, also when it goes on"
+    (own / "tune-lossy.safetensors").touch()
+    assert run.start(EYE) == own / "tune-lossy.safetensors"
+    for stage in (EXACT, TUNED_EXACT, LAYERED):
+        (earlier / f"{stage}.safetensors").touch()
+        assert run.start(TUNED_EXACT) == run.start(LAYERED) == earlier / f"{stage}.safetensors"
+    assert RunFolder(own, earlier).start(TUNED_EXACT) == earlier / "tune-exact.safetensors"
+    assert run.find(LAYERED, TUNED_EXACT) == earlier / "tune-layered.safetensors"
+    (own / "tune-exact.safetensors").touch()
+    assert run.find(LAYERED, TUNED_EXACT) == own / "tune-exact.safetensors"
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from torch import nn
+from vbc.codec.train.processes import joined, rank
+from vbc.codec.train.training_loop import Schedule, run_stage
+
+torch.manual_seed(1)
+net = nn.ModuleDict({"used": nn.Linear(4, 3), "seldom": nn.Linear(4, 3), "never": nn.Linear(2, 2)})
+
+def loss(x, step):
+    y = x[:, :1, 0, :4].float() / 255  # [n, 1, 4]; products of matrices would be in bfloat16
+    value = (y * net["used"].weight).sum(-1).square().mean()
+    if step % 2:
+        value = value + (y * net["seldom"].weight).sum(-1).sin().mean()
+    return value, {"loss": value.item()}
+
+reports = []
+tiles = np.random.default_rng(2).integers(0, 256, (9, 3, 128, 128), dtype=np.uint8)
+with joined("cpu") as device:
+    schedule = Schedule(steps=7, rate=0.05, batch=6, warmup=1, log_every=1, valid_every=3)
+    out = Path(sys.argv[1])
+    run_stage(net, loss, lambda: {"rank": rank()}, tiles, schedule, out, device, reports.append)
+    torch.save(net.state_dict(), f"{out}.{rank()}")
+print(len(reports))
+"""
+
+
+def test_several_processes_train_as_one_does(tmp_path: Path) -> None:
+    """Each takes a part of every batch; a part of the network that only some steps use counts too."""
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES)
+    alone = subprocess.run([sys.executable, script, tmp_path / "one"], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    two = subprocess.run([*torchrun, script, tmp_path / "two"], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    one, *both = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    torch.manual_seed(1)
+    assert (one["used.weight"] - nn.Linear(4, 3).weight).abs().max() > 0.05
+    for name, value in one.items():
+        assert torch.equal(both[0][name], both[1][name]), "processes keep equal weights"
+        assert torch.allclose(both[0][name], value, atol=1e-5), name
+    assert alone.stdout.split() == ["10"]
+    assert sorted(two.stdout.split()) == ["10", "7"], "one of them validates"

@@ -1,6 +1,7 @@
 """Installed weights: files are read with the model that made them, by hash; what the newest one achieves."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from importlib import resources
@@ -109,6 +110,29 @@ def test_weights_that_are_gone(two_sets: Path) -> None:
         assert error.wanted.hex() == index[0]["model"]
     assert api.decode(new).size == (9, 9)
     assert api.decode(old, model=two_sets / "one.safetensors").size == (9, 9), "where it is named"
+
+
+def test_folders_of_further_weights(two_sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of one's own, found by the hash in their name; never taken for others."""
+    data = api.encode(photo(9, 9), levels=1, model=two_sets / "one.safetensors")
+    index = models.installed()
+    (two_sets / models.INDEX).write_text(json.dumps(index[1:]))
+    load_model.cache_clear()
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.setenv(models.FOLDERS, os.pathsep.join(("", str(tmp_path / "gone"), str(folder))))
+    check_format_error(lambda: api.decode(data), ModelMissing)
+    named = folder / f"{index[0]['model']}.safetensors"
+    shutil.copy(two_sets / "two.safetensors", named)
+    check_format_error(lambda: api.decode(data), ModelMissing)
+    load_model.cache_clear()
+    named.write_bytes(b"no weights")
+    with pytest.raises(WeightsError):
+        api.decode(data)
+    load_model.cache_clear()
+    shutil.copy(two_sets / "one.safetensors", named)
+    assert api.decode(data).size == (9, 9)
+    api.verify(data)
 
 
 def test_the_tables_count_too(two_sets: Path) -> None:

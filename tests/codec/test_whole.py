@@ -18,6 +18,7 @@ from vbc.codec.train.exact_loss import exact_bits
 from vbc.codec.train.exact_net import ExactNet, inputs_with_gradient, step_planes
 from vbc.codec.train.lossy_loss import squared_error
 from vbc.codec.train.lossy_net import LossyNet, Widths
+from vbc.codec.train.run_folder import RunFolder
 from vbc.codec.train.whole_loss import (
     HIGHEST,
     LOWEST,
@@ -135,16 +136,17 @@ def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(photo(SIDE, SIDE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     out = tmp_path / "run"
     lossy, exact = LossyNet(), ExactNet()
-    for net, name in ((lossy, "eye.safetensors"), (exact, stages.TUNED_EXACT)):
+    for net, name in ((lossy, "eye.safetensors"), (exact, f"{stages.TUNED_EXACT}.safetensors")):
         save_checkpoint(out / name, net, torch.optim.Adam(net.parameters()), 1)
     lines: list[str] = []
     stages.train(tmp_path, tmp_path, out, stage="whole", steps=1, batch=2, emit=lines.append)
     valid = json.loads(lines[-1])["valid"]
     assert 0 < valid["q50_latents_bpsp"] < valid["q75_latents_bpsp"] < valid["q75_whole_bpsp"]
-    trained = stages.load_whole(out)
+    trained = RunFolder(out).load_whole()
     assert not torch.equal(trained.lossy.analysis_out.weight, lossy.analysis_out.weight)
     assert torch.equal(trained.lossy.log2_step, lossy.log2_step)
-    assert torch.equal(stages.load_lossy(out, "whole").analysis_out.weight, trained.lossy.analysis_out.weight)
-    assert torch.equal(stages.load_exact(out, "whole").net("D").first.weight, exact.net("D").first.weight)
+    run = RunFolder(out, lossy="whole")
+    assert torch.equal(run.load_lossy().analysis_out.weight, trained.lossy.analysis_out.weight)
+    assert torch.equal(run.load_exact().net("D").first.weight, exact.net("D").first.weight)
     stages.train(tmp_path, tmp_path, out, stage="export", lossy="whole", steps=1, emit=lines.append)
     assert (out / "model.safetensors").exists()

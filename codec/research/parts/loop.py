@@ -6,10 +6,8 @@ that was not.
 
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from vbc.codec.research.run import PROGRESS, Setting, clock, read_json, write_json
 from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
+from vbc.codec.train.progress import progress_bar
 
 Batch = Tensor | tuple[Tensor, ...]
 Batches = Callable[[int], Batch]
@@ -260,17 +259,3 @@ def flip_and_shift(x: Tensor, rng: np.random.Generator) -> Tensor:
     rows = torch.arange(height, device=x.device).sub(down).clamp(0, height - 1)
     columns = torch.arange(width, device=x.device).sub(right).clamp(0, width - 1)
     return flip(x, rng)[..., rows, :][..., columns]
-
-
-@contextmanager
-def progress_bar(title: str, steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error where that is a terminal; takes the number of steps done."""
-    if not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=steps)
-        yield lambda step: bar.update(task, completed=step)
