@@ -65,6 +65,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learned]
     flat = torch.cat([used, *gradients])
     distributed.all_reduce(flat)
-    users, *sums = torch.split(flat, [len(learned), *(p.numel() for p in learned)])  # type: ignore[no-untyped-call]
+    users, *sums = torch.split(flat, [len(learned), *(p.numel() for p in learned)])
     for p, n, total in zip(learned, users.tolist(), sums, strict=True):
         p.grad = total.view_as(p) / n_processes() if n else None
