@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from vbc.bitstream import container
 from vbc.bitstream.container import DEFAULT_LIMITS, Limits
 from vbc.bitstream.source import FileSource, MemorySource, as_source
 from vbc.codec.files.reading import read_vbc
-from vbc.codec.settings import EncodeSettings, Tune
+from vbc.codec.settings import AUTO, EncodeSettings, Tune
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Interest: TypeAlias = (
         Roi | Region | Sequence[Region] | NDArray[np.bool_] | NDArray[np.uint8] | Image.Image | None
     )
+    AskedInterest: TypeAlias = Interest | Literal["auto"]
     Source: TypeAlias = bytes | str | PathLike[str]
     Weights: TypeAlias = Model | str | PathLike[str] | None
 
@@ -93,7 +94,7 @@ def encode(
     effort: int = 1,
     tune: Tune = "eye",
     max_bytes: int | None = None,
-    roi: "Interest" = None,
+    roi: "AskedInterest" = None,
     roi_quality: int | None = None,
     roi_first: bool = False,
     refinements: int | None = None,
@@ -112,7 +113,8 @@ def encode(
     levels, quality, lossless, effort, tune, max_bytes, roi_quality, roi_first, refinements, near,
     progressive: as `EncodeSettings`.
     roi: regions of interest: (x, y, width, height) in pixels, several of these, or a mask of the picture's
-    size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside.
+    size, a gray image or an array [H, W], bool or uint8, of which 128 and more is inside; or "auto" for those
+    that the encoder finds, if any.
     metadata: None keeps what a Pillow image carries; `Metadata()` drops it.
     model: None for the shipped weights, a path, or a loaded model.
 
@@ -132,7 +134,7 @@ def encode(
         effort,
         tune,
         max_bytes,
-        roi=as_roi(roi),
+        roi=AUTO if isinstance(roi, str) and roi == AUTO else as_roi(roi),
         roi_quality=roi_quality,
         roi_first=roi_first,
         refinements=refinements,

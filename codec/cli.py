@@ -26,7 +26,7 @@ from vbc.codec import api, study_cli
 from vbc.codec import jobs as batch
 from vbc.codec.jobs import DecodeOptions, EncodeOptions, Failure, Job, Report
 from vbc.codec.regions import Region, Roi, parse_region, united
-from vbc.codec.settings import MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
+from vbc.codec.settings import AUTO, MAX_EFFORT, ROI_GAIN, EncodeSettings, Tune
 
 app = typer.Typer(
     help="Learned image codec: one file from the first preview to lossless.",
@@ -123,9 +123,10 @@ RoiOption = Annotated[
     list[str] | None,
     typer.Option(
         "--roi",
-        metavar=REGIONS_METAVAR,
+        metavar=f"{REGIONS_METAVAR}|{AUTO}",
         help="A region of interest, in pixels, or a gray image of the picture's size that is bright there; "
-        "it becomes better, and its packets stand first in every level. Repeat for several.",
+        "it becomes better, and its packets stand first in every level. Repeat for several, or let the "
+        f"encoder look for some: {AUTO}.",
     ),
 ]
 RoiQuality = Annotated[
@@ -264,7 +265,7 @@ def encode(
     """Encode images to .vbc files."""
     from vbc.codec.files.image_io import INPUT_SUFFIXES
 
-    interest = checked_roi(roi, "--roi") if roi else None
+    interest = None if not roi else AUTO if roi == [AUTO] else checked_roi(roi, "--roi")
     settings = checked_settings(
         levels,
         quality,

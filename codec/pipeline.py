@@ -40,6 +40,7 @@ from vbc.codec.flow.encode_levels import (
     n_bytes,
 )
 from vbc.codec.flow.encode_within import encode_lossy_within
+from vbc.codec.flow.find_regions import with_regions
 from vbc.codec.flow.packet_order import order_for
 from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.model import Model
@@ -100,8 +101,9 @@ def encode_image(
     rgb = rgb.to(model.device)
     picture = rgb[None].contiguous(memory_format=torch.channels_last)
     geometry = geometry_of(picture)
-    if settings.roi is not None:
-        settings.roi.check(geometry.width, geometry.height)
+    settings = with_regions(model, picture, settings)
+    if settings.regions is not None:
+        settings.regions.check(geometry.width, geometry.height)
     meta = metadata or Metadata()
     all_bits = settings.lossless or low is None
     low = low if settings.lossless else None
@@ -123,11 +125,11 @@ def encode_image(
         flags |= binned * settings.bound << container.BOUND_SHIFT
         described = [(container.EXIF, meta.exif), (container.XMP, meta.xmp)]
         lossy, fine = levels.lossy, levels.exact
-        if settings.roi is not None:
+        if settings.regions is not None:
             refinements = refinements_of(level for level, _, _ in levels.lossy)
             here = replace(geometry, refinements=refinements, binned=binned)
             lossy, fine = (
-                order_for(settings.roi, part, here, not settings.levels, settings.roi_first)
+                order_for(settings.regions, part, here, not settings.levels, settings.roi_first)
                 for part in (lossy, fine)
             )
         packets = [*single(before), *lossy, *single(described), *fine, *single(after if exact else [])]

@@ -17,6 +17,8 @@ PROGRESSIVE_REFINEMENTS = 2
 """With 1 the first stage is too fine for a twentieth of the bytes (docs/decisions/0010-bins.md)."""
 ROI_GAIN = 20
 """A region of interest is better by so much than the rest: good becomes one whose faults must be searched."""
+AUTO: Literal["auto"] = "auto"
+"""In place of regions of interest: the encoder looks for some."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,15 @@ class EncodeSettings:
     tune: what the lossy levels please, "eye" or "psnr" (squared error, at one quality everywhere). max_bytes:
     what the file may have, in place of a quality: a lossy one gets the best that fits, a lossless one that is
     larger is cut (`files.cutting`), and is lossy then. roi: regions of interest, whose packets stand before
-    others in every level. roi_quality: of the lossy levels there, on the same scale and not below `quality`;
-    None: 20 above it, at most 100; with max_bytes regions have no quality of their own. roi_first: what the
-    regions need of all levels stands before everything else. refinements: in how many stages, 0 to 3, the
-    lossy levels reach their quality after a first one, each of which adds 25 units; fewer where the quality
-    is not as high. The file is a little larger, and its first part shows more. None: 2 in a progressive file
-    with lossy levels, else 0. near: the largest error of any sample of R, G and B, 1 to 8, of a near-lossless
-    file, whose levels are 0 or 3; 0 for none. progressive: of a lossless file, the exact levels say first in
-    which bin of 5 a sample lies, so that the picture goes on getting better up to the last byte.
+    others in every level; `AUTO`: those that the encoder finds (`flow.find_regions`), if any. roi_quality: of
+    the lossy levels there, on the same scale and not below `quality`; None: 20 above it, at most 100; with
+    max_bytes regions have no quality of their own. roi_first: what the regions need of all levels stands
+    before everything else. refinements: in how many stages, 0 to 3, the lossy levels reach their quality
+    after a first one, each of which adds 25 units; fewer where the quality is not as high. The file is a
+    little larger, and its first part shows more. None: 2 in a progressive file with lossy levels, else 0.
+    near: the largest error of any sample of R, G and B, 1 to 8, of a near-lossless file, whose levels are 0
+    or 3; 0 for none. progressive: of a lossless file, the exact levels say first in which bin of 5 a sample
+    lies, so that the picture goes on getting better up to the last byte.
     """
 
     levels: int = LOSSY_LEVELS
@@ -49,7 +52,7 @@ class EncodeSettings:
     effort: int = 1
     tune: Tune = "eye"
     max_bytes: int | None = None
-    roi: Roi | None = None
+    roi: Roi | Literal["auto"] | None = None
     roi_quality: int | None = None
     roi_first: bool = False
     refinements: int | None = None
@@ -89,6 +92,8 @@ class EncodeSettings:
             raise ValueError(f"refinements go with levels {LOSSY_LEVELS}, not {self.levels}")
         if self.tune not in TUNES:
             raise ValueError(f"tune is {' or '.join(TUNES)}, not {self.tune!r}")
+        if isinstance(self.roi, str) and self.roi != AUTO:
+            raise ValueError(f"roi is regions of interest or {AUTO!r}, not {self.roi!r}")
         if self.roi is None and (self.roi_quality is not None or self.roi_first):
             raise ValueError("roi_quality and roi_first go with a region of interest (roi)")
         if self.roi_quality is not None and self.max_bytes is not None:
@@ -100,6 +105,11 @@ class EncodeSettings:
                 f"roi_quality is {self.asked_quality}, the quality of the rest, to {MAX_QUALITY}, "
                 f"not {self.roi_quality}"
             )
+
+    @property
+    def regions(self) -> Roi | None:
+        """The regions of interest, where they are known."""
+        return self.roi if isinstance(self.roi, Roi) else None
 
     @property
     def asked_quality(self) -> int:

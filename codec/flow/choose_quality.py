@@ -46,12 +46,12 @@ def choose_quality(model: Model, picture: Tensor, settings: EncodeSettings) -> Q
     quality = QualityMap(base_of_quality(model, settings.asked_quality))
     if settings.tune != "psnr":
         quality = map_for_the_eye(model, picture, quality.base, settings.effort)
-    if settings.roi is None or settings.asked_quality == settings.asked_roi_quality:
+    if settings.regions is None or settings.asked_quality == settings.asked_roi_quality:
         return quality
     inside = replace(quality, base=base_of_quality(model, settings.asked_roi_quality))
     if settings.tune != "psnr":
         inside = calibrated(model, picture, inside)
-    squares = squares_touched(settings.roi.boxes, *picture.shape[-2:])
+    squares = squares_touched(settings.regions.boxes, *picture.shape[-2:])
     return finer_inside(quality, inside.base - quality.base, squares)
 
 
