@@ -86,8 +86,8 @@ def test_inverse_of_points(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["affine", "turn"])
 def test_round_trip_of_images(kind: str) -> None:
-    """There and back, for poses as digits have them: as pixels are interpolated twice, the mean error is 1 % of
-    the range of values (0.95 % affine, 1.23 % for turns). The warp itself changes them by 7 %."""
+    """There and back, for poses as digits have them: as pixels are interpolated twice, the mean error is 1 %
+    of the range of values (0.95 % affine, 1.23 % for turns). The warp itself changes them by 7 %."""
     warp, x = KINDS[kind](SIDE, SIDE), smooth_images(20)
     u = poses(20, warp.n)
     moved = warp(x, u)
