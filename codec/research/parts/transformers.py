@@ -113,7 +113,7 @@ def pixel_centres(height: int, width: int) -> Tensor:
 
 def _by_pixel(coordinates: Tensor, size: tuple[int, int]) -> Tensor:
     """From [N, 2, pixels] to [N, height, width, 2]."""
-    return coordinates.mT.unflatten(1, size)
+    return coordinates.mT.view(len(coordinates), *size, 2)
 
 
 def _basis(at: Tensor, control: Tensor) -> Tensor:

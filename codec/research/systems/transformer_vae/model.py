@@ -6,6 +6,7 @@ and the drawing is moved by the inverse. VAE: no pose.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,15 @@ def thin_plate_tvae(z: int) -> Form:
 
 def affine_dtvae(z: int) -> Form:
     return Form("Aff-DTVAE", z, AFFINE, upright=True)
+
+
+KINDS: dict[str, Callable[[int], Form]] = {
+    "VAE": vae,
+    "Aff-TVAE": affine_tvae,
+    "TPS-TVAE": thin_plate_tvae,
+    "Aff-DTVAE": affine_dtvae,
+}
+"""The thesis' models, from the numbers of z; their poses cost nothing."""
 
 
 class DigitModel(nn.Module):
