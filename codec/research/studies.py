@@ -21,6 +21,9 @@ STUDIES: dict[str, str] = {
     "ssvae-latents": "ssvae.latents_study:STUDY",
     "tvae-dimension": "transformer_vae.dimension_study:STUDY",
     "tvae-table": "transformer_vae.table_study:STUDY",
+    "tvae-pose": "transformer_vae.pose_study:STUDY",
+    "tvae-bound": "transformer_vae.bound_study:STUDY",
+    "tvae-coadaptation": "transformer_vae.coadaptation_study:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

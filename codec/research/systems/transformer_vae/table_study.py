@@ -1,4 +1,4 @@
-"""Study `tvae-table`: do codes without the pose separate classes better (thesis, V.ii; table 1, figures 6 to 8).
+"""Study `tvae-table`: do codes without the pose separate classes better (thesis, V.ii, table 1, figure 8).
 
 Linear support vector machines on the mean of z, and upright samples of the same models.
 """
@@ -70,7 +70,7 @@ def run(setting: Setting) -> Result:
     by = judge(data, setting)
     samples: dict[tuple[str, int], list[dict[str, float]]] = {}
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    upright = {}
+    upright: dict[str, Tensor] = {}
     for case, model in trained.items():
         key = case.form.kind, case.form.z
         found.setdefault(key, []).append(
@@ -86,10 +86,10 @@ def run(setting: Setting) -> Result:
     means = {key: mean_of(one) for key, one in samples.items()}
     notes = [
         epochs(steps, data.train),
-        f"Machines of the first {n} training digits; the thesis has 60,000. Models with 8 and 20 numbers of z: "
-        f"means over {SEEDS} seeds; sd: over {FOLDS} cross-validations, of the models a mean.",
-        "The loss is the squared hinge (the thesis does not say). z alone is the input: what the pose says of "
-        "the class is left out.",
+        f"Machines of the first {n} training digits; the thesis has 60,000. Models with 8 and 20 numbers of "
+        f"z: means over {SEEDS} seeds; sd: over {FOLDS} cross-validations, of the models a mean.",
+        "The loss is the squared hinge (the thesis does not say). z alone is the input: what the pose says "
+        "of the class is left out.",
     ]
     names = pictures.save_rows(setting.out / "upright.png", upright)
     return Result(
