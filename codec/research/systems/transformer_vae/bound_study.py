@@ -54,7 +54,8 @@ def run(setting: Setting) -> Result:
     notes = [
         epochs(steps, data.train),
         f"{len(data.test)} test digits cut at half grey, {n_samples} samples of q for each, and as many of "
-        "the prior for all together. The pose of TVAE-c is (c) of `tvae-pose`: six degrees of freedom, a learned prior.",
+        "the prior for all together. The pose of TVAE-c is (c) of `tvae-pose`: six degrees of freedom "
+        "around a learned pose.",
     ]
     table = Table("Nats per test digit", UNITS, [Row(name, f) for name, f in figures.items()])
     return Result([table], effects(figures), notes)

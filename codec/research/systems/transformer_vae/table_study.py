@@ -3,7 +3,6 @@
 Linear support vector machines on the mean of z, and upright samples of the same models.
 """
 
-import math
 import statistics
 from collections.abc import Mapping
 
@@ -37,7 +36,8 @@ CLEAR = 5.0
 """Points by which a model would be "clearly more separable" in figure 8."""
 
 Accuracies = dict[tuple[str, int], dict[str, float]]
-"""By input and numbers of its code: "CV" and "test" in %, "sd" over the folds, "seeds" the sd of "test"."""
+"""By input and numbers of its code: "CV" and "test" in %, "sd" over the folds; of
+several models means, and the sd of their "test" as "seeds"."""
 
 RAW = ("raw", 784)
 THESIS: dict[tuple[str, int], tuple[float, float, float]] = {
@@ -80,9 +80,8 @@ def run(setting: Setting) -> Result:
         samples.setdefault(key, []).append(figures)
         upright.setdefault(f"{case.form.kind}, z {case.form.z}", first)
     for key, one in found.items():
-        tests = [figures["test"] for figures in one]
-        spread = statistics.stdev(tests) if len(tests) > 1 else math.nan
-        accuracies[key] = {**mean_of(one), "seeds": spread}
+        spread = {"seeds": statistics.stdev(figures["test"] for figures in one)} if len(one) > 1 else {}
+        accuracies[key] = {**mean_of(one), **spread}
     means = {key: mean_of(one) for key, one in samples.items()}
     notes = [
         epochs(steps, data.train),
