@@ -63,6 +63,8 @@ NAMES = {
 }
 AFFINE = ("b", "c", "d", "e2", "e4", "e6")
 MIXED, MIXED_PLATES = ("e2", "e4", "e6"), ("plate e4", "plate e8", "plate e18")
+CORRELATED = 0.2
+"""From here on cells are not independent."""
 SAMPLES = 2000
 ONE = 1
 """The digit whose slant says whether poses are taken out of templates: it has no other part."""
@@ -244,8 +246,8 @@ def effects(figures: Mapping[str, Mapping[str, float]], of_digits: Mapping[str, 
     return [
         Effect(
             "the cells of affine poses are not independent: correlations of up to 0.3",
-            max(figures["a"]["correlation"], c["correlation"]) >= 0.2,
-            "largest of two cells " + said("correlation", "a", "c"),
+            max(of("correlation", "b", "c")) >= CORRELATED,
+            "largest of two cells " + said("correlation", "b", "c"),
         ),
         Effect(
             "(b), fixed at the identity, gives the worst bound of the affine priors",
