@@ -138,6 +138,57 @@ def test_effects_of_dimension() -> None:
     assert found(dimension_study.effects(nats(False))) == [False] * 6
 
 
+def test_fit_of_a_prior(tmp_path: Path) -> None:
+    """Before training each posterior is the prior, and so is their aggregate; a mean that is off counts."""
+    torch.manual_seed(0)
+    digit_model, x = model.DigitModel(pose_study.forms()["c"]), bars(120)
+    setting = setting_in(tmp_path)
+    before = pose_study.fit_of_prior(digit_model, x, setting)
+    assert before["mismatch"] == pytest.approx(0, abs=1e-5)
+    assert before["prior sd"] == pytest.approx(0.1, rel=0.1)
+    assert before["posterior sd"] == pytest.approx(0.1, rel=0.1)
+    torch.nn.init.constant_(digit_model.posed.bias, 0.2)
+    assert pose_study.fit_of_prior(digit_model, x, setting)["mismatch"] == pytest.approx(
+        6 * 0.5 * 2**2, rel=1e-3
+    )
+
+
+def test_poses_of_a_flat_prior_are_like_those_of_digits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    digit_model, x = model.DigitModel(pose_study.forms()["a"]), bars(120)
+    torch.nn.init.normal_(digit_model.posed.weight, std=0.3)
+    found = pose_study.poses(digit_model, x).mean
+    drawn = pose_study.prior_poses(digit_model, 20_000, x, setting_in(tmp_path))
+    assert torch.allclose(drawn.mean(0), found.mean(0), atol=0.02)
+    assert torch.allclose(torch.cov(drawn.T), torch.cov(found.T), atol=0.05 * float(found.var(0).max()))
+
+
+def test_effects_of_poses() -> None:
+    def figures(claimed: bool) -> dict[str, dict[str, float]]:
+        better = dict(zip(pose_study.NAMES, range(14), strict=False))
+        sign = 1.0 if claimed else -1.0
+        found = {
+            name: {
+                "-ELBO": 100 - sign * n,
+                "correlation": 0.3 if claimed else 0.1,
+                "prior sd": 0.5 - 0.01 * sign * n,
+                "posterior sd": 0.2,
+                "slant": 10 + sign * (name == "d"),
+                "slant of ones upright": 2.0 if claimed else 9.0,
+                "mismatch": 5 - sign * (name == "e6"),
+                "at border": 10 + sign * n,
+            }
+            for name, n in better.items()
+        }
+        found["VAE+"]["-ELBO"] = 98.0 if claimed else 90.0
+        found["c"] |= {"tau horizontal": 0.3, "tau vertical": 0.1 if claimed else 0.3}
+        return found
+
+    digits = {"slant": 20.0, "slant of ones upright": 12.0}
+    assert found(pose_study.effects(figures(True), digits)) == [True] * 9
+    assert found(pose_study.effects(figures(False), digits)) == [False] * 9
+
+
 def test_effects_of_coadaptation() -> None:
     good, bad = coadaptation_study.judged(9.0, 90.0, 1.4), coadaptation_study.judged(0.2, 150.0, 1.2)
     shrunken = coadaptation_study.judged(9.0, 90.0, 0.3)

@@ -45,6 +45,8 @@ class PoseForm:
 class Pose(nn.Module):
     """The warp of a form and its prior, for square pictures [N, C, side, side]; u: float [N, n]."""
 
+    zeros: Tensor
+
     def __init__(self, form: PoseForm, side: int) -> None:
         super().__init__()
         self.form = form
@@ -54,6 +56,7 @@ class Pose(nn.Module):
             "thin-plate": ThinPlate,
         }
         self.warp: Transformer | None = None if form.warp == "none" else kinds[form.warp](side, side)
+        self.register_buffer("zeros", torch.zeros(1, form.n), persistent=False)
         if form.prior in ("upright", "learned"):
             self.log_tau = nn.Parameter(torch.full((form.n,), math.log(FIRST_DEVIATION)))
         if form.prior == "learned":
@@ -80,10 +83,9 @@ class Pose(nn.Module):
         if self.flat and n:
             raise ValueError("a flat prior of the pose has no density")
         if self.form.prior in ("flat", "full"):
-            zeros = torch.zeros(1, n, device=self.mix.weight.device if n else None)
-            return Gaussian(zeros, zeros)
-        nu = self.nu if self.form.prior == "learned" else torch.zeros_like(self.log_tau)
-        return Gaussian(nu.unsqueeze(0), 2 * self.log_tau.unsqueeze(0))
+            return Gaussian(self.zeros, self.zeros)
+        nu = self.nu.unsqueeze(0) if self.form.prior == "learned" else self.zeros
+        return Gaussian(nu, 2 * self.log_tau.unsqueeze(0))
 
     def offsets(self, u: Tensor) -> Tensor:
         """The warp's own numbers: float [N, degrees of freedom]."""

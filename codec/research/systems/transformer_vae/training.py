@@ -33,7 +33,7 @@ class Case:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.form.name}-{self.seed}".replace(" ", "-").replace("(", "").replace(")", "")
+        return f"{self.form.name}-{self.seed}".replace(" ", "-")
 
 
 def plan_of(seed: int) -> Plan:
