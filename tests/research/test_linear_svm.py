@@ -25,7 +25,7 @@ def test_the_gradient_vanishes_at_the_minimum() -> None:
     sign = 2 * torch.nn.functional.one_hot(labels, 3) - 1
     loss = 0.5 * weights.square().sum() + linear_svm.C * (1 - sign * scores).clamp_min(0).square().sum()
     (gradient,) = torch.autograd.grad(loss, weights)
-    assert float(gradient.abs().max()) < 0.01
+    assert float(gradient.abs().max()) <= 300 * linear_svm.SMALL_GRADIENT
     assert torch.allclose(machine.scores(x), scores.detach())
 
 

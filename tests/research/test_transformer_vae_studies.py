@@ -54,7 +54,6 @@ def test_dimension(tmp_path: Path) -> None:
 
 def test_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_study, "SEEDS", 2)
-    monkeypatch.setattr(table_study, "FOLDS", 3)
     monkeypatch.setattr(table_study, "sized", lambda setting, n: n)
     result = table_study.run(setting_in(tmp_path))
     check(result, [11, 4, 13], tmp_path)
@@ -190,9 +189,10 @@ def test_effects_of_poses() -> None:
 
 
 def test_effects_of_coadaptation() -> None:
-    good, bad = coadaptation_study.judged(9.0, 90.0, 1.4), coadaptation_study.judged(0.2, 150.0, 1.2)
-    shrunken = coadaptation_study.judged(9.0, 90.0, 0.3)
-    assert [one["collapsed"] for one in (good, bad, shrunken)] == [0, 100, 100]
+    judged = coadaptation_study.judged
+    good, bad = judged(9.0, 90.0, 1.4, lost=180.0), judged(0.2, 150.0, 1.2, lost=180.0)
+    shrunken, lost = judged(9.0, 90.0, 0.3, lost=180.0), judged(9.0, 190.0, 1.4, lost=180.0)
+    assert [one["collapsed"] for one in (good, bad, shrunken, lost)] == [0, 100, 100, 100]
     identity, start, prior = coadaptation_study.FORMS
     helps = {identity: [good, good], start: [bad, shrunken], prior: [good, bad]}
     assert found(coadaptation_study.effects(helps)) == [True] * 4

@@ -14,7 +14,7 @@ from torch import Tensor
 from vbc.codec.research.parts import pictures
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.transformer_vae.ink import ink
-from vbc.codec.research.systems.transformer_vae.model import AFFINE, DigitModel, Form
+from vbc.codec.research.systems.transformer_vae.model import AFFINE, DigitModel, Form, ink_nats
 from vbc.codec.research.systems.transformer_vae.poses import PoseForm
 from vbc.codec.research.systems.transformer_vae.training import (
     TRAINING_SHARE,
@@ -37,6 +37,8 @@ UNUSED = 1.0
 """Nats of KL_z below which z says nothing."""
 SHRUNKEN = 0.5
 """Ink of a template over that of the digit it is drawn for, below which it is shrunken."""
+LOST = 0.9
+"""Reconstruction over what the mean digit costs, above which a model has learned nothing but that."""
 UNITS = {
     "KL_z": "nats",
     "reconstruction": "nats",
@@ -50,6 +52,8 @@ def run(setting: Setting) -> Result:
     data = digits(setting, 2000)
     cases = [Case(form, seed) for seed in range(SEEDS) for form in FORMS.values()]
     trained, steps = train_cases(cases, data.train, setting, TRAINING_SHARE * setting.budget_s)
+    mean = data.train.double().mean(0).div(255).float().expand(len(data.test), -1, -1, -1)
+    lost = LOST * float(ink_nats(data.test, mean).mean())
     found: dict[str, list[dict[str, float]]] = {}
     shown = {"test digits": data.test[:SHOWN]}
     for name, form in FORMS.items():
@@ -57,9 +61,8 @@ def run(setting: Setting) -> Result:
             model = trained[Case(form, seed)]
             template, drawn = templates(model, data.test.to(setting.device))
             nats = measure(model, data.test, setting)
-            found.setdefault(name, []).append(
-                judged(nats["KL_z"], nats["RE"], float((ink(template) / ink(drawn).clamp_min(1)).mean()))
-            )
+            size = float((ink(template) / ink(drawn).clamp_min(1)).mean())
+            found.setdefault(name, []).append(judged(nats["KL_z"], nats["RE"], size, lost))
             shown[f"{name}, seed {setting.seed + seed}: templates"] = to_bytes(template[:SHOWN])
     means = {
         name: {key: statistics.fmean(one[key] for one in runs) for key in UNITS}
@@ -76,9 +79,11 @@ def run(setting: Setting) -> Result:
     ]
     notes = [
         epochs(steps, data.train),
-        f"Collapsed: KL_z below {UNUSED:g} nat (z unused), or templates of less than {SHRUNKEN:g} of the "
-        "digits' ink (shrunken). The random start gives the pose's head Glorot's first weights instead of "
-        "zeros; the prior is (c) of `tvae-pose`, whose reconstruction also carries noise of the pose.",
+        f"Collapsed: KL_z below {UNUSED:g} nat (z unused), templates of less than {SHRUNKEN:g} of the "
+        f"digits' ink (shrunken), or a reconstruction above {lost:.0f} nats, {LOST:g} of what the mean digit "
+        "costs.",
+        "The random start gives the pose's head Glorot's first weights instead of zeros; the prior is (c) of "
+        "`tvae-pose`, whose reconstruction also carries noise of the pose.",
     ]
     names = pictures.save_rows(setting.out / "templates-pictures.png", shown)
     return Result(tables, effects(found), notes, names)
@@ -92,10 +97,10 @@ def templates(model: DigitModel, x: Tensor) -> tuple[Tensor, Tensor]:
     return template, model.place(template, u.mean)
 
 
-def judged(kl_z: float, reconstruction: float, template: float) -> dict[str, float]:
-    """The figures of a run."""
-    collapsed = 100.0 * (kl_z < UNUSED or template < SHRUNKEN)
-    return {"KL_z": kl_z, "reconstruction": reconstruction, "template": template, "collapsed": collapsed}
+def judged(kl_z: float, reconstruction: float, template: float, lost: float) -> dict[str, float]:
+    """The figures of a run. lost: nats of reconstruction above which it has learned nothing."""
+    bad = kl_z < UNUSED or template < SHRUNKEN or reconstruction > lost
+    return {"KL_z": kl_z, "reconstruction": reconstruction, "template": template, "collapsed": 100.0 * bad}
 
 
 def effects(found: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Effect]:

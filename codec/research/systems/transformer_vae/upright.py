@@ -66,7 +66,7 @@ def draw(model: DigitModel, data: Labelled, setting: Setting) -> dict[str, Tenso
     """Samples of a model by pose, "" for upright: uint8 [N, 1, 28, 28] of the same codes z."""
     upright = model.upright_samples(sized(setting, SAMPLES), seeded(setting))
     device = upright.device
-    parts = torch.split(data.train, 500)
+    parts = torch.split(data.train[: sized(setting, len(data.train))], 500)
     mean = torch.cat([model.encode(part.to(device))[1].mean for part in parts]).mean(0)
     placed = model.place(upright, mean.expand(len(upright), -1))
     return {"": to_bytes(upright), ", mean pose": to_bytes(placed)}
