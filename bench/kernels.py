@@ -30,6 +30,7 @@ from vbc.kernels.predict import N_KEYS, ChannelPredictor, Corrections, PredictMa
 from vbc.kernels.rans import cumulative_tables, decode_step, open_lanes
 from vbc.kernels.research.glimpse import crop, paste, resample_reference
 from vbc.kernels.research.glimpse_box import crop_boxes, resample_boxes_reference
+from vbc.kernels.research.glimpse_points import look_at, look_at_reference
 from vbc.kernels.research.masked_conv import CHECKERBOARD, IntMaskedConv, masked_conv, n_products, plan
 from vbc.kernels.research.mixture import mixture_bits, mixture_bits_reference
 
@@ -288,6 +289,14 @@ def glimpse_cases(device: torch.device, side: int) -> Iterator[Case]:
         lambda: paste(patches, boxes, index, (n, side, side)),
         lambda: resample_reference(patches, boxes, each, index, (n, side, side)),
         out + 4 * n * 4 * side * side,
+    )
+    each_image = torch.rand(g, 3, patch, patch, device=device, requires_grad=True)
+    points = (torch.rand(g, patch, patch, 2, device=device) * 2 - 1).requires_grad_()
+    yield Case(
+        "look at points and gradient",
+        with_backward(look_at, each_image, points),
+        with_backward(look_at_reference, each_image, points),
+        4 * n_bytes(each_image, points),
     )
     pixels = torch.randint(0, 256, images.shape, dtype=torch.uint8, device=device)
     fixed = torch.randint(1 << 15, 3 << 16, (g, 4), device=device)

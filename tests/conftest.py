@@ -15,7 +15,7 @@ from checks import group_sides
 
 from vbc.codec.model import Model, load_model
 
-RESEARCH = ("glimpse", "glimpse_box", "masked_conv", "mixture")
+RESEARCH = ("glimpse", "glimpse_box", "glimpse_points", "masked_conv", "mixture")
 for name in ("conv", "logistic", "predict", "rans", *(f"research.{n}" for n in RESEARCH)):
     importlib.import_module(f"vbc.kernels.{name}")
 del os.environ["TRITON_INTERPRET"]

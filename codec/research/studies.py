@@ -19,6 +19,11 @@ STUDIES: dict[str, str] = {
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
+    "tvae-dimension": "transformer_vae.dimension_study:STUDY",
+    "tvae-table": "transformer_vae.table_study:STUDY",
+    "tvae-pose": "transformer_vae.pose_study:STUDY",
+    "tvae-bound": "transformer_vae.bound_study:STUDY",
+    "tvae-coadaptation": "transformer_vae.coadaptation_study:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

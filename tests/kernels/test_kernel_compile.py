@@ -20,7 +20,7 @@ from torch import Tensor
 from vbc.codec.model import load_model
 from vbc.kernels import conv, logistic, predict, rans
 from vbc.kernels.conv import IntConv
-from vbc.kernels.research import glimpse, glimpse_box, masked_conv, mixture
+from vbc.kernels.research import glimpse, glimpse_box, glimpse_points, masked_conv, mixture
 
 INT8, HALF, INT, FLOAT, BYTE, LONG, SHORT = "*i8", "*fp16", "*i32", "*fp32", "*u8", "*i64", "*i16"
 Case = tuple[str, Any, dict[str, str], dict[str, Any]]
@@ -102,6 +102,11 @@ def cases() -> Iterator[Case]:
         yield "glimpse gradient" + name, glimpse._backward_kernel, types, more
         types = {"source": BYTE, "boxes": LONG, "total": INT, "covered": INT}
         yield "boxes" + name, glimpse_box._boxes_kernel, types | lists, more
+    looks = {"images": FLOAT, "points": FLOAT, "out": FLOAT}
+    types = looks | {"grad": FLOAT, "d_images": FLOAT, "d_points": FLOAT}
+    for name, more in (("", size), (" 1x1", size | {"c": 1, "h": 1, "w": 1, "area": 1})):
+        yield "points" + name, glimpse_points._look_kernel, looks, more
+        yield "points gradient" + name, glimpse_points._look_grad_kernel, types, more
 
 
 def layers(part: Any) -> Iterator[IntConv]:

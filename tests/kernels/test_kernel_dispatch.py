@@ -30,6 +30,7 @@ import torch
 from vbc.kernels import conv, dispatch, logistic, rans
 from vbc.kernels.research import glimpse
 from vbc.kernels.research import glimpse_box
+from vbc.kernels.research import glimpse_points
 from vbc.kernels.research import masked_conv
 from vbc.kernels.research import mixture
 assert not dispatch.HAVE_TRITON
@@ -196,7 +197,7 @@ def launches(path: Path) -> Iterator[tuple[str, bool]]:
         "logistic",
         "predict",
         "rans",
-        *(f"research/{n}" for n in ("glimpse", "glimpse_box", "masked_conv", "mixture")),
+        *(f"research/{n}" for n in ("glimpse", "glimpse_box", "glimpse_points", "masked_conv", "mixture")),
     ],
 )
 def test_every_launch_is_on_its_device(name: str) -> None:

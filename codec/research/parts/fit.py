@@ -1,7 +1,8 @@
 """Models trained for so many seconds: the steps that fit are counted first, so that a rate can fall to its
 end."""
 
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from vbc.codec.research.parts.loop import Batches, Loss, Plan, steps_within, tra
 from vbc.codec.research.run import Setting
 
 M = TypeVar("M", bound=nn.Module)
+Make = Callable[[], tuple[nn.Module, Loss, Batches]]
+"""A model, its loss and its batches."""
 
 
 def fit(
@@ -42,6 +45,19 @@ def fit(
     model = new()
     train(model, loss_of(model, plan), batches, plan, setting.out / f"{key}.safetensors", setting)
     return model.eval()
+
+
+def equal_steps(makes: Mapping[str, Make], plan: Plan, seconds: float, setting: Setting) -> int:
+    """How many steps of a plan each of several models can take so that all together take so many seconds.
+
+    makes: for each name, under which its own number is kept, a model like the one to be trained.
+    """
+    share = seconds / len(makes)
+    return int(
+        statistics.harmonic_mean(
+            [steps_within(make, plan, share, setting, name) for name, make in makes.items()]
+        )
+    )
 
 
 def fit_betas(

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from vbc.codec.research.parts.blocks import initialise_from_batch, n_parameters
 from vbc.codec.research.parts.data_sets import Split
+from vbc.codec.research.parts.fit import Make, equal_steps
 from vbc.codec.research.parts.importance import (
     add_up,
     bits_per_dim,
@@ -24,7 +25,6 @@ from vbc.codec.research.parts.loop import (
     Plan,
     flip_and_shift,
     random_batch,
-    steps_within,
     train,
 )
 from vbc.codec.research.parts.measures import fine_detail, ms_ssim, psnr
@@ -138,14 +138,15 @@ def train_equally(
     n_values = data.train[0].numel()
     batches = random_batch(data.train, batch, setting.seed, flip_and_shift)
 
-    def timed(entrant: Entrant) -> int:
+    def maker(entrant: Entrant) -> Make:
         def make() -> tuple[SsVae, Loss, Batches]:
             model = start_model(entrant, batches, setting)
             return model, make_loss(model, n_values), batches
 
-        return steps_within(make, plan_of(setting, batch), seconds, setting, entrant.name)
+        return make
 
-    steps = max(1, int(1 / sum(1 / timed(entrant) for entrant in entrants)))
+    makes = {entrant.name: maker(entrant) for entrant in entrants}
+    steps = equal_steps(makes, plan_of(setting, batch), seconds, setting)
     trained = {}
     for entrant in entrants:
         model = start_model(entrant, batches, setting)
