@@ -43,8 +43,8 @@ class ModelMissing(FormatError):
 
     def __str__(self) -> str:
         return (
-            f"the file needs model data with hash {self.wanted.hex()}, which is not available: name its weights, "
-            f"or a folder that has them as HASH.safetensors in VBC_WEIGHTS"
+            f"the file needs model data with hash {self.wanted.hex()}, which is not here: name its weights, "
+            "or in VBC_WEIGHTS a folder that has them as HASH.safetensors"
         )
 
 
