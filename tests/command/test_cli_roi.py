@@ -48,6 +48,17 @@ def test_regions_and_masks_say_the_same(image: Path, mask: Path, tmp_path: Path)
     assert order == [(1, 1), (2, 1), (2, 2), (3, 3), (3, 1), (3, 2)]
 
 
+def test_the_encoder_looks_for_regions(image: Path, tmp_path: Path) -> None:
+    """The command says so as the function does, for each of several images; one without any is as it is."""
+    flat = saved(tmp_path / "flat.png", np.full((64, 64, 3), 99, np.uint8))
+    out = tmp_path / "out"
+    assert codec("encode", image, flat, "-o", out, "--roi", "auto", "--roi-first").exit_code == 0
+    for name, array in (("wide", WIDE), ("flat", np.full((64, 64, 3), 99, np.uint8))):
+        found = vbc.codec.encode(array, roi="auto", roi_first=True, metadata=META)
+        assert (out / f"{name}.vbc").read_bytes() == found
+    assert found == vbc.codec.encode(array, metadata=META)
+
+
 def test_several_images_take_the_same_regions(image: Path, mask: Path, tmp_path: Path) -> None:
     """One that is too small fails alone."""
     small = saved(tmp_path / "small.png", WIDE[:, :50])
@@ -79,6 +90,7 @@ def test_several_images_take_the_same_regions(image: Path, mask: Path, tmp_path:
         ("--roi", "colour.png"),
         ("--roi", "half.png"),
         ("--roi", "one.png", "--roi", "two.png"),
+        ("--roi", "auto", "--roi", "0,0,9,9"),
     ],
     ids=" ".join,
 )
