@@ -19,6 +19,7 @@ STUDIES: dict[str, str] = {
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
+    "noise-variance": "noise_variance:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 
