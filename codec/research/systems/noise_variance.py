@@ -75,7 +75,13 @@ def lengths(model: PictureVae, x: Tensor, seed: int) -> dict[str, float]:
     nats, code = message_nats(x, y).item(), prior_nats(q).mean().item()
     noise = squared_error(x, y).mean().item()
     units = code_metrics.kl_of_units(q.mean, q.log_var).mean(0)
-    return {"total": nats + code, "KL": code, "errors": nats, "noise": noise, "dead": (units < DEAD).sum().item()}
+    return {
+        "total": nats + code,
+        "KL": code,
+        "errors": nats,
+        "noise": noise,
+        "dead": (units < DEAD).sum().item(),
+    }
 
 
 def figures_of(model: PictureVae, train: Tensor, test: Tensor, seed: int) -> dict[str, float]:
