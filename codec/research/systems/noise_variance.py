@@ -1,4 +1,4 @@
-"""Study `noise-variance`: a VAE whose noise has the variance of its errors, beside one of plain squared error.
+"""Study `noise-variance`: a VAE whose noise has the variance of its errors, beside plain squared error.
 
 Zeng's thesis, sections 1.1 and 3.3. The first loss is the length of a message: code by KL, errors by the
 Gaussian that fits them. Plain squared error of pictures 0..1 plus KL is, up to a factor, a beta-VAE with beta
@@ -146,7 +146,7 @@ def run(setting: Setting) -> Result:
 
 
 def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list[Effect]:
-    """What the thesis says of the loss. fitted, plain: figures with empirical variance, with squared error."""
+    """What the thesis says. fitted, plain: figures with empirical variance and with squared error."""
     return [
         Effect(
             f"{data}: with empirical variance the message is shorter.",
@@ -160,10 +160,10 @@ def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list
             f"KL {fitted['KL']:.1f} against {plain['KL']:.1f} nats.",
         ),
         Effect(
-            f"{data}: the objective chooses the dimension of the code: latents that do not pay are dropped.",
+            f"{data}: the objective chooses the code's dimension: latents that do not pay are dropped.",
             plain["dead latents"] > fitted["dead latents"],
-            f"{fitted['dead latents']:.0f} of {FORMS[data].latents} latents have a mean KL below {DEAD} nats, "
-            f"{plain['dead latents']:.0f} with squared error.",
+            f"{fitted['dead latents']:.0f} of {FORMS[data].latents} latents have a mean KL below {DEAD} nats "
+            f"with empirical variance, {plain['dead latents']:.0f} with squared error.",
         ),
         Effect(
             f"{data}: blur is by design: only detail that can be compressed stays.",
@@ -172,7 +172,7 @@ def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list
             f"{plain['detail kept']:.0f} % with squared error.",
         ),
         Effect(
-            f"{data}: the network does not memorise: test messages are as long as training ones (within 5 %).",
+            f"{data}: the network does not memorise: test messages are at most 5 % longer than training ones.",
             fitted["total"] < MEMORISED * fitted["train total"],
             f"{fitted['total']:.0f} nats on test pictures, {fitted['train total']:.0f} on training ones.",
         ),
@@ -182,7 +182,7 @@ def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list
 def notes() -> list[str]:
     return [
         "Nats of both by the empirical variance of the errors on 1,000 pictures, in grey values, 1/12 added.",
-        "Digits in a square of 32. 32 and 128 latents, 16-32-64 and 24-48-96 channels, Adam from 1e-3 (ours).",
+        "Digits in a square of 32; 32 and 128 latents, 16-32-64 and 24-48-96 channels, Adam from 1e-3 (ours).",
         "Detail: energy beyond half the resolution, of pictures decoded from mean codes.",
     ]
 
