@@ -172,7 +172,7 @@ def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list
             f"{plain['detail kept']:.0f} % with squared error.",
         ),
         Effect(
-            f"{data}: the network does not memorise: test messages are at most 5 % longer than training ones.",
+            f"{data}: the network does not memorise: test messages are at most 5 % longer than others.",
             fitted["total"] < MEMORISED * fitted["train total"],
             f"{fitted['total']:.0f} nats on test pictures, {fitted['train total']:.0f} on training ones.",
         ),
@@ -182,7 +182,7 @@ def claims(data: str, fitted: dict[str, float], plain: dict[str, float]) -> list
 def notes() -> list[str]:
     return [
         "Nats of both by the empirical variance of the errors on 1,000 pictures, in grey values, 1/12 added.",
-        "Digits in a square of 32; 32 and 128 latents, 16-32-64 and 24-48-96 channels, Adam from 1e-3 (ours).",
+        "Digits in a square of 32; 32 and 128 latents, 16-32-64 and 24-48-96 channels, Adam from 1e-3.",
         "Detail: energy beyond half the resolution, of pictures decoded from mean codes.",
     ]
 
