@@ -20,6 +20,8 @@ STUDIES: dict[str, str] = {
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
     "noise-variance": "noise_variance:STUDY",
+    "bfvae-toy": "bfvae.toy:STUDY",
+    "bfvae-objects": "bfvae.objects:STUDY",
     "transfer": "transfer:STUDY",
     "lsr-gan-mnist": "lsr_gan.study:STUDY_MNIST",
     "lsr-gan-cifar": "lsr_gan.study:STUDY_CIFAR",

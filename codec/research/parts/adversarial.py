@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.gaussians import Gaussian
 from vbc.codec.research.parts.loop import Batches, Loss, Plan
-from vbc.codec.research.parts.picture_vae import SLOPE, Form, to_unit
+from vbc.codec.research.parts.picture_vae import SLOPE, Decoder, Form, to_unit
 from vbc.codec.research.run import Setting
 
 Encode = Callable[[Tensor], Gaussian]
@@ -28,6 +28,9 @@ Encode = Callable[[Tensor], Gaussian]
 
 FIRST_DEVIATION = 0.02
 """Of the weights that a DCGAN's convolutions start with (Radford et al. 2016, arXiv:1511.06434)."""
+
+ENTRY = 256
+"""Units of the dense layer before a generator's decoder."""
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -46,6 +49,27 @@ class Discriminator(nn.Sequential):
         n_core = form.core[0] * form.core[1] * form.core[2]
         last = nn.Linear(n_core, 1)
         super().__init__(*layers, nn.Flatten(), spectral_norm(last) if spectral else last)
+
+
+class Generator(nn.Module):
+    """A decoder with dense layers before it, which a GAN needs to be stable.
+
+    start: the decoder to begin with, the dense layers then change nothing at first; a new one where None.
+    """
+
+    def __init__(self, form: Form, start: Decoder | None) -> None:
+        super().__init__()
+        last = nn.Linear(ENTRY, form.latents)
+        self.entry = nn.Sequential(nn.Linear(form.latents, ENTRY), nn.ReLU(), last)
+        self.decoder = Decoder(form)
+        if start is not None:
+            self.decoder.load_state_dict(start.state_dict())
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        made: Tensor = self.decoder(z + self.entry(z))
+        return made
 
 
 class Adversaries(nn.Module):

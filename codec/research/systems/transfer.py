@@ -309,7 +309,7 @@ def claims(
             said,
         ),
         Effect(
-            "A linear probe of the code hardly tells natural sets apart (their mean below 75 %; by chance, two "
+            "A linear probe of the code hardly tells natural sets apart (mean below 75 %; by chance, two "
             "sets, 50 %), and digits almost always (95 %).",
             sum(told[name] for name in NATURAL) / len(NATURAL) < 75 and told[DIGITS] > 95,
             ", ".join(f"{name} {value:.1f} %" for name, value in told.items()),

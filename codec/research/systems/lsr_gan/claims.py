@@ -1,6 +1,6 @@
 """What chapter 3 of Zeng's thesis claims of the latent space renderer, and whether measured figures say so.
 
-decoded: figures of the VAEs' decoders by beta. rendered: of the renderers by (beta, lambda). Keys are those
+decoded: figures of the VAEs' decoders by beta. rendered: of the renderers. Keys are those
 of `Bench.measure`.
 """
 
@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from vbc.codec.research.run import Effect
+from vbc.codec.research.systems.lsr_gan.models import CONTROL, NEW, Point
 
 Figures = dict[str, float]
 Decoded = Mapping[float, Figures]
-Rendered = Mapping[tuple[float, float], Figures]
+Rendered = Mapping[Point, Figures]
 
 RISING = (0.1, 1.0, 5.0, 20.0)
 """Values of lambda over which error and spread fall."""
@@ -22,9 +23,9 @@ and beta 1, or whose variety is so many times below the test set's."""
 
 def claims(data: str, truth: Figures, decoded: Decoded, rendered: Rendered) -> list[Effect]:
     """All claims on one data set. truth: figures of the test pictures."""
-    vae, lsr = decoded[1.0], rendered[1.0, 1.0]
-    ratios = [rendered[1.0, weight]["MSE"] / vae["MSE"] for weight in RISING]
-    spreads = [rendered[1.0, weight]["spread"] for weight in RISING]
+    vae, lsr = decoded[1.0], rendered[Point(1.0, 1.0)]
+    ratios = [rendered[Point(1.0, weight)]["MSE"] / vae["MSE"] for weight in RISING]
+    spreads = [rendered[Point(1.0, weight)]["spread"] for weight in RISING]
     said = _over("lambda", RISING, ratios)
     ratio = lsr["MSE"] / vae["MSE"]
     gain = lsr["sharpness"] / vae["sharpness"]
@@ -55,6 +56,12 @@ def claims(data: str, truth: Figures, decoded: Decoded, rendered: Rendered) -> l
         *accuracies(data, decoded, rendered),
         *distances(data, vae, lsr),
         *collapses(data, truth, rendered),
+        Effect(
+            f"{data}: a new generator does as well as one that starts from the VAE's decoder (ours).",
+            rendered[NEW]["Frechet, random z"] <= lsr["Frechet, random z"],
+            f"own distance with random codes {rendered[NEW]['Frechet, random z']:.2f} against "
+            f"{lsr['Frechet, random z']:.2f}, MSE {rendered[NEW]['MSE']:.1f} against {lsr['MSE']:.1f}.",
+        ),
         flat(data, decoded),
         Effect(f"{data}: an autoencoder cannot replace the VAE.", None, "no autoencoder is trained here."),
     ]
@@ -64,8 +71,8 @@ def accuracies(data: str, decoded: Decoded, rendered: Rendered) -> list[Effect]:
     """Claims on the class of decoded and rendered pictures; by true labels where there are any."""
     key = "absolute" if "absolute" in decoded[1.0] else "relative"
     betas = [beta for beta in decoded if beta >= 1]
-    gaps = [rendered[beta, 1.0][key] - decoded[beta][key] for beta in betas]
-    by_lambda = [rendered[1.0, weight][key] for weight in RISING]
+    gaps = [rendered[Point(beta, 1.0)][key] - decoded[beta][key] for beta in betas]
+    by_lambda = [rendered[Point(1.0, weight)][key] for weight in RISING]
     return [
         Effect(
             f"{data}: for beta of 1 and more the renderer's {key} accuracy is above the VAE's.",
@@ -107,7 +114,7 @@ def distances(data: str, vae: Figures, lsr: Figures) -> list[Effect]:
 
 def collapses(data: str, truth: Figures, rendered: Rendered) -> list[Effect]:
     """Claims on collapse: at either end, and without a VAE."""
-    good = rendered[1.0, 1.0]
+    good = rendered[Point(1.0, 1.0)]
 
     def collapsed(found: Figures) -> bool:
         far = found["Frechet, random z"] > COLLAPSED * good["Frechet, random z"]
@@ -120,16 +127,22 @@ def collapses(data: str, truth: Figures, rendered: Rendered) -> list[Effect]:
             f"{truth['variety']:.1f})."
         )
 
-    free = rendered[1.0, 0.0]
+    free = rendered[Point(1.0, CONTROL)]
     return [
         Effect(
-            f"{data}: collapse at lambda 100.", collapsed(rendered[1.0, 100.0]), say(rendered[1.0, 100.0])
+            f"{data}: collapse at lambda 100.",
+            collapsed(rendered[Point(1.0, 100.0)]),
+            say(rendered[Point(1.0, 100.0)]),
         ),
-        Effect(f"{data}: collapse at beta 0.01.", collapsed(rendered[0.01, 1.0]), say(rendered[0.01, 1.0])),
+        Effect(
+            f"{data}: collapse at beta 0.01.",
+            collapsed(rendered[Point(0.01, 1.0)]),
+            say(rendered[Point(0.01, 1.0)]),
+        ),
         Effect(
             f"{data}: matching a VAE prevents mode collapse: more variety than without one.",
             good["variety"] > free["variety"],
-            f"with lambda 1 {good['variety']:.1f}, without a VAE {free['variety']:.1f}, test pictures "
+            f"with lambda 1 {good['variety']:.1f}, with lambda 0 {free['variety']:.1f}, test pictures "
             f"{truth['variety']:.1f} grey values to the nearest.",
         ),
     ]

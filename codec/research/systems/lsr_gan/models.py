@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vbc.codec.research.parts.adversarial import (
     Adversaries,
     Discriminator,
+    Generator,
     dcgan_start,
     fit_generator,
     freeze,
@@ -17,17 +18,23 @@ from vbc.codec.research.parts.adversarial import (
 from vbc.codec.research.parts.data_sets import cifar, mnist, padded
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.loop import Loss, Plan, random_batch
-from vbc.codec.research.parts.picture_vae import Decoder, Form, PictureVae, loss_of
+from vbc.codec.research.parts.picture_vae import Form, PictureVae, loss_of
 from vbc.codec.research.run import Setting
 
 BATCH = 64
 VAE_PLAN = Plan(steps=5000, batch=BATCH, rate=1e-3, rate_end=1e-5, beta1=0.5, log_every=100)
 """Adam from 1e-3 and falling, not 2e-4: there are few steps."""
 GAN_PLAN = Plan(steps=10_000, batch=BATCH, rate=2e-4, log_every=100)
-ENTRY = 256
-"""Units of the dense layer that a generator has more than a decoder."""
 CONTROL = 0.0
 """The lambda of a generator that no VAE guides."""
+
+
+class Point(NamedTuple):
+    """A renderer. weight: lambda. new: whether it starts from nothing, and not from the VAE's decoder."""
+
+    beta: float
+    weight: float
+    new: bool = False
 
 
 class Pictures(NamedTuple):
@@ -41,16 +48,16 @@ class Pictures(NamedTuple):
 
 @dataclass(frozen=True)
 class Renderers:
-    """What a study trains. points: (beta, lambda) of each renderer; a VAE is trained for each beta."""
+    """What a study trains. A VAE is trained for each beta of the points."""
 
     name: str
     form: Form
     load: Callable[[Setting], Pictures]
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
 
     @property
     def betas(self) -> tuple[float, ...]:
-        return tuple(sorted({beta for beta, _ in self.points}))
+        return tuple(sorted({point.beta for point in self.points}))
 
 
 def digits(setting: Setting) -> Pictures:
@@ -70,7 +77,8 @@ LAMBDAS = (0.1, 1.0, 5.0, 20.0, 100.0, CONTROL)
 """At beta 1."""
 BETAS = (0.01, 5.0, 20.0)
 """At lambda 1."""
-POINTS = (*((1.0, weight) for weight in LAMBDAS), *((beta, 1.0) for beta in BETAS))
+NEW = Point(1.0, 1.0, new=True)
+POINTS = (*(Point(1.0, weight) for weight in LAMBDAS), *(Point(beta, 1.0) for beta in BETAS), NEW)
 DIGITS = Renderers("MNIST", Form(1, 32, 16, (16, 32, 64)), digits, POINTS)
 COLOURS = Renderers("CIFAR", Form(3, 32, 64, (24, 48, 96)), colour_pictures, POINTS)
 
@@ -94,20 +102,22 @@ def trained_vae(kind: Renderers, beta: float, train: Tensor, seconds: float, set
 def trained_renderer(
     kind: Renderers,
     vae: PictureVae,
-    point: tuple[float, float],
+    point: Point,
     train: Tensor,
     seconds: float,
     setting: Setting,
 ) -> nn.Module:
-    """The renderer of a (beta, lambda) on the frozen VAE of this beta: from codes to pictures as -1..1."""
-    beta, weight = point
+    """The renderer of a point on the frozen VAE of its beta: from codes to pictures as -1..1."""
 
     def make() -> Adversaries:
-        generator = Decoder(replace(kind.form, hidden=ENTRY))
-        return dcgan_start(Adversaries(generator, Discriminator(kind.form)))
+        generator = Generator(kind.form, None if point.new else vae.decoder)
+        judge = dcgan_start(Discriminator(kind.form))
+        return Adversaries(dcgan_start(generator) if point.new else generator, judge)
 
     batches = random_batch(train, BATCH, setting.seed)
     plan = replace(GAN_PLAN, seed=setting.seed)
-    name = f"LSR beta {beta:g} lambda {weight:g}"
+    name = f"LSR beta {point.beta:g} lambda {point.weight:g}{' new' * point.new}"
     latents, q = kind.form.latents, vae.encoder.posterior
-    return fit_generator(make, q, weight, latents, batches, plan, seconds, setting, name, timed_as="LSR")
+    return fit_generator(
+        make, q, point.weight, latents, batches, plan, seconds, setting, name, timed_as="LSR"
+    )

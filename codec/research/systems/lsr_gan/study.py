@@ -20,13 +20,13 @@ from vbc.codec.research.systems.lsr_gan.models import (
     DIGITS,
     LAMBDAS,
     Pictures,
+    Point,
     Renderers,
     trained_renderer,
     trained_vae,
 )
 
 Figures = dict[str, float]
-Point = tuple[float, float]
 
 VAE_SHARE = 0.5
 """Budget of a VAE over that of a renderer."""
@@ -81,9 +81,9 @@ def run(kind: Renderers, setting: Setting) -> Result:
     unit = TRAINING_SHARE * setting.budget_s / (VAE_SHARE * len(kind.betas) + len(kind.points))
     bench = Bench(data, setting)
     vaes = {b: trained_vae(kind, b, data.train, VAE_SHARE * unit, setting) for b in kind.betas}
-    made = {p: trained_renderer(kind, vaes[p[0]], p, data.train, unit, setting) for p in kind.points}
+    made = {p: trained_renderer(kind, vaes[p.beta], p, data.train, unit, setting) for p in kind.points}
     decoded = {beta: bench.measure(vae, vae.decoder) for beta, vae in vaes.items()}
-    rendered = {point: bench.measure(vaes[point[0]], network) for point, network in made.items()}
+    rendered = {point: bench.measure(vaes[point.beta], network) for point, network in made.items()}
     truth = bench.of_test()
     tables = [
         Table(f"{kind.name}, lambda 1 (table 3.1)", BETA_UNITS, beta_rows(decoded, rendered)),
@@ -101,7 +101,7 @@ def beta_rows(decoded: Mapping[float, Figures], rendered: Mapping[Point, Figures
     """Table 3.1: decoder and renderer of each beta, with the thesis' figures."""
     rows = []
     for beta, vae in decoded.items():
-        lsr = rendered[beta, 1.0]
+        lsr = rendered[Point(beta, 1.0)]
         pairs = [(key, part) for key in ("MSE", "absolute", "relative") for part in ("VAE", "LSR")]
         figures = {f"{key} {part}": (vae if part == "VAE" else lsr).get(key) for key, part in pairs}
         known = dict(zip((f"{key} {part}" for key, part in pairs), BY_BETA[beta], strict=True))
@@ -115,7 +115,7 @@ def lambda_rows(vae: Figures, rendered: Mapping[Point, Figures]) -> list[Row]:
     rows = []
     for name, found, known in [
         ("VAE", vae, (VAE_MSE, None, BY_BETA[1.0][2], BY_BETA[1.0][4])),
-        *((f"lambda {w:g}", rendered[1.0, w], BY_LAMBDA.get(w, ())) for w in LAMBDAS if w != CONTROL),
+        *((f"lambda {w:g}", rendered[Point(1.0, w)], BY_LAMBDA.get(w, ())) for w in LAMBDAS if w != CONTROL),
     ]:
         figures = {column: found[key] for column, key in columns.items() if key in found}
         thesis = {
@@ -133,7 +133,7 @@ def look_rows(
     """Section 3.2.1 and ours: the test pictures, each decoder, each renderer."""
     found = {"test pictures": truth, **{f"VAE beta {beta:g}": f for beta, f in decoded.items()}}
     found |= {name_of(point): f for point, f in rendered.items()}
-    known = {"VAE beta 1": LOOK["VAE"], name_of((1.0, 1.0)): LOOK["LSR"]}
+    known = {"VAE beta 1": LOOK["VAE"], name_of(Point(1.0, 1.0)): LOOK["LSR"]}
     return [
         Row(name, {key: f[key] for key in LOOK_UNITS if key in f}, known.get(name, {}))
         for name, f in found.items()
@@ -142,8 +142,7 @@ def look_rows(
 
 def name_of(point: Point) -> str:
     """A renderer in words."""
-    beta, weight = point
-    return f"LSR beta {beta:g}, lambda {weight:g}" if weight else "GAN without VAE"
+    return f"LSR beta {point.beta:g}, lambda {point.weight:g}{', new' * point.new}"
 
 
 def _with_ratio(found: Mapping[str, float | None]) -> Figures:
@@ -167,9 +166,9 @@ def show(
         rows[f"VAE beta {beta:g}"] = pictures_of(vae.decoder, codes[beta])
         invented[f"VAE beta {beta:g}"] = pictures_of(vae.decoder, random)
         for point, network in made.items():
-            if point[0] == beta:
+            if point.beta == beta:
                 invented[name_of(point)] = pictures_of(network, random)
-                if point[1] != CONTROL:
+                if point.weight != CONTROL:
                     rows[name_of(point)] = pictures_of(network, codes[beta])
     return save_rows(setting.out / "rendered-pictures.png", rows) + save_rows(
         setting.out / "random-codes.png", invented
@@ -184,10 +183,10 @@ def curves(
     weights = [weight for weight in LAMBDAS if weight != CONTROL]
     over_beta = {
         "VAE": (betas, [decoded[beta]["MSE"] for beta in betas]),
-        "LSR, lambda 1": (betas, [rendered[beta, 1.0]["MSE"] for beta in betas]),
+        "LSR, lambda 1": (betas, [rendered[Point(beta, 1.0)]["MSE"] for beta in betas]),
     }
     over_lambda = {
-        "LSR, beta 1": (weights, [rendered[1.0, weight]["MSE"] for weight in weights]),
+        "LSR, beta 1": (weights, [rendered[Point(1.0, weight)]["MSE"] for weight in weights]),
         "VAE, beta 1": (weights, [decoded[1.0]["MSE"]] * len(weights)),
     }
     out = setting.out
@@ -211,8 +210,8 @@ def notes(kind: Renderers, truth: Figures) -> list[str]:
         "Variety: distance of a picture of a random code to the most alike other one; test pictures have "
         f"{truth['variety']:.1f}.",
         f"Same symbol: codes rounded to steps of {CELL:g}; share of latents that encoding returns.",
-        "The GAN without VAE is a control of ours (lambda 0). Both networks step at once; the weights start "
-        "as a DCGAN's.",
+        "Renderers start from the VAE's decoder behind dense layers that change nothing at first; the new "
+        "one starts as a DCGAN does. Lambda 0, the adversary alone, is ours. Both networks step at once.",
     ]
 
 
