@@ -21,6 +21,8 @@ STUDIES: dict[str, str] = {
     "ssvae-latents": "ssvae.latents_study:STUDY",
     "noise-variance": "noise_variance:STUDY",
     "bfvae-toy": "bfvae.toy:STUDY",
+    "bfvae-digits": "bfvae.digits:STUDY",
+    "bfvae-lsr-gan": "bfvae.renderer:STUDY",
     "bfvae-objects": "bfvae.objects:STUDY",
     "transfer": "transfer:STUDY",
     "lsr-gan-mnist": "lsr_gan.study:STUDY_MNIST",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.gaussians import Gaussian
@@ -29,6 +30,7 @@ Encode = Callable[[Tensor], Gaussian]
 FIRST_DEVIATION = 0.02
 """Of the weights that a DCGAN's convolutions start with (Radford et al. 2016, arXiv:1511.06434)."""
 
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 ENTRY = 256
 """Units of the dense layer before a generator's decoder."""
 
@@ -82,18 +84,24 @@ class Adversaries(nn.Module):
 
 def dcgan_start(network: N) -> N:
     """The network with convolutions that start as a DCGAN's, N(0, 0.02)."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and not hasattr(layer, "parametrizations"):
-            nn.init.normal_(layer.weight, 0, FIRST_DEVIATION)
+    for weight in _weights(network, CONVOLUTIONS):
+        nn.init.normal_(weight, 0, FIRST_DEVIATION)
     return network
 
 
 def orthogonal_start(network: N) -> N:
     """The network with orthogonal weights in dense layers and convolutions."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.orthogonal_(layer.weight)
+    for weight in _weights(network, (*CONVOLUTIONS, nn.Linear)):
+        nn.init.orthogonal_(weight)
     return network
+
+
+def _weights(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[Tensor]:
+    """The weights of these layers; of one under spectral norm, those that it normalises."""
+    for layer in network.modules():
+        if isinstance(layer, kinds):
+            normed = is_parametrized(layer, "weight")
+            yield layer.get_parameter("parametrizations.weight.original" if normed else "weight")
 
 
 @contextmanager

@@ -156,15 +156,15 @@ def claims(found: dict[str, dict[str, float]]) -> list[Effect]:
                 f"{five['reconstruction']:.2f} and {one['reconstruction']:.2f} dB",
             ),
             Effect(
-                f"{grounds}: an empty foreground extracts the ground without a mask (beta 5: less than half of "
-                "the object's difference is left).",
+                f"{grounds}: an empty foreground extracts the ground without a mask (beta 5: less than half "
+                "of the object's difference is left).",
                 five["object left"] < 50,
                 f"{five['object left']:.0f} % left, {five['extraction']:.1f} dB; beta 1: "
                 f"{one['object left']:.0f} %, {one['extraction']:.1f} dB",
             ),
             Effect(
-                f"{grounds}: z_b does not tell the object's shape (below 45 %, chance {100 // len(SHAPES)} %), "
-                "z_f does.",
+                f"{grounds}: z_b does not tell the object's shape (below 45 %, chance "
+                f"{100 // len(SHAPES)} %), z_f does.",
                 five["shape from z_b"] < 45 and five["shape from z_f"] > five["shape from z_b"] + 20,
                 f"{five['shape from z_b']:.1f} and {five['shape from z_f']:.1f} %",
             ),
@@ -195,8 +195,8 @@ def claims(found: dict[str, dict[str, float]]) -> list[Effect]:
 
 def notes() -> list[str]:
     return [
-        "32x32 pictures (thesis: 64x64), z_f 32, z_b 64 latents, 16-32-64 channels; Adam from 1e-3. One or two "
-        "shapes a picture; swaps take the object of another picture, against the true recomposition.",
+        "32x32 pictures (thesis: 64x64), z_f 32, z_b 64 latents, 16-32-64 channels; Adam from 1e-3. One or "
+        "two shapes a picture; swaps take the object of another picture, against the true recomposition.",
         "Object left: error of the extracted ground where the object was, 100 % where it is still in place. "
         "Probes: two-layer network from mean codes, pictures of one object.",
         "Grounds of photographs: tiles of 128 pixels made 32; those for testing are of other photographs.",

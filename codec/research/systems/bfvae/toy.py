@@ -64,8 +64,8 @@ CHANCE = 100 / len(SHAPES)
 
 
 def figures_of(model: Bfvae, drawing: Drawing, seed: int) -> dict[str, float]:
-    """The figures of SWAP_UNITS, on new pictures. Same colours: an object on a ground of its own colour, which
-    no picture has."""
+    """The figures of SWAP_UNITS, on new pictures. Same colours: an object on a ground of its own colour,
+    which no picture has."""
     seen = draw(drawing, TESTED, seed + 100)
     unseen = draw(replace(TOY, colours=(HELD_OUT,)), TESTED, seed + 101)
     others = rolled(seen)
@@ -109,10 +109,10 @@ def run(setting: Setting) -> Result:
     z_b = toy.encode_back(test.images).mean.cpu()
     shares = {label: group_share(z_b, getattr(test, label)) for label in ("ground", "colour", "shape")}
     plane, names = principal_plane(z_b), list(COLOURS)
-    groups = {names[g]: plane[test.ground == g] for g in test.ground.unique(sorted=True)}
+    groups = {name: plane[test.ground == names.index(name)] for name in TOY.grounds}
     pictures = show(models, setting) + save_points(setting.out / "background-codes.png", groups)
-    figures = [{row.model: row.figures for row in rows} for rows in (probes, swaps)]
-    return Result(tables, claims(*figures, shares), notes(), pictures)
+    by_probe, by_model = ({row.model: row.figures for row in rows} for rows in (probes, swaps))
+    return Result(tables, claims(by_probe, by_model, shares), notes(), pictures)
 
 
 def show(models: dict[str, Bfvae], setting: Setting) -> list[str]:
@@ -137,7 +137,7 @@ def show(models: dict[str, Bfvae], setting: Setting) -> list[str]:
 def claims(
     probes: dict[str, dict[str, float]], swaps: dict[str, dict[str, float]], shares: dict[str, float]
 ) -> list[Effect]:
-    """What section 5.4.1 claims of the toy. probes, swaps: figures by row. shares: of z_b's variance that lies
+    """What section 5.4.1 claims of the toy. probes, swaps: figures by row. shares: of z_b's variance, those
     between groups of a label."""
     shape, colour = probes["toy: shape of red ones"], probes["toy: colour of squares"]
     black = {name: probes[f"{name}: shape of black ones"] for name in VARIANTS if "black" in name}
