@@ -5,6 +5,7 @@ in grey values, so that a value of precision 1 costs -log p(error) nats. Natural
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -168,6 +169,6 @@ def codes_of(encoder: Encoder, x: Tensor) -> Gaussian:
 
 
 @torch.no_grad()
-def pictures_of(decoder: nn.Module, z: Tensor) -> Tensor:
+def pictures_of(decoder: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Pictures of many codes: uint8 on the codes' device."""
     return torch.cat([to_bytes(decoder(part)) for part in torch.split(z, CHUNK)])

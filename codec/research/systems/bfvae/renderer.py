@@ -194,12 +194,9 @@ def show(
     torch.manual_seed(setting.seed)
     z = torch.randn(SHOWN, KIND.back + KIND.front).to(next(whole.parameters()).device)
     at = torch.linspace(0, 1, SHOWN).unsqueeze(1).to(z)
-    ways = {
-        "both codes": z[:1] * (1 - at) + z[1:2] * at,
-        "z_f alone": torch.cat(
-            (z[:1, : KIND.back].expand(SHOWN, -1), (z[:1] * (1 - at) + z[1:2] * at)[:, KIND.back :]), 1
-        ),
-    }
+    both = z[:1] * (1 - at) + z[1:2] * at
+    still = z[:1, : KIND.back].expand(SHOWN, -1)
+    ways = {"both codes": both, "z_f alone": torch.cat((still, both[:, KIND.back :]), 1)}
     random = {}
     for name, network in made.items():
         swaps[name] = rendered(network, model, whole, few, others)
@@ -256,8 +253,8 @@ def notes() -> list[str]:
     return [
         "32x32 pictures, one shape on a crop of a photograph; z_f 32, z_b 64 latents, beta 1, lambda 1, "
         "16-32-64 channels with residual blocks; discriminator with spectral norm, orthogonal start.",
-        f"{TESTED} random codes, as many test pictures. Saved: rounded to 8 bits; direct: as the network gives "
-        "them. Frechet distances on features of a classifier of the shapes, comparable in this run alone.",
+        f"{TESTED} random codes, as many test pictures. Saved: rounded to 8 bits; direct: as the network "
+        "gives them. Frechet distances on features of a classifier of shapes, comparable in this run alone.",
         "Errors of codes: mean |E(G(z)) - z| of a latent; two independent standard normal numbers differ by "
         "1.13, mean codes that say nothing by 0.80. Swaps use E'_f, no masks.",
     ]

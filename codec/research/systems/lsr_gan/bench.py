@@ -1,5 +1,7 @@
 """Measures of decoders and renderers: error, spread, sharpness, classes, own Frechet distance, variety."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -92,14 +94,14 @@ def summed_error(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def spread(made: nn.Module, q: Gaussian) -> float:
+def spread(made: Callable[[Tensor], Tensor], q: Gaussian) -> float:
     """Variance of the pictures made from several codes of one posterior, in the unit of `summed_error`."""
     pictures = torch.stack([made(drawn(q)) / 2 for _ in range(DRAWS)])
     return float(pictures.var(0).flatten(1).sum(1).mean())
 
 
 @torch.no_grad()
-def same_symbols(vae: PictureVae, made: nn.Module, mean: Tensor) -> float:
+def same_symbols(vae: PictureVae, made: Callable[[Tensor], Tensor], mean: Tensor) -> float:
     """Percent of the latents, rounded to a grid of `CELL`, that encoding the picture made of them returns."""
     symbols = (mean / CELL).round()
     again = (codes_of(vae.encoder, pictures_of(made, symbols * CELL)).mean / CELL).round()
