@@ -7,6 +7,7 @@ Gaussian that fits them. Plain squared error of pictures 0..1 plus KL is, up to 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -116,12 +117,13 @@ def trained(kind: str, data: str, train: Tensor, seconds: float, setting: Settin
     def loss_under(model: PictureVae, plan: Plan) -> Loss:
         return lambda x, step: LOSSES[kind](model, x)
 
-    batches = random_batch(train, PLAN.batch, setting.seed)
+    plan = replace(PLAN, seed=setting.seed)
+    batches = random_batch(train, plan.batch, setting.seed)
     return fit(
         lambda: PictureVae(FORMS[data]),
         loss_under,
         batches,
-        PLAN,
+        plan,
         seconds,
         setting,
         f"{data} {kind}",

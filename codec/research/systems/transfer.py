@@ -5,6 +5,7 @@ loss is the message length with empirical noise variance.
 """
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -109,9 +110,9 @@ def trained_source(train: Tensor, setting: Setting) -> PictureVae:
     def loss_under(model: PictureVae, plan: Plan) -> Loss:
         return lambda x, step: loss_of(model, x)
 
-    batches = random_batch(train, PLAN.batch, setting.seed)
-    seconds = SHARES["source"] * setting.budget_s
-    return fit(lambda: PictureVae(FORM), loss_under, batches, PLAN, seconds, setting, "source")
+    plan, seconds = replace(PLAN, seed=setting.seed), SHARES["source"] * setting.budget_s
+    batches = random_batch(train, plan.batch, setting.seed)
+    return fit(lambda: PictureVae(FORM), loss_under, batches, plan, seconds, setting, "source")
 
 
 def taught(
@@ -138,10 +139,10 @@ def taught(
 
         return loss
 
-    batches = random_batch(train, plan.batch, setting.seed)
-    seconds = SHARES[name] * setting.budget_s
-    timed_as = "pupil" if plan is TUNE_PLAN else None
-    return fit(make, loss_under, batches, plan, seconds, setting, name.replace(",", ""), timed_as)
+    batches, key = random_batch(train, plan.batch, setting.seed), name.replace(",", "")
+    plan, seconds = replace(plan, seed=setting.seed), SHARES[name] * setting.budget_s
+    timed_as = f"pupil of {len(train)}"  # those of the same faces get as many steps
+    return fit(make, loss_under, batches, plan, seconds, setting, key, timed_as)
 
 
 @torch.no_grad()
