@@ -14,6 +14,7 @@ from vbc.codec.research.parts.adversarial import (
     dcgan_start,
     fit_generator,
     freeze,
+    orthogonal_start,
 )
 from vbc.codec.research.parts.data_sets import cifar, mnist, padded
 from vbc.codec.research.parts.fit import fit
@@ -79,7 +80,7 @@ BETAS = (0.01, 5.0, 20.0)
 """At lambda 1."""
 NEW = Point(1.0, 1.0, new=True)
 POINTS = (*(Point(1.0, weight) for weight in LAMBDAS), *(Point(beta, 1.0) for beta in BETAS), NEW)
-DIGITS = Renderers("MNIST", Form(1, 32, 16, (16, 32, 64)), digits, POINTS)
+DIGITS = Renderers("MNIST", Form(1, 32, 8, (16, 32, 64)), digits, POINTS)
 COLOURS = Renderers("CIFAR", Form(3, 32, 64, (24, 48, 96)), colour_pictures, POINTS)
 
 
@@ -107,11 +108,15 @@ def trained_renderer(
     seconds: float,
     setting: Setting,
 ) -> nn.Module:
-    """The renderer of a point on the frozen VAE of its beta: from codes to pictures as -1..1."""
+    """The renderer of a point on the frozen VAE of its beta: from codes to pictures as -1..1.
+
+    The discriminator has spectral norm: one with batch norm, as a DCGAN's, wins outright within a few hundred
+    steps against a generator that a code holds, and its gradient then makes noise of the pictures.
+    """
 
     def make() -> Adversaries:
         generator = Generator(kind.form, None if point.new else vae.decoder)
-        judge = dcgan_start(Discriminator(kind.form))
+        judge = orthogonal_start(Discriminator(kind.form, spectral=True))
         return Adversaries(dcgan_start(generator) if point.new else generator, judge)
 
     batches = random_batch(train, BATCH, setting.seed)

@@ -212,6 +212,8 @@ def notes(kind: Renderers, truth: Figures) -> list[str]:
         f"Same symbol: codes rounded to steps of {CELL:g}; share of latents that encoding returns.",
         "Renderers start from the VAE's decoder behind dense layers that change nothing at first; the new "
         "one starts as a DCGAN does. Lambda 0, the adversary alone, is ours. Both networks step at once.",
+        "The discriminator has spectral norm, not batch norm as the thesis' DCGAN: with that it won outright "
+        "within a few hundred steps, and pictures became noise that satisfied the encoder (tried on digits).",
     ]
 
 
