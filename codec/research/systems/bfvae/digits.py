@@ -22,10 +22,10 @@ from vbc.codec.research.systems.bfvae.model import PLAN, Bfvae, Kind, trained
 FORM = Form(1, 32, 16, (16, 32, 64), hidden=256, residual=False)
 BETA = 5.0
 N_CLASSES = 10
-BFVAE_SHARE, VAE_SHARE = 0.65, 0.25
+BFVAE_SHARE, VAE_SHARE = 0.7, 0.2
 """Of the budget."""
 PROBED, TESTED = 6000, 2000
-CLASSIFIER_STEPS, CLASSIFIER_SHARE = 800, 1.0
+CLASSIFIER_STEPS, CLASSIFIER_SHARE = 4000, 6.0
 """Of the classifier that reads swapped digits: steps at most, and for each second of the budget."""
 UNITS = {"train": "%", "test": "%"}
 # Table 5.7: accuracy of a network from the style's code to the class, training and test

@@ -50,7 +50,7 @@ LAMBDA = 1.0
 PICTURES, TESTED, SHOWN = 10_000, 1000, 10
 SHARES = {"BFVAE": 0.24, "E'_f": 0.1, "generator": 0.2}
 """Of the budget; there are three generators."""
-FEATURE_STEPS, FEATURE_SHARE = 1000, 0.25
+FEATURE_STEPS, FEATURE_SHARE = 2000, 1.0
 """Of the classifier of shapes: steps at most, and for each second of the budget."""
 UNITS = {
     "Frechet, saved": "own features",

@@ -19,7 +19,7 @@ N_SPREAD, DRAWS = 64, 8
 CELL = 0.5
 """Step of the grid that codes are rounded to where a picture has to return its code's symbols."""
 CLUSTERS, ROUNDS = 10, 20
-FEATURE_STEPS, FEATURE_SHARE = 1000, 0.25
+FEATURE_STEPS, FEATURE_SHARE = 4000, 1.5
 """Steps of the classifier at most; steps for each second of the budget."""
 
 
