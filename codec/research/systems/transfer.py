@@ -177,7 +177,8 @@ def set_rows(
         x, q = sets[name][1], codes[name][1]
         y = pictures_of(model.decoder, q.mean).cpu()
         error, spread = (
-            (a.float()).square().mean().item() for a in (x.float() - y.float(), x - x.float().mean(0))
+            (a.float()).square().mean().item()
+            for a in (x.float() - y.float(), x - x.float().mean((1, 2, 3), keepdim=True))
         )
         figures = (
             *(100 * part[k].item() for part in right),
@@ -362,7 +363,7 @@ def notes() -> list[str]:
         "128 latents, 32-64-128 channels. Source: Adam from 1e-3; tuning and new at 2e-4, "
         f"{TUNED} faces, up to {EPOCHS} epochs of batches of {TUNE_BATCH}.",
         "Thickness of a stroke: ink over the length of its edges. Explained: 1 - squared error over variance "
-        "about the set's mean picture.",
+        "of the picture's values.",
     ]
 
 
