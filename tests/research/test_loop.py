@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vbc.codec.research.parts import data_sets, loop
+from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.loop import Plan, train
 from vbc.codec.research.run import Setting
 
@@ -141,6 +142,25 @@ def test_steps_within_a_budget_are_kept(tmp_path: Path) -> None:
     assert loop.steps_within(make, plan, 9.0, setting, "line") == steps
     assert loop.steps_within(make, replace(plan, steps=3), 1.0, setting, "short") == 3
     assert len(calls) == 2
+
+
+def test_constants_of_adam() -> None:
+    optimiser = loop.make_optimiser(Line(), replace(PLAN, beta1=0.5))
+    assert optimiser.defaults["betas"] == (0.5, 0.999)
+    assert loop.make_optimiser(Line(), PLAN).defaults["betas"] == (0.9, 0.999)
+
+
+def test_models_that_are_timed_as_one_get_equal_steps(tmp_path: Path) -> None:
+    def loss_of(model: Line, plan: Plan) -> loop.Loss:
+        return lambda x, step: (model(x).square().mean(), {})
+
+    setting, batch = setting_in(tmp_path), loop.random_batch(DATA, 4, 1)
+    plan = replace(PLAN, steps=40)
+    for name, seconds, timed_as in (("a b", 100.0, "both"), ("c", 1e-9, "both"), ("d", 1e-9, None)):
+        fit(Line, loss_of, batch, plan, seconds, setting, name, timed_as)
+    assert json.loads((tmp_path / loop.PLANS).read_text()) == {"both": 40, "d": 1}
+    reports = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert reports == {"a-b.safetensors", "c.safetensors", "d.safetensors"}
 
 
 def test_batches_are_passes_in_random_order() -> None:

@@ -30,6 +30,26 @@ def test_psnr() -> None:
     assert measures.psnr(a, b).tolist() == [math.inf, pytest.approx(20 * math.log10(255 / 5))]
 
 
+def test_sharpness() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sharp = torch.randint(0, 256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    blurred = torch.nn.functional.avg_pool2d(sharp.float(), 3, 1).to(torch.uint8)
+    flat = torch.full_like(sharp, 90)
+    assert (measures.sharpness(sharp) > 2 * measures.sharpness(blurred)).all()
+    assert measures.sharpness(flat).tolist() == [pytest.approx(0, abs=1e-9)] * 2
+    point = torch.zeros((1, 1, 3, 3), dtype=torch.uint8)
+    point[0, 0, 1, 1] = 255
+    assert measures.sharpness(point).item() == pytest.approx(4 / (1 / 9 + measures.DARK))
+    assert torch.allclose(measures.sharpness(point.expand(1, 3, 3, 3)), measures.sharpness(point))
+
+
+def test_distance_to_the_most_alike() -> None:
+    x = torch.zeros((4, 1, 2, 2), dtype=torch.uint8)
+    x[1], x[2], x[3] = 10, 30, 60
+    assert measures.nearest_distance(x) == pytest.approx((10 + 10 + 20 + 30) / 4, rel=1e-3)
+    assert measures.nearest_distance(torch.cat((x, x))) == pytest.approx(0, abs=0.1)
+
+
 def test_ms_ssim_is_the_published_one() -> None:
     reference = pytest.importorskip("pytorch_msssim")
     a = random_images(2, 176)
@@ -102,6 +122,8 @@ def test_heat_maps() -> None:
 
 def test_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    assert pictures.save_points(tmp_path / "p.png", {"a": torch.rand(9, 2)}) == ["p.png"]
+    assert picture(tmp_path / "p.png").size[0] > 300
     names = pictures.save_curves(tmp_path / "c.png", {"a": ([1, 10], [2, 3])}, "bits", "dB", log_x=True)
     assert names == ["c.png"]
     assert picture(tmp_path / "c.png").size[0] > 300

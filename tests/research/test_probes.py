@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vbc.codec.research.parts.probes import accuracy, chance, fit_probe
+from vbc.codec.research.parts.probes import accuracy, chance, fit_probe, network_accuracy
 from vbc.codec.research.parts.toy_faces import BOXES, SHARES
 from vbc.codec.research.run import Effect
 from vbc.codec.research.systems.patch_vae import maps, probe_claims, probes, weights
@@ -34,6 +34,19 @@ def test_a_probe_finds_what_is_linear_whatever_the_scale(scale: float) -> None:
     assert chance(classes) < 0.4
     again = fit_probe(scaled[:750], classes[:750], 1)
     assert torch.equal(probe.weight, again.weight)
+
+
+def test_a_network_finds_what_no_line_does() -> None:
+    torch.manual_seed(0)
+    features = 3 + 2 * torch.randn(1500, 4)
+    classes = ((features[:, 0] > 3) ^ (features[:, 1] > 3)).long()
+    parts = (features[:1000], classes[:1000], features[1000:], classes[1000:])
+    train, test = network_accuracy(*parts, seed=1)
+    assert train >= test > 0.9
+    assert accuracy(fit_probe(*parts[:2], 1), *parts[2:]) < 0.7
+    assert network_accuracy(*parts, seed=1) == (train, test)
+    noise = network_accuracy(parts[0], torch.randint(0, 2, (1000,)), parts[2], torch.randint(0, 2, (500,)), 1)
+    assert noise[1] < 0.6
 
 
 def test_a_probe_of_noise_is_no_better_than_chance() -> None:

@@ -25,11 +25,13 @@ def fit(
     seconds: float,
     setting: Setting,
     name: str,
+    timed_as: str | None = None,
 ) -> M:
     """A model from `make`, trained for some seconds or to the end of the plan, in evaluation mode.
 
     loss_of: the loss of a model under a plan of known length. name: of the model in the run's folder; a run
-    that is repeated finds the model there.
+    that is repeated finds the model there. timed_as: models with the same one get as many steps as the first
+    of them; the name where it is None.
     """
     key = name.replace("|", "-").replace(" ", "-")
 
@@ -41,7 +43,7 @@ def fit(
         model = new()
         return model, loss_of(model, plan), batches
 
-    plan = replace(plan, steps=steps_within(timed, plan, seconds, setting, key))
+    plan = replace(plan, steps=steps_within(timed, plan, seconds, setting, timed_as or key))
     model = new()
     train(model, loss_of(model, plan), batches, plan, setting.out / f"{key}.safetensors", setting)
     return model.eval()

@@ -34,7 +34,7 @@ class FeatureNet(nn.Module):
         self.head = nn.Linear(N_FEATURES, n_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """x: uint8 [N, C, H, W]. Returns float [N, 64]."""
+        """x: values 0..255 [N, C, H, W]. Returns float [N, 64]."""
         out: Tensor = self.trunk(x.float() / 127.5 - 1).mean((2, 3))
         return out
 
@@ -76,7 +76,8 @@ def train_features(
 
 @torch.no_grad()
 def own_distance(net: FeatureNet, a: Tensor, b: Tensor) -> float:
-    """Frechet distance between two sets of images, uint8 [N, C, H, W] each, on the network's features."""
+    """Frechet distance between two sets of images on the network's features: [N, C, H, W] each, uint8 or
+    float values 0..255."""
     device = next(net.parameters()).device
     sets = [torch.cat([net.features(part.to(device)) for part in torch.split(x, 256)]) for x in (a, b)]
     return frechet_distance(*sets)

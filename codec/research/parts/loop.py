@@ -44,7 +44,7 @@ class Plan:
     The rate rises linearly over `warmup` steps. After it, `decay` < 1 multiplies it at every step, down to
     `rate_end`; else it is a cosine from `rate` to `rate_end`, or constant where there is no `rate_end`.
     clip: largest norm of the gradient. bf16: whether the loss is computed in bfloat16 where torch finds it
-    fit.
+    fit. beta1: decay of Adam's mean gradient.
     """
 
     steps: int
@@ -52,6 +52,7 @@ class Plan:
     rate: float
     rate_end: float | None = None
     optimiser: Optimiser = "adam"
+    beta1: float = 0.9
     decay: float = 1.0
     warmup: int = 0
     seed: int = 1
@@ -178,7 +179,7 @@ def make_optimiser(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     match plan.optimiser:
         case "adam":
-            return torch.optim.Adam(parameters, plan.rate)
+            return torch.optim.Adam(parameters, plan.rate, (plan.beta1, 0.999))
         case "adamax":
             return torch.optim.Adamax(parameters, plan.rate, eps=1e-7)
         case "adadelta":

@@ -1,5 +1,7 @@
 """How alike two sets of images are, and how much fine detail one has. Images: uint8 [N, C, H, W]."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,6 +10,9 @@ MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Wang et al. 2003, finest scale first."""
 WINDOW, WINDOW_SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
+LUMA = (0.299, 0.587, 0.114)
+DARK = 0.05
+"""Added to a local mean before it divides: black grounds have no contrast of their own."""
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -65,3 +70,25 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     contrast = (2 * covariance + c2) / (var_x + var_y + c2)
     return luminance.flatten(2).mean(2), contrast.flatten(2).mean(2)
+
+
+def sharpness(x: Tensor) -> Tensor:
+    """Mean of |Laplacian| over local mean of luma (Zeng's thesis, equation 3.4, made a mean): float [N].
+
+    Luma is 0..1, the local mean that of 3 x 3 pixels plus `DARK`; the border is left out.
+    """
+    y = x.double() / 255
+    if x.shape[1] == 3:
+        y = (y * torch.tensor(LUMA, dtype=y.dtype, device=y.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    cross = y.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    laplacian, local = F.conv2d(y, cross).abs(), F.avg_pool2d(y, 3, 1)
+    return (laplacian / (local + DARK)).flatten(1).mean(1)
+
+
+def nearest_distance(x: Tensor) -> float:
+    """How far a set's images are from the most alike other one: mean over the set of the root mean square
+    difference, in grey values. Small where a generator repeats itself."""
+    flat = x.flatten(1).float()
+    apart = torch.cdist(flat, flat)
+    apart.fill_diagonal_(torch.inf)
+    return float(apart.amin(1).mean()) / math.sqrt(flat.shape[1])

@@ -75,6 +75,26 @@ def heat(values: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(channels, 1).round().astype(np.uint8))
 
 
+def save_points(path: Path, groups: Mapping[str, Tensor]) -> list[str]:
+    """Points in the plane, float [N, 2], a colour for each name, as PNG; nothing where matplotlib is not
+    installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    figure = Figure(figsize=CURVE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in groups.items():
+        x, y = points.cpu().double().numpy().T
+        axes.scatter(x, y, s=4, linewidths=0, label=name)
+    axes.set_axis_off()
+    axes.legend(fontsize="small", markerscale=3)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120)
+    write_atomic(path, out.getvalue())
+    return [path.name]
+
+
 def save_curves(
     path: Path,
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
