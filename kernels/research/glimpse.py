@@ -31,7 +31,7 @@ from vbc.kernels.dispatch import (
 
 BLOCK = 256
 FARTHEST = 4.0
-"""Coordinates are clamped to -4..4, where even an image of one pixel has ended, so that integers hold them."""
+"""Coordinates are clamped to -4..4, where even an image of one pixel has ended: integers hold them then."""
 
 
 def crop(images: Tensor, transforms: Tensor, index: Tensor, side: int) -> Tensor:
