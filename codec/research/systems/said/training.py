@@ -1,0 +1,124 @@
+"""How SAID is trained: losses 6.1 to 6.4, one optimiser step after each glimpse."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from vbc.codec.research.parts.fit import fit
+from vbc.codec.research.parts.loop import Loss, Plan, Valued, random_batch
+from vbc.codec.research.run import Setting
+from vbc.codec.research.systems.said.boxes import Boxes
+from vbc.codec.research.systems.said.model import (
+    GREY_VARIANCE,
+    Form,
+    PatchVae,
+    Said,
+    enlarged,
+    error_variance,
+    latent_nats,
+    seen,
+    shrunk,
+)
+
+BATCH, RATE, RATE_END = 32, 1e-3, 1e-5
+MOST_STEPS = 100_000
+VAE_SHARE = 0.15
+"""Part of a variant's time in which the VAE learns alone, from random boxes about errors: a VAE that knows
+nothing spoils the canvas, and boxes that show nothing would be what is learned first. The price of KL rises
+to 1 over its first half."""
+OPAQUE_SHARE = 0.4
+"""Part of the steps in which boxes are opaque: before boxes are of use, alpha would learn to hide them."""
+
+
+def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, opaque: bool = False) -> Iterator[Valued]:
+    """The loss of each glimpse in turn, nats per picture, on pictures float [N, C, 64, 64] of 0..1.
+
+    L_vae + L_res + L_pos, where the KL term of L_vae is L_kl as well. Each glimpse starts on a constant
+    canvas. opaque: whether boxes cover what is below them whatever alpha says.
+    """
+    n = len(x)
+    with torch.no_grad():
+        canvas, _ = model.start(x, torch.randn(n, model.vae.latents, device=x.device))
+    for _ in range(n_glimpses):
+        before = error_variance(canvas.values, x)
+        boxes = model.look(x, canvas)
+        patch = seen(x, boxes)
+        # the likelihood of what a box shows trains the VAE alone: the box is a constant there
+        code = model.vae.encode(torch.cat((patch, patch.detach())))
+        values, logits = model.vae.decode(code.sample(torch.randn_like(code.mean)))
+        after = model.put(canvas, boxes, (values[:n], logits[:n]), opaque)
+        residual = 0.5 * x[0].numel() * (error_variance(after.values, x) / before).log().mean()
+        nats = coding_nats(patch.detach(), values[n:])
+        latents, position = latent_nats(code)[:n].mean(), boxes.position_nats().mean()
+        log = {"residual": residual.item(), "patch": nats.item(), "kl": latents.item()}
+        yield nats + latents + residual + position, {**log, "position": position.item()}
+        canvas = after.detach()
+
+
+def boxes_about(errors: Tensor) -> Boxes:
+    """Random boxes whose centres are drawn in proportion to the squared error, float [N, C, H, W]."""
+    n, _, height, width = errors.shape
+    weight = errors.square().sum(1).flatten(1) + 1e-9
+    at = torch.multinomial(weight, 1).squeeze(1)
+    place = torch.stack((at % width, at // width), 1) + torch.rand(n, 2, device=errors.device)
+    centre = 2 * place / torch.tensor([width, height], device=errors.device) - 1
+    return Boxes(centre, 0.125 + 0.375 * torch.rand(n, 2, device=errors.device))
+
+
+def coding_nats(patches: Tensor, decoded: Tensor) -> Tensor:
+    """-ln p(patch | z) of 8x8 pictures, nats per picture: scalar. One empirical variance for the batch."""
+    variance = (patches - decoded).square().mean() + GREY_VARIANCE
+    return 0.5 * patches[0].numel() * (2 * math.pi * math.e * variance).log()
+
+
+def vae_loss(vae: PatchVae, patches: Tensor, price: float = 1.0) -> Valued:
+    """L_vae (6.1) of 8x8 pictures float [N, C, 8, 8], nats per picture. price: of a nat of KL."""
+    code = vae.encode(patches)
+    decoded, _ = vae.decode(code.sample(torch.randn_like(code.mean)))
+    nats, latents = coding_nats(patches, decoded), latent_nats(code).mean()
+    return nats + price * latents, {"patch": nats.item(), "kl": latents.item()}
+
+
+def patches_about_errors(x: Tensor) -> Tensor:
+    """What random boxes show where the enlarged 8x8 picture misses pictures float [N, C, 64, 64] most."""
+    return seen(x, boxes_about(x - enlarged(shrunk(x), x.shape[-1])))
+
+
+def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting: Setting, name: str) -> Said:
+    """A model trained for some seconds on images uint8 [N, C, 64, 64]."""
+    batches = random_batch(images, BATCH, setting.seed)
+    plan = Plan(MOST_STEPS, BATCH, RATE, RATE_END, warmup=50, seed=setting.seed, log_every=100)
+
+    def vae_of(patches: Callable[[Tensor], Tensor], name: str, share: float) -> PatchVae:
+        def loss_of(vae: PatchVae, plan: Plan) -> Loss:
+            def loss(x: Tensor, step: int) -> Valued:
+                return vae_loss(vae, patches(x.float() / 255), min(1.0, 2 * step / plan.steps))
+
+            return loss
+
+        def make() -> PatchVae:
+            return PatchVae(form.channels)
+
+        return fit(make, loss_of, batches, plan, share * seconds, setting, name)
+
+    vae = vae_of(patches_about_errors, "glimpse VAE", VAE_SHARE)
+    base = vae_of(shrunk, "base VAE", VAE_SHARE) if form.base == "VAE" else None
+
+    def make() -> Said:
+        model = Said(form)
+        model.vae.load_state_dict(vae.state_dict())
+        if model.base is not None and base is not None:
+            model.base.load_state_dict(base.state_dict())
+            model.base.requires_grad_(False)
+        return model
+
+    def loss_of(model: Said, plan: Plan) -> Loss:
+        def loss(x: Tensor, step: int) -> Iterator[Valued]:
+            return glimpse_losses(model, x.float() / 255, n_glimpses, step < OPAQUE_SHARE * plan.steps)
+
+        return loss
+
+    share = 1 - VAE_SHARE * (1 if base is None else 2)
+    return fit(make, loss_of, batches, plan, share * seconds, setting, name)
