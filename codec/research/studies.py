@@ -19,6 +19,8 @@ STUDIES: dict[str, str] = {
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
+    "error-maps": "said.error_maps:STUDY",
+    "said": "said.study:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

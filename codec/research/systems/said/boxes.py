@@ -19,7 +19,7 @@ class Boxes(NamedTuple):
     @classmethod
     def of(cls, raw: Tensor) -> "Boxes":
         """From a network's four numbers [N, 4]: tanh of the first two, sigmoid of the others. Zeros are a box
-        of about half the picture's side in its middle."""
+        in the middle with sides of about half the picture's."""
         return cls(raw[:, :2].tanh(), NARROWEST + (WIDEST - NARROWEST) * raw[:, 2:].sigmoid())
 
     @classmethod
@@ -46,6 +46,11 @@ class Boxes(NamedTuple):
     def position_nats(self) -> Tensor:
         """L_pos = KL(N(centre, width) || N(0, I)), thesis eq. 6.4: [N]. Halving both sides costs 2 ln 2."""
         return ((self.width**2 + self.centre**2 - 1) / 2 - self.width.log()).sum(1)
+
+    def wandering(self, deviation: float) -> "Boxes":
+        """Boxes whose centres and logarithms of widths have normal noise added."""
+        centre, width = (deviation * torch.randn_like(part) for part in self)
+        return Boxes(self.centre + centre, self.width * width.exp())
 
     def detach(self) -> "Boxes":
         """The same boxes as constants."""

@@ -55,3 +55,12 @@ def mean_average_precision(edges: Tensor, scores: Tensor, truth: Tensor, counts:
 def count_error(found: Tensor, counts: Tensor) -> float:
     """Mean of |how many were found - how many there are|."""
     return float((found - counts).abs().double().mean())
+
+
+def recall(edges: Tensor, stop: Tensor, truth: Tensor, counts: Tensor) -> float:
+    """Share of objects whose centre is in some box before the stop, int64 [N]; others as above."""
+    centre = (truth[:, None, :, :2] + truth[:, None, :, 2:]) / 2
+    inside = ((edges[:, :, None, :2] <= centre) & (centre <= edges[:, :, None, 2:])).all(3)
+    used = (torch.arange(edges.shape[1]) < stop[:, None])[:, :, None]
+    there = torch.arange(truth.shape[1]) < counts[:, None]
+    return float((inside & used).any(1)[there].double().mean())

@@ -26,6 +26,8 @@ FIRST_LOG_VAR = -4.0
 """Of latents before training: noise of 0.14 leaves them readable, so that the decoder learns to use them."""
 FIRST_SPREAD = 0.01
 """Deviation of the weights that boxes are read with: all first boxes are nearly the same."""
+FIRST_SIDES = -1.2
+"""As `Boxes.of` reads it: first boxes have sides of 0.28 of the picture's, about those of objects."""
 OPAQUE = 2.0
 """Bias of the alpha channel: it starts at 0.88."""
 
@@ -92,12 +94,13 @@ class PatchVae(nn.Module):
 
 
 class GlimpseNet(nn.Module):
-    """Three convolutions of stride 2 and two dense layers, from an error map and a scope to a box."""
+    """Three convolutions of stride 2 and two dense layers, from maps to a box. first: what it says of the
+    box's sides before training, as `Boxes.of` reads it."""
 
-    def __init__(self, channels: int, side: int = 64) -> None:
+    def __init__(self, n_maps: int, first: float = 0.0, side: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels + 1, 16, 3, 2, 1),
+            nn.Conv2d(n_maps, 16, 3, 2, 1),
             nn.ReLU(),
             nn.Conv2d(16, 32, 3, 2, 1),
             nn.ReLU(),
@@ -111,10 +114,12 @@ class GlimpseNet(nn.Module):
         self.box = nn.Linear(DENSE, 4)
         nn.init.normal_(self.box.weight, 0, FIRST_SPREAD)
         nn.init.zeros_(self.box.bias)
+        nn.init.constant_(self.box.bias[2:], first)
 
-    def forward(self, difference: Tensor, scope: Tensor) -> Boxes:
-        """difference: picture minus canvas, [N, C, side, side]. scope: [N, 1, side, side]."""
-        return Boxes.of(self.box(self.layers(torch.cat((difference, scope), 1))))
+    def forward(self, maps: Tensor) -> Tensor:
+        """The four numbers of each box, for `Boxes.of`: maps float [N, n_maps, side, side] to [N, 4]."""
+        numbers: Tensor = self.box(self.layers(maps))
+        return numbers
 
 
 class Canvas(NamedTuple):
@@ -135,7 +140,7 @@ class Said(nn.Module):
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
-        self.net = GlimpseNet(form.channels)
+        self.net = GlimpseNet(form.channels + 1, FIRST_SIDES)
         self.vae = PatchVae(form.channels)
         self.base = PatchVae(form.channels) if form.base == "VAE" else None
 
@@ -153,8 +158,7 @@ class Said(nn.Module):
     def look(self, x: Tensor, canvas: Canvas) -> Boxes:
         """Where to look next."""
         scope = canvas.scope if self.form.scope else torch.ones_like(canvas.scope)
-        boxes: Boxes = self.net(x - canvas.values, scope)
-        return boxes
+        return Boxes.of(self.net(torch.cat((x - canvas.values, scope), 1)))
 
     def put(
         self, canvas: Canvas, boxes: Boxes, decoded: tuple[Tensor, Tensor], opaque: bool = False
@@ -165,11 +169,16 @@ class Said(nn.Module):
         """
         patch, logits = decoded
         alpha = (logits + OPAQUE).sigmoid() if self.form.alpha and not opaque else torch.ones_like(logits)
-        each = torch.arange(len(patch), device=patch.device)
-        size = (len(patch), *canvas.values.shape[-2:])
-        both, cover = glimpse.paste(torch.cat((alpha * patch, alpha), 1), boxes.transforms(), each, size)
-        pasted, mask = both[:, :-1], both[:, -1:]
-        return Canvas((1 - mask) * canvas.values + pasted, canvas.scope * (1 - cover))
+        values, cover = pasted(canvas.values, boxes, patch, alpha)
+        return Canvas(values, canvas.scope * (1 - cover))
+
+
+def pasted(values: Tensor, boxes: Boxes, patch: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Canvases [N, C, H, W] with patches [N, C, 8, 8] in their boxes, as far as alpha [N, 1, 8, 8] lets them
+    cover what is there, and where the boxes are, [N, 1, H, W]."""
+    each, size = torch.arange(len(patch), device=patch.device), (len(patch), *values.shape[-2:])
+    both, cover = glimpse.paste(torch.cat((alpha * patch, alpha), 1), boxes.transforms(), each, size)
+    return (1 - both[:, -1:]) * values + both[:, :-1], cover
 
 
 def seen(x: Tensor, boxes: Boxes) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vbc.codec.research.parts.data_sets import mnist
 from vbc.codec.research.parts.pictures import save_curves, save_rows
 from vbc.codec.research.parts.scenes import MOST_DIGITS, Scenes, digits_of, with_boxes
-from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
+from vbc.codec.research.run import Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.said import sums
 from vbc.codec.research.systems.said.bits import (
     LN2,
@@ -22,9 +22,10 @@ from vbc.codec.research.systems.said.bits import (
     stops,
 )
 from vbc.codec.research.systems.said.boxes import Boxes
-from vbc.codec.research.systems.said.detection import count_error, mean_average_precision
+from vbc.codec.research.systems.said.claims import course_effects, object_effects, real_effect, sum_effects
+from vbc.codec.research.systems.said.detection import count_error, mean_average_precision, recall
 from vbc.codec.research.systems.said.model import Form, Said
-from vbc.codec.research.systems.said.training import OPAQUE_SHARE, VAE_SHARE, trained
+from vbc.codec.research.systems.said.training import SEARCH_SHARE, VAE_SHARE, trained
 
 N_TRAIN, N_TEST = 10_000, 500
 N_SUMS, N_SUMS_TEST = 6000, 1500
@@ -122,18 +123,9 @@ def object_row(name: str, found: Found | None, test: Scenes) -> Row:
         "count error": count_error(by_square, test.counts),
         "count error by code length": count_error(by_bits, test.counts),
         "count error, boxes paid": count_error(paid, test.counts),
-        "objects in boxes": 100 * recall(course.edges, paid, test),
+        "objects in boxes": 100 * recall(course.edges, paid, test.boxes, test.counts),
     }
     return Row(name, figures, thesis)
-
-
-def recall(edges: Tensor, stop: Tensor, scenes: Scenes) -> float:
-    """Share of objects whose centre is in some box before the stop. edges: [N, K, 4]."""
-    centre = (scenes.boxes[:, None, :, :2] + scenes.boxes[:, None, :, 2:]) / 2
-    inside = ((edges[:, :, None, :2] <= centre) & (centre <= edges[:, :, None, 2:])).all(3)
-    used = (torch.arange(edges.shape[1]) < stop[:, None])[:, :, None]
-    there = torch.arange(scenes.boxes.shape[1]) < scenes.counts[:, None]
-    return float((inside & used).any(1)[there].double().mean())
 
 
 def bit_row(name: str, course: Course) -> Row:
@@ -186,95 +178,6 @@ def sum_rows(model: Said, train: Scenes, test: Scenes, setting: Setting) -> list
     return [ours.get(name, others[name]) for name in sums.THESIS]
 
 
-def object_effects(figures: dict[str, dict[str, float]]) -> list[Effect]:
-    """What tables 6.1 and 6.3 say of the variants."""
-    ap = {name: row["AP"] for name, row in figures.items()}
-    count = {name: row["count error"] for name, row in figures.items()}
-    said = ", ".join(f"{name} {value:.3f}" for name, value in ap.items())
-    counts = ", ".join(f"{name} {value:.2f}" for name, value in count.items())
-    return [
-        Effect(
-            "Alpha hardly matters for AP.",
-            abs(ap["SAID"] - ap["no alpha"]) <= 0.1 * max(ap["SAID"], ap["no alpha"]),
-            f"{said} (accepted: within a tenth of each other).",
-        ),
-        Effect(
-            "A base from a VAE of the 8x8 picture finds objects worse than the picture itself, better than "
-            "no scope.",
-            ap["SAID"] > ap["8x8-VAE base"] > ap["no scope"],
-            f"AP: {said}.",
-        ),
-        Effect(
-            "Without scope AP is lowest and the count most wrong.",
-            ap["no scope"] == min(ap.values()) and count["no scope"] == max(count.values()),
-            f"AP: {said}; count error: {counts}.",
-        ),
-    ]
-
-
-def sum_effects(figures: dict[str, dict[str, float]]) -> list[Effect]:
-    """What table 6.2 says."""
-    true, said = figures["true boxes"], figures["SAID"]
-    both = (
-        f"test, fixed and tuned: true boxes {true['fixed test']:.1f} and {true['tuned test']:.1f} %, "
-        f"SAID {said['fixed test']:.1f} and {said['tuned test']:.1f} %, guess {true['guess']:.1f} %."
-    )
-    return [
-        Effect(
-            "An encoder that is trained on with the sum task tells digits far better than one that is not.",
-            true["tuned test"] > 1.3 * true["fixed test"] and said["tuned test"] > 1.3 * said["fixed test"],
-            both,
-        ),
-        Effect(
-            "True boxes serve the sum task better than found ones.",
-            true["fixed test"] > said["fixed test"] and true["tuned test"] > said["tuned test"],
-            both,
-        ),
-    ]
-
-
-def course_effects(course: Course, data: str) -> list[Effect]:
-    """Order of information, and whether the stop is where the total is least."""
-    gains = course.gains.mean(0)
-    falls = int((gains.diff() < 0).sum())
-    totals, stop = course.totals, honest_stops(course)
-    near = (totals.argmin(1) - stop).abs() <= 1
-    ours, least, none = (float(v.double().mean()) for v in _totals(totals, stop))
-    said = ", ".join(f"{gain:.0f}" for gain in gains.tolist())
-    return [
-        Effect(
-            f"{data}: the gain falls from glimpse to glimpse.",
-            falls == len(gains) - 1,
-            f"mean gains {said} bits; {falls} of {len(gains) - 1} steps fall.",
-        ),
-        Effect(
-            f"{data}: the total is least at the stop or next to it.",
-            float(near.double().mean()) > 0.8,
-            f"in {100 * float(near.double().mean()):.0f} % of the scenes (accepted: 80); {ours:.0f} bits at "
-            f"the stop, {least:.0f} at the best one, {none:.0f} without glimpses.",
-        ),
-    ]
-
-
-def _totals(totals: Tensor, stop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return totals.gather(1, stop[:, None]), totals.min(1).values, totals[:, 0]
-
-
-def real_effect(figures: dict[str, dict[str, float]]) -> Effect:
-    """What bits-back coding saves."""
-    ideal = figures["SAID"]
-    name, real = min(
-        ((name, row) for name, row in figures.items() if "real bits" in name), key=lambda at: at[1]["total"]
-    )
-    return Effect(
-        "Glimpses pay in bits without bits-back too (a check of ours).",
-        real["glimpses"] >= 1,
-        f"{name}: {real['total']:.0f} bits after {real['glimpses']:.1f} glimpses, of which latents "
-        f"{real['latents']:.0f} and boxes {real['boxes']:.0f}; ideal {ideal['total']:.0f} after "
-        f"{ideal['glimpses']:.1f}, {ideal['latents']:.0f} and {ideal['boxes']:.0f}.",
-    )
-
-
 def draw(found: dict[str, Found], test: Scenes, setting: Setting) -> list[str]:
     """Boxes up to the stop on scenes, canvases of SAID step by step, and the bits over the glimpses."""
     rows = {}
@@ -303,8 +206,8 @@ def notes() -> list[str]:
         "L_res trains the VAE too, through what it pastes; the likelihood of what a box shows trains the VAE "
         "alone.",
         f"The VAE of glimpses learns alone for {VAE_SHARE:.0%} of a variant's time, from random boxes about "
-        f"errors, once for all variants; alpha is left out for the first {OPAQUE_SHARE:.0%} of the steps. "
-        "Without this the boxes cover everything and alpha hides them.",
+        f"errors, once for all variants. In the first {SEARCH_SHARE:.0%} of the other steps boxes wander, "
+        "are opaque, and the VAE goes on with such random boxes. Without this boxes learn to be blank.",
         "The base costs 8 bits a value, or its VAE's KL. A box costs L_pos, "
         f"{float(whole.position_nats()) / LN2:.1f} bits for half the side in the middle.",
         "Real bits: edges of boxes at whole pixels, all boxes alike; a bit for each glimpse that there is "

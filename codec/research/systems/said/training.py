@@ -28,15 +28,19 @@ VAE_SHARE = 0.15
 """Part of a variant's time in which the VAE learns alone, from random boxes about errors: a VAE that knows
 nothing spoils the canvas, and boxes that show nothing would be what is learned first. The price of KL rises
 to 1 over its first half."""
-OPAQUE_SHARE = 0.4
-"""Part of the steps in which boxes are opaque: before boxes are of use, alpha would learn to hide them."""
+SEARCH_SHARE = 0.5
+"""Part of the steps of searching, in which boxes are opaque, wander about where the network wants them, and
+the VAE's likelihood is that of random boxes about errors. Without this boxes learn to show what is blank, and
+alpha to hide them."""
+WANDER = 0.25
+"""Deviation of centres and of logarithms of widths when the search begins; it falls to 0 at its end."""
 
 
-def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, opaque: bool = False) -> Iterator[Valued]:
+def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0) -> Iterator[Valued]:
     """The loss of each glimpse in turn, nats per picture, on pictures float [N, C, 64, 64] of 0..1.
 
     L_vae + L_res + L_pos, where the KL term of L_vae is L_kl as well. Each glimpse starts on a constant
-    canvas. opaque: whether boxes cover what is below them whatever alpha says.
+    canvas. search: from 1 at the beginning of the search to 0 at its end, and after it.
     """
     n = len(x)
     with torch.no_grad():
@@ -44,15 +48,19 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, opaque: bool = False
     for _ in range(n_glimpses):
         before = error_variance(canvas.values, x)
         boxes = model.look(x, canvas)
+        position = boxes.position_nats().mean()
+        if search:
+            boxes = boxes.wandering(search * WANDER)
         patch = seen(x, boxes)
         # the likelihood of what a box shows trains the VAE alone: the box is a constant there
-        code = model.vae.encode(torch.cat((patch, patch.detach())))
+        alone = seen(x, boxes_about(x - canvas.values)) if search else patch.detach()
+        code = model.vae.encode(torch.cat((patch, alone)))
         values, logits = model.vae.decode(code.sample(torch.randn_like(code.mean)))
-        after = model.put(canvas, boxes, (values[:n], logits[:n]), opaque)
+        after = model.put(canvas, boxes, (values[:n], logits[:n]), opaque=search > 0)
         residual = 0.5 * x[0].numel() * (error_variance(after.values, x) / before).log().mean()
-        nats = coding_nats(patch.detach(), values[n:])
-        latents, position = latent_nats(code)[:n].mean(), boxes.position_nats().mean()
-        log = {"residual": residual.item(), "patch": nats.item(), "kl": latents.item()}
+        nats, kl = coding_nats(alone, values[n:]), latent_nats(code)
+        latents = kl[:n].mean() + (kl[n:].mean() if search else 0)
+        log = {"residual": residual.item(), "patch": nats.item(), "kl": kl[:n].mean().item()}
         yield nats + latents + residual + position, {**log, "position": position.item()}
         canvas = after.detach()
 
@@ -116,7 +124,8 @@ def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting
 
     def loss_of(model: Said, plan: Plan) -> Loss:
         def loss(x: Tensor, step: int) -> Iterator[Valued]:
-            return glimpse_losses(model, x.float() / 255, n_glimpses, step < OPAQUE_SHARE * plan.steps)
+            search = max(0.0, 1 - step / (SEARCH_SHARE * plan.steps))
+            return glimpse_losses(model, x.float() / 255, n_glimpses, search)
 
         return loss
 
