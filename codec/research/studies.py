@@ -21,6 +21,7 @@ STUDIES: dict[str, str] = {
     "ssvae-latents": "ssvae.latents_study:STUDY",
     "error-maps": "said.error_maps:STUDY",
     "said": "said.study:STUDY",
+    "said-transfer": "said.transfer:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vbc.codec.research.parts.gaussians import Gaussian
-from vbc.codec.research.systems.said.boxes import Boxes, box_bits, random_boxes
+from vbc.codec.research.systems.said.boxes import Boxes, box_bits, grid_boxes, random_boxes
 from vbc.codec.research.systems.said.model import Canvas, Said, error_variance, latent_nats, seen
 
 LN2 = math.log(2)
@@ -199,6 +199,16 @@ def at_random(seed: int) -> Chooser:
 
     def choose(x: Tensor, canvas: Canvas, t: int) -> Boxes:
         boxes = random_boxes(len(x), generator)
+        return Boxes(boxes.centre.to(x.device), boxes.width.to(x.device))
+
+    return choose
+
+
+def on_grid(columns: int) -> Chooser:
+    """Squares that cover the picture, row by row."""
+
+    def choose(x: Tensor, canvas: Canvas, t: int) -> Boxes:
+        boxes = grid_boxes(len(x), columns)[t]
         return Boxes(boxes.centre.to(x.device), boxes.width.to(x.device))
 
     return choose

@@ -48,9 +48,16 @@ class Boxes(NamedTuple):
         return ((self.width**2 + self.centre**2 - 1) / 2 - self.width.log()).sum(1)
 
     def wandering(self, deviation: float) -> "Boxes":
-        """Boxes whose centres and logarithms of widths have normal noise added."""
+        """Boxes whose centres and logarithms of widths have normal noise added, within what a network can
+        say."""
         centre, width = (deviation * torch.randn_like(part) for part in self)
-        return Boxes(self.centre + centre, self.width * width.exp())
+        limited = (self.width * width.exp()).clamp(NARROWEST, WIDEST)
+        return Boxes((self.centre + centre).clamp(-1, 1), limited)
+
+    def squared_distance(self, other: "Boxes") -> Tensor:
+        """Of centres and of logarithms of widths: [N]."""
+        between = self.centre - other.centre, (self.width / other.width).log()
+        return torch.cat(between, 1).square().sum(1)
 
     def detach(self) -> "Boxes":
         """The same boxes as constants."""

@@ -256,8 +256,8 @@ def notes() -> list[str]:
         f"values, enlarged bilinearly. An error above {MARKED:g} of 0..1 marks an object.",
         f"Both VAEs code at empirical variance, the one of 8x8 with ten latents, the one of the whole with "
         f"{WHOLE_LATENTS}; reconstructions are from means.",
-        f"Glimpser: K = {GLIMPSES}, on solids; its four numbers have a deviation of {glimpser.DEVIATION:g} in "
-        "training and none in the test. The first boxes are half as wide as the picture.",
+        f"Glimpser: K = {GLIMPSES}, on solids; its four numbers have a deviation of {glimpser.DEVIATION:g} "
+        "in training and none in the test. The first boxes are half as wide as the picture.",
         f"Best of {TRIES}: greedily, of random boxes with half sides of 1/8 to 1/2; on {N_GREEDY} scenes, as "
         "the glimpser and random boxes there.",
     ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from vbc.codec.research.run import Setting
 from vbc.codec.research.systems.said.boxes import Boxes
 from vbc.codec.research.systems.said.model import (
     GREY_VARIANCE,
+    Canvas,
     Form,
     PatchVae,
     Said,
@@ -22,18 +24,22 @@ from vbc.codec.research.systems.said.model import (
     shrunk,
 )
 
-BATCH, RATE, RATE_END = 32, 1e-3, 1e-5
+BATCH, VAE_RATE, RATE, RATE_END = 32, 1e-3, 6e-4, 1e-5
+"""VAE_RATE: of VAEs that learn alone. Boxes that move fast lose what they had found."""
 MOST_STEPS = 100_000
 VAE_SHARE = 0.15
 """Part of a variant's time in which the VAE learns alone, from random boxes about errors: a VAE that knows
 nothing spoils the canvas, and boxes that show nothing would be what is learned first. The price of KL rises
 to 1 over its first half."""
-SEARCH_SHARE = 0.5
-"""Part of the steps of searching, in which boxes are opaque, wander about where the network wants them, and
-the VAE's likelihood is that of random boxes about errors. Without this boxes learn to show what is blank, and
-alpha to hide them."""
-WANDER = 0.25
-"""Deviation of centres and of logarithms of widths when the search begins; it falls to 0 at its end."""
+SEARCH_SHARE = 0.6
+"""Part of the steps of searching. The gradient of a box is that of a rugged function: from nothing it leads
+to boxes that show what is blank, and alpha learns to hide them. So the network first learns to repeat the
+best of some boxes about its own, and boxes are opaque."""
+TRIES = 6
+WANDER, WANDER_END = 0.35, 0.05
+"""Deviation of centres and of logarithms of widths of these boxes when the search begins and when it ends."""
+PULL = 10.0
+"""Weight of the squared distance to the best box in the search."""
 
 
 def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0) -> Iterator[Valued]:
@@ -48,9 +54,12 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0)
     for _ in range(n_glimpses):
         before = error_variance(canvas.values, x)
         boxes = model.look(x, canvas)
-        position = boxes.position_nats().mean()
+        placing = boxes.position_nats().mean()
+        position = placing.item()
         if search:
-            boxes = boxes.wandering(search * WANDER)
+            best = best_about(model, x, canvas, boxes.detach(), WANDER_END + search * (WANDER - WANDER_END))
+            placing = PULL * boxes.squared_distance(best).mean()
+            boxes = best
         patch = seen(x, boxes)
         # the likelihood of what a box shows trains the VAE alone: the box is a constant there
         alone = seen(x, boxes_about(x - canvas.values)) if search else patch.detach()
@@ -61,8 +70,25 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0)
         nats, kl = coding_nats(alone, values[n:]), latent_nats(code)
         latents = kl[:n].mean() + (kl[n:].mean() if search else 0)
         log = {"residual": residual.item(), "patch": nats.item(), "kl": kl[:n].mean().item()}
-        yield nats + latents + residual + position, {**log, "position": position.item()}
+        yield nats + latents + residual + placing, {**log, "position": position}
         canvas = after.detach()
+
+
+@torch.no_grad()
+def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: float) -> Boxes:
+    """For each picture that of some boxes about the given one, itself among them, which is best by
+    L_res + L_kl + L_pos."""
+    n = len(x)
+    tried = [boxes, *(boxes.wandering(deviation) for _ in range(TRIES - 1))]
+    every = Boxes(*(torch.cat(parts) for parts in zip(*tried, strict=True)))
+    pictures = x.repeat(TRIES, 1, 1, 1)
+    code = model.vae.encode(seen(pictures, every))
+    below = Canvas(canvas.values.repeat(TRIES, 1, 1, 1), canvas.scope.repeat(TRIES, 1, 1, 1))
+    after = model.put(below, every, model.vae.decode(code.mean), opaque=True)
+    nats = 0.5 * x[0].numel() * error_variance(after.values, pictures).log()
+    nats = nats + latent_nats(code) + every.position_nats()
+    best = nats.view(TRIES, n).argmin(0)
+    return Boxes(*(part.view(TRIES, n, 2)[best, torch.arange(n, device=x.device)] for part in every))
 
 
 def boxes_about(errors: Tensor) -> Boxes:
@@ -97,7 +123,7 @@ def patches_about_errors(x: Tensor) -> Tensor:
 def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting: Setting, name: str) -> Said:
     """A model trained for some seconds on images uint8 [N, C, 64, 64]."""
     batches = random_batch(images, BATCH, setting.seed)
-    plan = Plan(MOST_STEPS, BATCH, RATE, RATE_END, warmup=50, seed=setting.seed, log_every=100)
+    plan = Plan(MOST_STEPS, BATCH, VAE_RATE, RATE_END, warmup=50, seed=setting.seed, log_every=50)
 
     def vae_of(patches: Callable[[Tensor], Tensor], name: str, share: float) -> PatchVae:
         def loss_of(vae: PatchVae, plan: Plan) -> Loss:
@@ -130,4 +156,4 @@ def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting
         return loss
 
     share = 1 - VAE_SHARE * (1 if base is None else 2)
-    return fit(make, loss_of, batches, plan, share * seconds, setting, name)
+    return fit(make, loss_of, batches, replace(plan, rate=RATE), share * seconds, setting, name)
