@@ -59,19 +59,23 @@ def test_error_maps(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(error_maps, "photographs", small_photographs)
     monkeypatch.setattr(error_maps, "N_GREEDY", 3)
     monkeypatch.setattr(error_maps, "TRIES", 2)
+    monkeypatch.setattr(error_maps, "GLIMPSES", 4)
     result = check(error_maps.STUDY, setting, 6)
-    assert [len(table.rows) for table in result.tables] == [12, 10, 9]
+    assert [len(table.rows) for table in result.tables] == [12, 5, 4]
 
 
 def test_said(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "N_SUMS", 4)
     monkeypatch.setattr(study, "N_SUMS_TEST", 3)
+    monkeypatch.setattr(study, "GLIMPSES", 6)
     result = check(study.STUDY, setting, 3)
-    assert [len(table.rows) for table in result.tables] == [6, 4, 7, 10]
+    assert [len(table.rows) for table in result.tables] == [7, 4, 8, 7]
     assert {row.model for row in result.tables[0].rows if row.figures} == set(study.VARIANTS)
 
 
 def test_transfer(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "TRIES", 2)
+    monkeypatch.setattr(transfer, "GLIMPSES", 4)
+    monkeypatch.setattr(transfer, "COLUMNS", 2)
     result = check(transfer.STUDY, setting, 5)
     assert [len(table.rows) for table in result.tables] == [5, 5, 5]

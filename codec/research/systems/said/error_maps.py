@@ -239,7 +239,7 @@ def draw_glimpses(
         f"{name}: boxes from first (red) to last (blue)": with_boxes(shown, edges[name][:SHOWN])
         for name in edges
     }
-    for t in (0, 1, 3, GLIMPSES):
+    for t in sorted({0, 1, 3, GLIMPSES}):
         rows[f"canvas after {t}"] = (
             canvases[min(t, len(canvases) - 1), :SHOWN].mul(255).round().to(torch.uint8)
         )

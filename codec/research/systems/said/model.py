@@ -35,12 +35,14 @@ OPAQUE = 2.0
 @dataclass(frozen=True)
 class Form:
     """A variant. channels: of the pictures. base: what the canvas starts as, the 8x8 picture itself or what
-    a VAE of ten latents makes of it."""
+    a VAE of ten latents makes of it. placing: how the glimpse network learns, by gradient as in the thesis
+    or from the best of some boxes about its own."""
 
     channels: int
     alpha: bool = True
     scope: bool = True
     base: Literal["picture", "VAE"] = "picture"
+    placing: Literal["search", "gradient"] = "search"
 
 
 def scale_to_inputs(net: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,31 +23,30 @@ from vbc.codec.research.systems.said.model import (
     shrunk,
 )
 
-BATCH, VAE_RATE, RATE, RATE_END = 32, 1e-3, 6e-4, 1e-5
-"""VAE_RATE: of VAEs that learn alone. Boxes that move fast lose what they had found."""
+BATCH, RATE, RATE_END = 32, 1e-3, 1e-5
 MOST_STEPS = 100_000
 VAE_SHARE = 0.15
 """Part of a variant's time in which the VAE learns alone, from random boxes about errors: a VAE that knows
 nothing spoils the canvas, and boxes that show nothing would be what is learned first. The price of KL rises
 to 1 over its first half."""
-SEARCH_SHARE = 0.6
-"""Part of the steps of searching. The gradient of a box is that of a rugged function: from nothing it leads
-to boxes that show what is blank, and alpha learns to hide them. So the network first learns to repeat the
-best of some boxes about its own, and boxes are opaque."""
+OPAQUE_SHARE = 0.5
+"""Part of the steps in which boxes are opaque and the VAE's likelihood is that of random boxes about errors:
+before boxes are of use, alpha would learn to hide them, and the VAE to show what is blank."""
 TRIES = 6
 WANDER, WANDER_END = 0.35, 0.05
-"""Deviation of centres and of logarithms of widths of these boxes when the search begins and when it ends."""
+"""Deviation of centres and of logarithms of widths of the boxes tried, at the first step and at the last."""
 PULL = 10.0
-"""Weight of the squared distance to the best box in the search."""
+"""Weight of the squared distance to the best box tried."""
 
 
-def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0) -> Iterator[Valued]:
+def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, progress: float = 1.0) -> Iterator[Valued]:
     """The loss of each glimpse in turn, nats per picture, on pictures float [N, C, 64, 64] of 0..1.
 
     L_vae + L_res + L_pos, where the KL term of L_vae is L_kl as well. Each glimpse starts on a constant
-    canvas. search: from 1 at the beginning of the search to 0 at its end, and after it.
+    canvas. Where boxes are found by search, the glimpse network is drawn to the best of some boxes about its
+    own, which takes their place; else it follows the gradient. progress: of the training, 0..1.
     """
-    n = len(x)
+    n, early = len(x), progress < OPAQUE_SHARE
     with torch.no_grad():
         canvas, _ = model.start(x, torch.randn(n, model.vae.latents, device=x.device))
     for _ in range(n_glimpses):
@@ -56,26 +54,27 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, search: float = 0.0)
         boxes = model.look(x, canvas)
         placing = boxes.position_nats().mean()
         position = placing.item()
-        if search:
-            best = best_about(model, x, canvas, boxes.detach(), WANDER_END + search * (WANDER - WANDER_END))
+        if model.form.placing == "search":
+            deviation = WANDER * (WANDER_END / WANDER) ** progress
+            best = best_about(model, x, canvas, boxes.detach(), deviation, early)
             placing = PULL * boxes.squared_distance(best).mean()
             boxes = best
         patch = seen(x, boxes)
         # the likelihood of what a box shows trains the VAE alone: the box is a constant there
-        alone = seen(x, boxes_about(x - canvas.values)) if search else patch.detach()
+        alone = seen(x, boxes_about(x - canvas.values)) if early else patch.detach()
         code = model.vae.encode(torch.cat((patch, alone)))
         values, logits = model.vae.decode(code.sample(torch.randn_like(code.mean)))
-        after = model.put(canvas, boxes, (values[:n], logits[:n]), opaque=search > 0)
+        after = model.put(canvas, boxes, (values[:n], logits[:n]), opaque=early)
         residual = 0.5 * x[0].numel() * (error_variance(after.values, x) / before).log().mean()
         nats, kl = coding_nats(alone, values[n:]), latent_nats(code)
-        latents = kl[:n].mean() + (kl[n:].mean() if search else 0)
+        latents = kl[:n].mean() + (kl[n:].mean() if early else 0)
         log = {"residual": residual.item(), "patch": nats.item(), "kl": kl[:n].mean().item()}
         yield nats + latents + residual + placing, {**log, "position": position}
         canvas = after.detach()
 
 
 @torch.no_grad()
-def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: float) -> Boxes:
+def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: float, opaque: bool) -> Boxes:
     """For each picture that of some boxes about the given one, itself among them, which is best by
     L_res + L_kl + L_pos."""
     n = len(x)
@@ -84,7 +83,7 @@ def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: 
     pictures = x.repeat(TRIES, 1, 1, 1)
     code = model.vae.encode(seen(pictures, every))
     below = Canvas(canvas.values.repeat(TRIES, 1, 1, 1), canvas.scope.repeat(TRIES, 1, 1, 1))
-    after = model.put(below, every, model.vae.decode(code.mean), opaque=True)
+    after = model.put(below, every, model.vae.decode(code.mean), opaque)
     nats = 0.5 * x[0].numel() * error_variance(after.values, pictures).log()
     nats = nats + latent_nats(code) + every.position_nats()
     best = nats.view(TRIES, n).argmin(0)
@@ -123,7 +122,7 @@ def patches_about_errors(x: Tensor) -> Tensor:
 def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting: Setting, name: str) -> Said:
     """A model trained for some seconds on images uint8 [N, C, 64, 64]."""
     batches = random_batch(images, BATCH, setting.seed)
-    plan = Plan(MOST_STEPS, BATCH, VAE_RATE, RATE_END, warmup=50, seed=setting.seed, log_every=50)
+    plan = Plan(MOST_STEPS, BATCH, RATE, RATE_END, warmup=50, seed=setting.seed, log_every=50)
 
     def vae_of(patches: Callable[[Tensor], Tensor], name: str, share: float) -> PatchVae:
         def loss_of(vae: PatchVae, plan: Plan) -> Loss:
@@ -150,10 +149,9 @@ def trained(form: Form, images: Tensor, n_glimpses: int, seconds: float, setting
 
     def loss_of(model: Said, plan: Plan) -> Loss:
         def loss(x: Tensor, step: int) -> Iterator[Valued]:
-            search = max(0.0, 1 - step / (SEARCH_SHARE * plan.steps))
-            return glimpse_losses(model, x.float() / 255, n_glimpses, search)
+            return glimpse_losses(model, x.float() / 255, n_glimpses, step / plan.steps)
 
         return loss
 
     share = 1 - VAE_SHARE * (1 if base is None else 2)
-    return fit(make, loss_of, batches, replace(plan, rate=RATE), share * seconds, setting, name)
+    return fit(make, loss_of, batches, plan, share * seconds, setting, name)
