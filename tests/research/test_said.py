@@ -183,6 +183,29 @@ def test_boxes_about_errors() -> None:
     assert (middle.floor() == torch.tensor([20, 40])).all()
 
 
+def test_the_search_never_takes_a_worse_box() -> None:
+    """By L_res + L_kl + L_pos, latents at their means; without other boxes it keeps what it is given."""
+    model, x = made(Form(1)), pictures(6).float() / 255
+    canvas, _ = model.start(x)
+    given = model.look(x, canvas).detach()
+
+    def nats(boxes: Boxes) -> Tensor:
+        code = model.vae.encode(seen(x, boxes))
+        after = model.put(canvas, boxes, model.vae.decode(code.mean), opaque=True)
+        kl = 0.5 * (code.mean**2 + code.log_var.exp() - 1 - code.log_var).sum(1)
+        error = (after.values - x).square().flatten(1).mean(1) + 1 / 12 / 255**2
+        return 2048 * error.log() + kl + boxes.position_nats()
+
+    torch.manual_seed(2)
+    best = training.best_about(model, x, canvas, given, 0.3, opaque=True)
+    assert (nats(best) <= nats(given) + 0.1).all()
+    assert float((nats(given) - nats(best)).detach().mean()) > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "TRIED_ELSEWHERE", 0)
+        same = training.best_about(model, x, canvas, given, 0.0, opaque=True)
+    assert float(same.squared_distance(given).max()) < 1e-8
+
+
 # Bits
 
 

@@ -188,8 +188,9 @@ def map_effects(figures: dict[tuple[str, str], dict[str, float]]) -> list[Effect
         ),
         Effect(
             "On natural grounds error maps mark objects poorly.",
-            plain[PHOTOGRAPHS]["in / outside"] < 0.5 * min(plain[name]["in / outside"] for name in drawn),
-            f"errors in objects over those outside: {listed('in / outside', plain)}.",
+            plain[PHOTOGRAPHS]["marked outside"] > 2 * max(plain[name]["marked outside"] for name in drawn),
+            f"marked outside of objects: {listed('marked outside', plain)} % (accepted: twice as much as on "
+            f"any drawn ground); in objects: {listed('marked in objects', plain)} %.",
         ),
     ]
 

@@ -36,7 +36,7 @@ OPAQUE = 2.0
 class Form:
     """A variant. channels: of the pictures. base: what the canvas starts as, the 8x8 picture itself or what
     a VAE of ten latents makes of it. placing: how the glimpse network learns, by gradient as in the thesis
-    or from the best of some boxes about its own."""
+    or from the best of some boxes that are tried."""
 
     channels: int
     alpha: bool = True
