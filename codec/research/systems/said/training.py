@@ -44,8 +44,8 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, progress: float = 1.
     """The loss of each glimpse in turn, nats per picture, on pictures float [N, C, 64, 64] of 0..1.
 
     L_vae + L_res + L_pos, where the KL term of L_vae is L_kl as well. Each glimpse starts on a constant
-    canvas. Where boxes are found by search, the glimpse network is drawn to the best of some boxes, which takes
-    the place of its own; else it follows the gradient. progress: of the training, 0..1.
+    canvas. Where boxes are found by search, the glimpse network is drawn to the best of some boxes, which
+    takes the place of its own; else it follows the gradient. progress: of the training, 0..1.
     """
     n, early = len(x), progress < OPAQUE_SHARE
     with torch.no_grad():

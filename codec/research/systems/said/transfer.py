@@ -196,6 +196,7 @@ def draw(found: dict[str, dict[str, Found]], tests: dict[str, Scenes], setting: 
 def notes() -> list[str]:
     return [
         f"Scenes have three channels (digits three equal ones), so N = 12288. {N_TEST} scenes of each set.",
+        f"Trained as in the study 'said', boxes by search, with {GLIMPSES} glimpses of a scene.",
         "Boxes, greedy or random, go through the same VAE and the same stop, boxes paid for by L_pos; random "
         f"ones have half sides of 1/8 to 1/2. Greedy: of {TRIES} random boxes the one of the least total.",
         f"Grid: {COLUMNS} x {COLUMNS} boxes in their order, all of them, which cost no position.",
