@@ -216,8 +216,8 @@ def notes() -> list[str]:
         f"errors, once for all variants. In the first {OPAQUE_SHARE:.0%} of the other steps boxes are "
         "opaque, and the VAE goes on with such random boxes; else alpha learns to hide boxes, and the VAE "
         "blanks.",
-        f"The glimpse network is drawn to the best of {TRIES} boxes, its own, some about it and some about "
-        "errors, by L_res + L_kl + L_pos. "
+        f"The glimpse network is drawn to the best of {TRIES} boxes, its own and some about it, by "
+        "L_res + L_kl + L_pos. With boxes about errors among them it aims between objects. "
         f"'{BY_GRADIENT}' follows the gradient of this sum, as the thesis does.",
         "The base costs 8 bits a value, or its VAE's KL. A box costs L_pos, "
         f"{float(whole.position_nats()) / LN2:.1f} bits for half the side in the middle.",

@@ -32,8 +32,8 @@ to 1 over its first half."""
 OPAQUE_SHARE = 0.5
 """Part of the steps in which boxes are opaque and the VAE's likelihood is that of random boxes about errors:
 before boxes are of use, alpha would learn to hide them, and the VAE to show what is blank."""
-TRIES, TRIED_ELSEWHERE = 6, 2
-"""Boxes tried for each glimpse, and how many of them lie about errors and not about the network's own."""
+TRIES = 6
+"""Boxes tried for each glimpse, the network's own among them."""
 WANDER, WANDER_END = 0.35, 0.05
 """Deviation of centres and of logarithms of widths of the boxes tried, at the first step and at the last."""
 PULL = 10.0
@@ -76,11 +76,10 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, progress: float = 1.
 
 @torch.no_grad()
 def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: float, opaque: bool) -> Boxes:
-    """For each picture the best by L_res + L_kl + L_pos of the given box, some about it and some about
-    errors, which are found where the given one is far from any."""
+    """For each picture the best by L_res + L_kl + L_pos of the given box and some about it. None lie elsewhere:
+    drawn to now one object, now another, the network would aim between them."""
     n = len(x)
-    tried = [boxes, *(boxes.wandering(deviation) for _ in range(TRIES - 1 - TRIED_ELSEWHERE))]
-    tried += [boxes_about(x - canvas.values) for _ in range(TRIED_ELSEWHERE)]
+    tried = [boxes, *(boxes.wandering(deviation) for _ in range(TRIES - 1))]
     every = Boxes(*(torch.cat(parts) for parts in zip(*tried, strict=True)))
     pictures = x.repeat(TRIES, 1, 1, 1)
     code = model.vae.encode(seen(pictures, every))
