@@ -10,7 +10,7 @@ from torch import Tensor
 from vbc.codec.research.parts import scenes
 from vbc.codec.research.parts.gaussians import Gaussian
 from vbc.codec.research.run import Setting
-from vbc.codec.research.systems.said import bits, detection, glimpser, sums, training, whole
+from vbc.codec.research.systems.said import bits, claims, detection, glimpser, sums, training, whole
 from vbc.codec.research.systems.said.bits import Course, Ideal, Real
 from vbc.codec.research.systems.said.boxes import Boxes, box_bits, grid_boxes, random_boxes
 from vbc.codec.research.systems.said.model import Canvas, Form, PatchVae, Said, pasted, seen, shrunk
@@ -233,6 +233,17 @@ def test_the_first_glimpse_that_does_not_pay_ends_it(gains: list[float], stop: i
     assert split["base"] == 500
     assert split["total"] == pytest.approx(float(bits.at_stop(course.totals, found)))
     assert split["total"] == pytest.approx(1500 + 5 * stop - sum(gains[:stop]))
+
+
+@pytest.mark.parametrize(
+    ("gains", "falls"),
+    [([90.0, 20.0, 9.0, 1.0, 2.0], True), ([20.0, 90.0, 9.0], False), ([90.0, 20.0, 1.0, 50.0], False)],
+)
+def test_whether_gains_fall(gains: list[float], falls: bool) -> None:
+    """Glimpses that are not used may gain a little more or less, but not more than those that are."""
+    fall, least = claims.course_effects(course_of(gains, [5.0] * len(gains)), "these")
+    assert fall.found is falls
+    assert least.found is (gains[-1] != 50)
 
 
 @pytest.mark.parametrize("coding", [Ideal(1), Real(0.5)])

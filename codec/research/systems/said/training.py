@@ -76,8 +76,8 @@ def glimpse_losses(model: Said, x: Tensor, n_glimpses: int, progress: float = 1.
 
 @torch.no_grad()
 def best_about(model: Said, x: Tensor, canvas: Canvas, boxes: Boxes, deviation: float, opaque: bool) -> Boxes:
-    """For each picture the best by L_res + L_kl + L_pos of the given box and some about it. None lie elsewhere:
-    drawn to now one object, now another, the network would aim between them."""
+    """For each picture the best by L_res + L_kl + L_pos of the given box and some about it. None lie
+    elsewhere: drawn to now one object, now another, the network would aim between them."""
     n = len(x)
     tried = [boxes, *(boxes.wandering(deviation) for _ in range(TRIES - 1))]
     every = Boxes(*(torch.cat(parts) for parts in zip(*tried, strict=True)))
