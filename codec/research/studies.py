@@ -19,13 +19,11 @@ STUDIES: dict[str, str] = {
     "ssvae-sketch": "ssvae.sketch_study:STUDY",
     "ssvae-bits": "ssvae.bits_study:STUDY",
     "ssvae-latents": "ssvae.latents_study:STUDY",
-<<<<<<< HEAD
     "tvae-dimension": "transformer_vae.dimension_study:STUDY",
     "tvae-table": "transformer_vae.table_study:STUDY",
     "tvae-pose": "transformer_vae.pose_study:STUDY",
     "tvae-bound": "transformer_vae.bound_study:STUDY",
     "tvae-coadaptation": "transformer_vae.coadaptation_study:STUDY",
-=======
     "noise-variance": "noise_variance:STUDY",
     "bfvae-toy": "bfvae.toy:STUDY",
     "bfvae-digits": "bfvae.digits:STUDY",
@@ -34,7 +32,9 @@ STUDIES: dict[str, str] = {
     "transfer": "transfer:STUDY",
     "lsr-gan-mnist": "lsr_gan.study:STUDY_MNIST",
     "lsr-gan-cifar": "lsr_gan.study:STUDY_CIFAR",
->>>>>>> gan15
+    "error-maps": "said.error_maps:STUDY",
+    "said": "said.study:STUDY",
+    "said-transfer": "said.transfer:STUDY",
 }
 """From a study's name to "module:attribute", the module below `vbc.codec.research.systems`."""
 

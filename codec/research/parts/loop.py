@@ -25,8 +25,11 @@ from vbc.codec.train.progress import progress_bar
 Batch = Tensor | tuple[Tensor, ...]
 Batches = Callable[[int], Batch]
 """From a step to its batch."""
-Loss = Callable[[Any, int], tuple[Tensor, dict[str, float]]]
-"""From a batch, on the run's device, and the step to the loss (a scalar) and what to log."""
+Valued = tuple[Tensor, dict[str, float]]
+"""A loss (a scalar) and what to log."""
+Loss = Callable[[Any, int], Valued | Iterator[Valued]]
+"""From a batch, on the run's device, and the step to the loss. A generator's losses are minimised in turn:
+the optimiser takes a step on each before the next one is computed, all of them at the rate of one step."""
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """From a batch [N, C, H, W] to one of the same shape and type."""
 Optimiser = Literal["adam", "adamax", "adadelta", "rmsprop", "sgd"]
@@ -145,7 +148,8 @@ def train_step(
     step: int,
     device: str,
 ) -> dict[str, float]:
-    """One step of training; what the loss logs and, as "loss", the loss itself."""
+    """One step of training; what the loss logs and, as "loss", the loss itself. Of several losses of a step
+    the means, each over the losses that log it."""
     model.train()
     for group in optimiser.param_groups:
         group["lr"] = plan.rate_at(step)
@@ -153,17 +157,32 @@ def train_step(
     torch.manual_seed((plan.seed * 1_000_003 + step) % 2**32)
     drawn = batch(step)
     drawn = drawn.to(device) if isinstance(drawn, Tensor) else tuple(part.to(device) for part in drawn)
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bf16):
-        value, log = loss(drawn, step)
-    number = value.item()
-    if not math.isfinite(number):
-        raise FloatingPointError(f"the loss of step {step} is {number}")
-    optimiser.zero_grad()
-    torch.autograd.backward(value)
-    if plan.clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-    optimiser.step()
-    return {"loss": number, **log}
+    logged: dict[str, list[float]] = {}
+    for value, log in _computed(loss, drawn, step, torch.device(device).type, plan.bf16):
+        number = value.item()
+        if not math.isfinite(number):
+            raise FloatingPointError(f"the loss of step {step} is {number}")
+        optimiser.zero_grad()
+        torch.autograd.backward(value)
+        if plan.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        optimiser.step()
+        for key, figure in {"loss": number, **log}.items():
+            logged.setdefault(key, []).append(figure)
+    return {key: sum(figures) / len(figures) for key, figures in logged.items()}
+
+
+def _computed(loss: Loss, drawn: Batch, step: int, device: str, bf16: bool) -> Iterator[Valued]:
+    """The losses of a step, each computed when it is asked for."""
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        found = loss(drawn, step)
+    losses = iter((found,)) if isinstance(found, tuple) else found
+    while True:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):  # not while the caller goes backward
+            value = next(losses, None)
+        if value is None:
+            return
+        yield value
 
 
 def validated(model: nn.Module, validate: Callable[[], float], seed: int) -> float:
