@@ -223,7 +223,7 @@ def notes() -> list[str]:
         f"{float(whole.position_nats()) / LN2:.1f} bits for half the side in the middle.",
         "Real bits: edges of boxes at whole pixels, all boxes alike; a bit for each glimpse that there is "
         "one; means of latents on a grid under N(0, 1); the error as whole grey values under a Gaussian of "
-        "sent deviation.",
+        "sent deviation, whose mass beyond 0 and 255 counts for these: on black far below D_t.",
         "AP: boxes of all nine glimpses, scored by gain less cost.",
     ]
 
