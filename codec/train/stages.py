@@ -45,9 +45,6 @@ from vbc.codec.train.whole_loss import WholeNet, validate_whole, whole_loss
 STAGES = (LOSSY, EXACT, TUNED_LOSSY, TUNED_EXACT, "export")
 """Of a whole run; those below are done on request alone."""
 ON_REQUEST = (EYE, LAYERED, WHOLE, BINS, VALUES)
-SEVERAL = {"all": STAGES, "tune": STAGES[2:4]}
-"""Names of several stages; "fine-tune" is tuning of the lossy network asked for and of the exact ones, then
-export."""
 RATE = {
     LOSSY: 1.5e-3,
     EXACT: 2.5e-3,
@@ -90,15 +87,18 @@ def train(
 
     data, valid: folders of images or tile mosaics. steps: of the lossy and exact stages. batch: tiles a step,
     of all processes together where `torchrun` has started several. stage: "all", "tune" (both tunings),
-    "fine-tune", or one of `STAGES` and `ON_REQUEST`. lossy: the stage whose lossy network later ones take,
+    "fine-tune" (of the lossy network asked for and the exact ones, then export), or one of `STAGES` and
+    `ON_REQUEST`. lossy: the stage whose lossy network later ones take,
     "tune-lossy", "eye" or "whole". start_from: folder of an earlier run, whose weights stages start from
     where this run has nothing earlier. Reports are also appended to `out/log.jsonl`. Raises FileNotFoundError
     where data or an earlier stage's result is missing, ValueError for an unknown stage.
     """
-    chosen = (lossy, TUNED_EXACT, "export") if stage == "fine-tune" else SEVERAL.get(stage, (stage,))
+    fine_tuned = (lossy,) if lossy == WHOLE else (lossy, TUNED_EXACT)  # that one tunes both networks
+    several = {"all": STAGES, "tune": STAGES[2:4], "fine-tune": (*fine_tuned, "export")}
+    chosen = several.get(stage, (stage,))
     known = {*STAGES, *ON_REQUEST}
     if not set(chosen) <= known:
-        raise ValueError(f"stage {stage!r}; known are {', '.join([*SEVERAL, 'fine-tune', *sorted(known)])}")
+        raise ValueError(f"stage {stage!r}; known are {', '.join([*several, *sorted(known)])}")
     if lossy not in (TUNED_LOSSY, EYE, WHOLE):
         raise ValueError(f"lossy network {lossy!r}; known are {TUNED_LOSSY}, {EYE}, {WHOLE}")
     if stage == LAYERED and lossy == TUNED_LOSSY:
