@@ -70,7 +70,7 @@ def section(gathered: Gathered, pictures: Path, left_out: Collection[str]) -> st
     seconds = ", ".join(f"{record.seconds:.0f}" for record in records)
     seeds = ", ".join(str(record.seed) for record in records)
     parts = [
-        f"## {first.study}\n\n{study.about} ({study.source}).",
+        f"## {first.study}\n\n" + wrapped(f"{study.about} ({study.source})."),
         f"Budget {say_budget(first.budget_s)} a run on {first.device}; seeds {seeds}; "
         f"{seconds} seconds used; torch {first.versions['torch']}.\n\n```\n{command(first)}\n```",
     ]

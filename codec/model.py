@@ -34,9 +34,9 @@ from vbc.kernels.predict import PredictMaps
 
 HASH_BYTES = 8
 INDEX = "index.json"
+"""Of the weights folder: a list of {"file", "model" (hash), "tables" (hash), "tune"}, the newest last."""
 FOLDERS = "VBC_WEIGHTS"
 """The environment variable with folders of further weights, separated as in PATH."""
-"""Of the weights folder: a list of {"file", "model" (hash), "tables" (hash), "tune"}, the newest last."""
 
 PID = os.getpid()
 

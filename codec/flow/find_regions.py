@@ -101,9 +101,9 @@ def errors_inside(picture: Tensor, shown: Tensor) -> Tensor:
 
 def in_squares(x: Tensor, side: int) -> NDArray[np.float64]:
     """Sums of [h, w] in squares of a side, those at the end cut off: [ceil(h / side), ceil(w / side)]."""
-    h, w = x.shape
-    x = F.pad(x, (0, -w % side, 0, -h % side))
-    sums: NDArray[np.float64] = x.unflatten(1, (-1, side)).unflatten(0, (-1, side)).sum((1, 3)).cpu().numpy()  # type: ignore[no-untyped-call]
+    rows, cols = (math.ceil(n / side) for n in x.shape)
+    x = F.pad(x, (0, -x.shape[1] % side, 0, -x.shape[0] % side))
+    sums: NDArray[np.float64] = x.view(rows, side, cols, side).sum((1, 3)).cpu().numpy()
     return sums
 
 
