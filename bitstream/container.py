@@ -14,14 +14,12 @@ from typing import Any, TypeVar
 
 from .errors import Corrupt, LimitExceeded, NotVbc, Truncated, UnsupportedVersion
 from .geometry import (
-    FIRST_REFINED,
     LOSSY_LEVELS,
     Geometry,
     is_bins,
     is_level,
     is_lossy,
     is_value,
-    lossy_level_before,
     rank,
     refinements_of,
 )
@@ -662,9 +660,6 @@ def _check_needs(header: Header, places: dict[int, list[int | None]]) -> None:
     """Raises Corrupt unless what a packet needs is in the index, before it."""
     never = len(header.packets)
     for level, groups in places.items():
-        refined = is_lossy(level) and level >= FIRST_REFINED
-        if refined and lossy_level_before(level) not in places:
-            raise Corrupt(f"level {level} without the lossy level before it")
         shared = header.find(level)
         own = [never if i is None else i for i in groups]
         if shared is not None and min(own) < shared:

@@ -96,11 +96,6 @@ def level_of(refinement: int, level: int) -> int:
     return level if not refinement else FIRST_REFINED + LOSSY_LEVELS * (refinement - 1) + level - 1
 
 
-def lossy_level_before(level: int) -> int:
-    """The level before a refinement of a level in the order of all levels; a file has it too."""
-    return LOSSY_LEVELS if level == FIRST_REFINED else level - 1
-
-
 def rank(level: int) -> int:
     """The place of a level in the order of all levels, 1, 2, 3, 33, ..., 41, 4, 71, ..., 98, 5, 6, ..., from
     1 on."""

@@ -18,7 +18,6 @@ from .container import (
     packed_bytes,
     read_packet,
 )
-from .geometry import FIRST_REFINED, is_lossy, lossy_level_before
 from .source import Buffer, Source, as_source
 
 NOTHING: Mapping[int, bytes] = {}
@@ -61,14 +60,10 @@ def kept_places(header: Header, places: Iterable[int]) -> list[int]:
     """The places of packets that mean something in a file of these packets, in the same order.
 
     Low bytes and pixel hash go where something of the picture is left out. What the groups of a level share
-    goes where all these groups are, and a refinement where the whole lossy level before it is, without which
-    a file may not have it.
+    goes where all these groups are.
     """
     asked = list(places)
     levels = {header.packets[i].level for i in asked if header.packets[i].part}
-    for level in sorted(level for level in levels if level >= FIRST_REFINED and is_lossy(level)):
-        if lossy_level_before(level) not in levels:
-            levels.remove(level)
     useless = set() if keeps_picture(header, asked) else {LOW, PIXEL_HASH}
     packets = header.packets
     return [

@@ -400,6 +400,10 @@ def test_refinements() -> None:
     assert levels_present(header) == (1, 2, 3, *range(33, 39), 4, 5, 6, 7)
     assert tuple(level_ends(header)) == levels_present(header)
     assert complete_levels(header, usable(header, header.ends[3])) == (1, 2, 3, 33)
+    # level 1 alone refined, twice
+    header = unpack_header(packed(entries=[WHOLE[0], entry(33), entry(36)]))
+    assert levels_present(header) == (1, 33, 36)
+    assert header.geometry.refinements == 2
     # exact levels first: they need none of the refinements as long as there is none of their own
     header = unpack_header(packed(entries=[*WHOLE[:3], entry(4), *REFINED[3:9], *EXACT[1:]]))
     assert levels_present(header) == (1, 2, 3, *range(33, 39), 4, 5, 6, 7)
@@ -418,9 +422,9 @@ def test_refinements() -> None:
     ("what", "entries"),
     [
         ("before what it refines", [entry(33), *WHOLE]),
-        ("without the level before", [*WHOLE[:2], entry(33)]),
+        ("without what it refines", [*WHOLE[:1], entry(34)]),
         ("the second one alone", [*WHOLE[:3], entry(36)]),
-        ("the second one before all of the first", [*WHOLE[:3], entry(33), entry(34), entry(36)]),
+        ("the second one of level 2 before the first", [*WHOLE[:3], entry(33), entry(36), entry(37)]),
         ("of level 3 without that of level 2", [*WHOLE[:3], entry(33), entry(35)]),
         ("exact levels without its level 3", [*WHOLE[:3], entry(33), entry(34), *EXACT]),
         ("exact levels before it", [*WHOLE, entry(33), entry(34), entry(35)]),

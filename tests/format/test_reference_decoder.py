@@ -569,9 +569,6 @@ def some_packets(file: File, packets: Packets, rng: np.random.Generator) -> Pack
         if not dropped and all(need in kept for need in file.needs(level, part)):
             kept[level, part] = payload
     with_groups = {level for level, part in kept if part}
-    lossy = [level for level in LOSSY_LEVELS if level in with_groups]
-    if lossy != list(LOSSY_LEVELS[: len(lossy)]):  # a level is not in a file without the one before it
-        return some_packets(file, packets, rng)
     return [(level, part, payload) for (level, part), payload in kept.items() if level in with_groups]
 
 

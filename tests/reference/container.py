@@ -251,8 +251,6 @@ def check_index(packets: list[Packet], header: Header, geometry: Geometry) -> No
     for level in levels:  # also where there is nothing but its part 0
         if not levels.issuperset(geometry.needed_levels(level, header.archival)):
             raise Corrupt(f"level {level} needs levels that are not there")
-        if level in REFINED_LEVELS and LOSSY_LEVELS[order(level) - 1] not in levels:
-            raise Corrupt(f"level {level} without the lossy level before it")
     seen: set[tuple[int, int]] = set()
     for level, part in parts:
         needs = geometry.needs(level, part, header.archival)

@@ -153,8 +153,6 @@ def subset(data: bytes, keep: Sequence[bool]) -> bytes:
 
     keep: for each packet whether it stays; one whose needs go must go too. The file does not say that it is
     lossless any more where a packet of a level or the low bytes are left out; then the low bytes go too.
-    Where refinements stay and the index must therefore name packets that do not, those stand at the end, and
-    the file is cut off before them.
     """
     header = container.unpack_header(data)
     levels = {
@@ -163,37 +161,16 @@ def subset(data: bytes, keep: Sequence[bool]) -> bytes:
     kept = [i for i, p in enumerate(header.packets) if keep[i] and (not p.level or p.level in levels)]
     dropped = [packet for packet, stays in zip(header.packets, keep, strict=True) if not stays]
     whole = header.lossless and not any(packet.level or packet.unit == container.LOW for packet in dropped)
-    behind = sorted(named_besides(header, levels) - set(kept))
-    useless = set() if whole else {container.LOW}
-    useless |= {container.PIXEL_HASH} if behind else set()  # nothing of the picture may stand behind it
-    kept = [i for i in kept if header.packets[i].unit not in useless]
+    kept = [i for i in kept if whole or header.packets[i].unit != container.LOW]
     entries = [
-        (header.packets[i].unit, header.packets[i].part, bytes(data[slice(*header.span(i))]))
-        for i in (*kept, *behind)
+        (header.packets[i].unit, header.packets[i].part, bytes(data[slice(*header.span(i))])) for i in kept
     ]
-    out = rewritten(
+    return rewritten(
         header,
         entries,
         flags=header.flags if whole else header.flags & ~LOSSLESS,
         bit_depth=header.bit_depth if whole else 8,
     )
-    return out[: len(out) - sum(len(body) for _, _, body in entries[len(kept) :])]
-
-
-def named_besides(header: Header, levels: set[int]) -> set[int]:
-    """Places of packets that the index of a file with these levels must name for its refinements' sake.
-
-    Of the lossy level before each refinement, if that is not among the levels, a packet with all it needs.
-    """
-    found: set[int] = set()
-    for level in levels:
-        before = 3 if level == 33 else level - 1
-        if 33 <= level <= 41 and before not in levels:
-            todo = [next(i for i, packet in enumerate(header.packets) if packet.level == before)]
-            while todo:
-                found.add(todo[-1])
-                todo += [j for j in needed_packets(header, todo.pop()) if j is not None]
-    return found
 
 
 def rewritten(header: Header, payloads: list[tuple[int, int, bytes]], **changes: int) -> bytes:

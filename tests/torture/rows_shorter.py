@@ -242,8 +242,7 @@ def check_stripped(
     before, after = container.unpack_header(data), container.unpack_header(out)
     groups = {(p.level, p.part) for p in after.packets if p.level and p.part}
     needed = needed_there(data, boxes)
-    if any(level == 3 for level, _ in needed) or not before.geometry.refinements:
-        tally.check(groups == needed, f"{what}: {sorted(groups ^ needed)} too many or too few")
+    tally.check(groups == needed, f"{what}: {sorted(groups ^ needed)} too many or too few")
     tally.check(after.has(container.ALPHA) == before.has(container.ALPHA), f"{what}: alpha")
     kept = api.read_metadata(data, before).n_bytes() if keep_metadata else {}
     tally.check(api.read_metadata(out, after).n_bytes() == kept, f"{what}: metadata")
