@@ -764,7 +764,8 @@ def test_exactness(folder: Path, results: Path, monkeypatch: pytest.MonkeyPatch)
         yield "wrong", {"layered 1 levels": "0" * 16}
 
     monkeypatch.setattr(exactness, "interpreted", none)  # minutes; tests/test_exactness.py has its own
-    monkeypatch.setattr(exactness, "REFERENCE_SIDE", 20)
+    for name, value in (("REFERENCE_SIDE", 20), ("QUICK_SIDE", 72), ("WIDE", (9, 1100)), ("THREADS", (1, 4))):
+        monkeypatch.setattr(exactness, name, value)
     assert exactness.main([str(folder), "--out", str(results), "--quick"]) == 0
     rows = common.read_results(results / "exactness.jsonl")
     variants = {r["variant"] for r in rows if r["kind"] == "row"}

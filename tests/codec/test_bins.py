@@ -183,7 +183,7 @@ def test_prefixes_show_what_is_there(tiny: Model, small_groups: None, settings: 
     header = container.unpack_header(data)
     reader = IncrementalReader(model=tiny)
     at, errors = 0, []
-    for end in header.ends[:: max(1, len(header.ends) // 25)]:
+    for end in header.ends[:: max(1, len(header.ends) // 10)]:
         reader.feed(data[at:end])
         at = end
         shown = torch.from_numpy(reader.picture().picture.rgb.copy()).permute(2, 0, 1)
