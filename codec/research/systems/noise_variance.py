@@ -192,6 +192,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="VAE with empirical noise variance against plain squared error: message lengths, latents in use",
     source="Zeng's thesis, sections 1.1 and 3.3",
-    budget="20m",
+    budget="15m",
     run=run,
 )

@@ -370,6 +370,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="a VAE of photographs on other sets, tuned from 100 faces, attributes as directions of its code",
     source="Zeng's thesis, chapter 4, table 4.1",
-    budget="25m",
+    budget="20m",
     run=run,
 )

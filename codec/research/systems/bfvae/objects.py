@@ -206,6 +206,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="BFVAE on moving objects: swaps, extraction, leaks; flat grounds and photographs, beta 1 and 5",
     source="Zeng's thesis, sections 5.3 and 5.4.1, figures 5.6 to 5.9",
-    budget="30m",
+    budget="25m",
     run=run,
 )

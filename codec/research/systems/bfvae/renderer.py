@@ -263,6 +263,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="BFVAE with LSR-GAN: sharp recombination of objects and photographs by a guided generator",
     source="Zeng's thesis, sections 5.3.1 and 5.4.2, tables 5.3 and 5.4",
-    budget="40m",
+    budget="30m",
     run=run,
 )

@@ -328,6 +328,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="Sharp pictures imagined from the codec's levels 1 and 2, which contradict no coded latent",
     source="Zeng's thesis, chapter 3, equation 3.3, on the codec's own levels",
-    budget="45m",
+    budget="40m",
     run=run,
 )

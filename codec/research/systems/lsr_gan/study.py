@@ -220,12 +220,12 @@ def notes(kind: Renderers, truth: Figures) -> list[str]:
 STUDY_MNIST = Study(
     about="LSR-GAN on digits: a renderer of a VAE's codes, over lambda and beta",
     source="Zeng's thesis, chapter 3, tables 3.1 and 3.2",
-    budget="45m",
+    budget="30m",
     run=partial(run, DIGITS),
 )
 STUDY_CIFAR = Study(
     about="LSR-GAN on small colour pictures: a renderer of a VAE's codes, over lambda and beta",
     source="Zeng's thesis, chapter 3, tables 3.1 and 3.2",
-    budget="45m",
+    budget="30m",
     run=partial(run, COLOURS),
 )

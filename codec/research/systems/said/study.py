@@ -231,6 +231,6 @@ def notes() -> list[str]:
 STUDY = Study(
     about="SAID: boxes in falling order of information, stopped by description length, and their use",
     source="LSR-GAN, BFVAE and SAID thesis, sections 6.2.3 to 6.4, tables 6.1 to 6.3",
-    budget="45m",
+    budget="40m",
     run=run,
 )

@@ -184,6 +184,6 @@ def reconstructions(
 STUDY = Study(
     about="VAE, TVAE and DTVAE of digits: reconstruction against the code's dimension, upright samples",
     source="thesis on spatial transformers in VAEs, sections V.i and V.ii",
-    budget="40m",
+    budget="30m",
     run=run,
 )

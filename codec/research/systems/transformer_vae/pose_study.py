@@ -296,6 +296,6 @@ def effects(figures: Mapping[str, Mapping[str, float]], of_digits: Mapping[str, 
 STUDY = Study(
     about="Priors over the pose of TVAEs: code length, fit, what samples look like",
     source="thesis on spatial transformers in VAEs, section V.iii",
-    budget="30m",
+    budget="25m",
     run=run,
 )

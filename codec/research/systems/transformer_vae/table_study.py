@@ -220,6 +220,6 @@ def effects(accuracies: Accuracies) -> list[Effect]:
 STUDY = Study(
     about="TVAEs of digits: upright samples, and linear machines on codes without the pose",
     source="thesis on spatial transformers in VAEs, section V.ii and table 1",
-    budget="45m",
+    budget="35m",
     run=run,
 )
