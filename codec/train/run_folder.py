@@ -50,7 +50,7 @@ class RunFolder:
         """As `find`, or None."""
         for folder in (self.own, self.earlier):
             for stage in stages:
-                if folder is not None and (path := folder / f"{stage}.safetensors").exists():
+                if folder is not None and (path := RunFolder(folder).checkpoint(stage)).exists():
                     return path
         return None
 

@@ -46,7 +46,7 @@ WIDTH, HIDDEN = 64, 6
 JUDGE_WIDTHS = (48, 96, 128)
 SLOPE = 0.2
 CHUNK = 16
-PLAN = Plan(steps=100_000, batch=16, rate=2e-4, rate_end=1e-5, beta1=0.5, bf16=True)
+PLAN = Plan(steps=100_000, batch=16, rate=6e-4, rate_end=1e-5, beta1=0.5, bf16=True)
 FEATURE_SHARE, FEATURE_STEPS = 0.5, 1500
 """Steps of the network whose features measure: for each second of the budget, and at most."""
 TRAINING_SHARE = 0.9
