@@ -245,6 +245,11 @@ def claims(found: dict[str, dict[str, float]]) -> list[Effect]:
             max(abs(f[saved] / f[direct] - 1) for f in found.values()) > 0.01,
             ", ".join(f"{name} {f[saved]:.3f} and {f[direct]:.3f}" for name, f in found.items()),
         ),
+        Effect(
+            "Batches that share a code by halves give cleaner backgrounds, and training is unstable.",
+            None,
+            "no generator is trained on such batches here",
+        ),
         Effect("It is the smallest model of those compared.", None, "the others are not trained here"),
     ]
 
