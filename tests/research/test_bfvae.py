@@ -220,7 +220,7 @@ def test_renderer_study(tmp_path: Path, small: Shrink, monkeypatch: pytest.Monke
         renderer.ALONE,
     }
     assert rows[renderer.GUIDED].thesis == {"Frechet, saved": 19.12, "Frechet, direct": 28.15}
-    assert len(result.effects) == 7
+    assert len(result.effects) == 8
     assert finite(result)
 
 
