@@ -153,8 +153,10 @@ def kernel_tests() -> None:
 
 
 def golden_files() -> None:
-    """Every answer of every golden file, by the tiny model; dry, of every fifth (tests/codec/test_device.py has
-    them all)."""
+    """Every answer of every golden file, by the tiny model.
+
+    Dry, of every fifth one: tests/codec/test_device.py has them all.
+    """
     model = on_device(load_model(TINY))
     known = json.loads((TINY.parent / "answers.json").read_text())
     for name, answers in list(known.items())[:: 5 if DRY else 1]:

@@ -24,7 +24,8 @@ def claims_of_table(data: str, found: dict[str, float]) -> list[Effect]:
 
     return [
         Effect(
-            f"{data}: all patch codes together are at least as good as the best of them (within {MARGIN} points).",
+            f"{data}: all patch codes together are at least as good as the best of them (within {MARGIN} "
+            "points).",
             found["ALL"] >= found[best] - MARGIN,
             said("ALL", best),
         ),
