@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,14 +94,35 @@ def test_own_features_learn(labelled: bool, tmp_path: Path) -> None:
     ramp = torch.linspace(0, 120, side).view(1, 1, side, 1) + 40 * labels.view(n, 1, 1, 1)
     images = (ramp + 20 * torch.rand(n, 1, side, side)).to(torch.uint8)
     setting = Setting(tmp_path, tmp_path, 1.0, emit=list[str]().append)
-    net = frechet.train_features(images, setting, labels=labels if labelled else None, steps=60)
+    net = frechet.train_features(images, setting, labels=labels if labelled else None, steps=120)
     if labelled:
         assert (net(images).argmax(1) == labels).double().mean() > 0.8
     else:
-        turned = net(images.rot90(2, (2, 3))).argmax(1)
+        turned = net(images.rot90(2, (2, 3))).argmax(1) % frechet.TURNS
         assert (turned == 2).double().mean() > 0.8
     assert frechet.own_distance(net, images, images) == pytest.approx(0, abs=1e-5)
     assert frechet.own_distance(net, images, 255 - images) > frechet.own_distance(net, images, images.flip(3))
+
+
+@pytest.mark.parametrize("turns", range(frechet.TURNS))
+def test_what_is_done_to_images(turns: int) -> None:
+    """What the own features learn: each damage once, on an image turned so often."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(0, 256, (3, 18, 18)).astype(np.uint8))
+    straight = x.rot90(turns, (1, 2)).float()
+    plain, halved, noisy, shuffled = (
+        frechet.changed_image(x, turns + frechet.TURNS * damage, rng) for damage in range(frechet.DAMAGES)
+    )
+    assert torch.equal(plain, straight)
+    assert halved.shape == straight.shape
+    assert halved.std() < 0.6 * straight.std()
+    difference = noisy - straight
+    assert difference[(straight > 50) & (straight < 200)].std() == pytest.approx(frechet.NOISE, rel=0.2)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 255
+    assert torch.equal(shuffled.flatten(1).sort().values, straight.flatten(1).sort().values)
+    assert torch.equal(shuffled[:, 16:], straight[:, 16:])
+    assert not torch.equal(shuffled, straight)
 
 
 def test_rows_and_grids(tmp_path: Path) -> None:

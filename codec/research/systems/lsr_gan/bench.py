@@ -26,8 +26,8 @@ FEATURE_STEPS, FEATURE_SHARE = 4000, 1.5
 class Bench:
     """Test pictures and the classifier that judges pictures made of them.
 
-    Where classes are not known, those of k-means on the features of a network that tells quarter turns stand
-    for them: then there is relative accuracy alone.
+    Where classes are not known, those of k-means on the features of a network that tells turns and damage
+    stand for them: then there is relative accuracy alone.
     """
 
     def __init__(self, data: Pictures, setting: Setting):

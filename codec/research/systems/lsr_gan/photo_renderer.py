@@ -321,7 +321,7 @@ def notes() -> list[str]:
         "the DCT of the picture has them; the codec's own analysis corrects the DCT by a network, so not all "
         "symbols return.",
         "The discriminator sees what the decoder shows beside the picture. Frechet distances are on features "
-        "of a network that tells quarter turns, comparable within this run alone.",
+        "of a network that tells turns and damage, comparable within this run alone.",
     ]
 
 

@@ -201,7 +201,7 @@ def notes(kind: Renderers, truth: Figures) -> list[str]:
         classes = f"Classifier: {truth['absolute']:.1f} % right on test digits (thesis: 84 % on CIFAR)."
     else:
         classes = (
-            "No classes are at hand: those of k-means (10) on features of a net that tells quarter turns."
+            "No classes are at hand: those of k-means (10) on features of a net that tells turns and damage."
         )
     return [
         f"Pictures of 32 pixels, {kind.form.latents} latents, {widths} channels, residual blocks; few of the "
