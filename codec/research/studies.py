@@ -32,7 +32,7 @@ STUDIES: dict[str, str] = {
     "transfer": "transfer:STUDY",
     "lsr-gan-mnist": "lsr_gan.study:STUDY_MNIST",
     "lsr-gan-cifar": "lsr_gan.study:STUDY_CIFAR",
-    "photo-renderer": "lsr_gan.photo_renderer:STUDY",
+    "photo-renderer": "photo_renderer.study:STUDY",
     "error-maps": "said.error_maps:STUDY",
     "said": "said.study:STUDY",
     "said-transfer": "said.transfer:STUDY",

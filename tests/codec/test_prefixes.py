@@ -76,7 +76,7 @@ def test_every_packet_boundary(tiny: Model, name: str) -> None:
             assert (caught.value.need, caught.value.have) == (len(data), end)
         started = [level for level, groups in state.done.items() if groups]
         seen += header.packets[i].part > 0
-        if seen % (1 + len(header.packets) // 15):  # some 15 pictures
+        if seen % (1 + len(header.packets) // 8):  # some eight pictures
             continue
         part = decode_image(data[:end], model=tiny, allow_partial=True)
         assert torch.equal(part.rgb, state.picture(max(started, key=rank), wanted)[0])
@@ -89,10 +89,11 @@ def test_every_packet_boundary(tiny: Model, name: str) -> None:
 @pytest.mark.parametrize("name", ["lossy", "lossy-some-maps", "refined-twice", "archival-tuned", "layered"])
 def test_inside_a_packet_nothing_changes(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
-    for i in level_places(header)[1::17]:
+    places = level_places(header)[1:]
+    for i in places[:: 1 + len(places) // 4]:
         start, end = header.span(i)
         want = decode_image(data[:start], model=tiny, allow_partial=True)
-        for cut in {start + 1, (start + end) // 2, end - 1}:
+        for cut in {start + 1, end - 1}:
             got = decode_image(data[:cut], model=tiny, allow_partial=True)
             assert torch.equal(got.rgb, want.rgb)
             assert got.levels == want.levels
@@ -105,7 +106,7 @@ def test_groups_of_a_level_come_one_by_one(tiny: Model, name: str) -> None:
     data, header = grouped_file(name), header_of(name)
     level = container.levels_present(header)[-1]
     places = [i for i in level_places(header) if header.packets[i].level == level and header.packets[i].part]
-    for i in places[:: 1 + len(places) // 12]:
+    for i in places[:: 1 + len(places) // 6]:
         before = decode_image(data[: header.span(i)[0]], model=tiny, allow_partial=True).rgb
         after = decode_image(data[: header.ends[i]], model=tiny, allow_partial=True).rgb
         rows, cols = header.geometry.window(level, header.packets[i].part - 1)
@@ -279,7 +280,7 @@ def test_a_damaged_packet_spoils_what_needs_it(tiny: Model, name: str) -> None:
     rng = np.random.default_rng(2)
     differing = 0
     places = level_places(header)
-    for i in places[:: max(1, len(places) // 12)]:
+    for i in places[:: max(1, len(places) // 7)]:
         start, end = header.span(i)
         (broken,) = bit_flips(data, [int(rng.integers(8 * start, 8 * end))])
         with pytest.raises(Corrupt, match=f"checksum of packet {i} "):
@@ -318,7 +319,7 @@ def test_many_damaged_packets(tiny: Model) -> None:
         data, header = grouped_file(name), header_of(name)
         wanted = make_plan(header, None, None).wanted
         rng = np.random.default_rng(9)
-        for _ in range(4):
+        for _ in range(2):
             hit = set(rng.choice(level_places(header)[1:], 4, replace=False).tolist())
             broken = bytearray(data)
             for i in hit:
@@ -349,7 +350,7 @@ def test_damage_with_repaired_checksums(tiny: Model, name: str) -> None:
     """Whatever the lanes hold, the outcome is a FormatError or a picture of the declared size."""
     data, header = grouped_file(name), header_of(name)
     rng = np.random.default_rng(4)
-    for _ in range(6):
+    for _ in range(4):
         payloads = payloads_of(data)
         target = payloads[rng.integers(0, len(payloads))]
         for _ in range(int(rng.integers(1, 4))):
@@ -504,7 +505,7 @@ def test_random_orders(tiny: Model, name: str) -> None:
         wanted = make_plan(moved, None, None).wanted
         for k, (i, state) in enumerate(states(other, moved, tiny)):
             done = [level for level, groups in state.done.items() if groups]
-            if k % 9 == 8 and done:  # levels side by side, none of them complete
+            if k % (1 + len(order) // 6) == 4 and done:  # levels side by side, none of them complete
                 part = decode_image(other[: moved.ends[i]], model=tiny, allow_partial=True)
                 assert torch.equal(part.rgb, state.picture(max(done, key=rank), wanted)[0])
         assert torch.equal(state.picture(max(done, key=rank), wanted)[0], whole.rgb)

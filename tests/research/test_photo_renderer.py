@@ -16,8 +16,8 @@ from vbc.codec.model import load_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.research.parts.adversarial import Adversaries
 from vbc.codec.research.run import Setting
-from vbc.codec.research.systems.lsr_gan import photo_renderer
-from vbc.codec.research.systems.lsr_gan.coded_tiles import (
+from vbc.codec.research.systems.photo_renderer import study
+from vbc.codec.research.systems.photo_renderer.coded_tiles import (
     CodedTiles,
     code_tiles,
     off_centre,
@@ -27,7 +27,7 @@ from vbc.codec.research.systems.lsr_gan.coded_tiles import (
     to_planes,
     within_cells,
 )
-from vbc.codec.research.systems.lsr_gan.photo_renderer import KINDS, Judge, PhotoRenderer, renderer_loss
+from vbc.codec.research.systems.photo_renderer.study import KINDS, Judge, PhotoRenderer, renderer_loss
 from vbc.codec.settings import EncodeSettings
 
 SIDE = 32
@@ -104,10 +104,10 @@ def test_each_network_gets_its_own_gradient(tiles: CodedTiles, name: str) -> Non
 def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = photo(128, 256)
     few = torch.stack(torch.split(whole, 128, 2)).numpy()
-    monkeypatch.setattr(photo_renderer, "load_tiles", lambda folder: few)
-    monkeypatch.setattr(photo_renderer, "PLAN", replace(photo_renderer.PLAN, steps=2, batch=2))
+    monkeypatch.setattr(study, "load_tiles", lambda folder: few)
+    monkeypatch.setattr(study, "PLAN", replace(study.PLAN, steps=2, batch=2))
     lines: list[str] = []
-    result = photo_renderer.run(Setting(tmp_path, tmp_path, 0.01, emit=lines.append))
+    result = study.run(Setting(tmp_path, tmp_path, 0.01, emit=lines.append))
     for table in result.tables:
         assert [row.model for row in table.rows] == ["originals", "decoder", *KINDS]
         assert all(math.isfinite(v) for row in table.rows for v in row.figures.values())
@@ -124,8 +124,8 @@ def figures(sharpness: float, frechet: float, eye: float, returned: float) -> di
 def test_claims(good: bool) -> None:
     """Each one follows its own figures."""
     plain, better, worse = figures(0.1, 5, 10, 90), figures(0.2, 3, 8, 95), figures(0.12, 6, 11, 80)
-    by_name = {"decoder": plain, "no adversary": plain, photo_renderer.CHOSEN: better if good else worse}
-    effects = photo_renderer.claims({1: by_name, 2: by_name})
+    by_name = {"decoder": plain, "no adversary": plain, study.CHOSEN: better if good else worse}
+    effects = study.claims({1: by_name, 2: by_name})
     assert [effect.found for effect in effects] == [good] * 8
 
 
@@ -134,10 +134,10 @@ def test_crops_are_of_one_place(tiles: CodedTiles) -> None:
     large = CodedTiles(
         *(_repeated(part) for part in (tiles.original, tiles.shown, tiles.latents)), tiles.quality
     )
-    batch = photo_renderer.crops(large, replace(photo_renderer.PLAN, batch=2))
+    batch = study.crops(large, replace(study.PLAN, batch=2))
     for step in range(6):
         original, shown, latents, _ = batch(step)
-        assert original.shape == shown.shape == (2, 3, photo_renderer.CROP, photo_renderer.CROP)
+        assert original.shape == shown.shape == (2, 3, study.CROP, study.CROP)
         assert latents.shape[1] == LEVEL_START[1 + step % 2]
         dc = (to_planes(shown)[:, :1].unfold(2, 8, 8).unfold(3, 8, 8)).mean((-1, -2))[:, 0]
         assert (dc - latents[:, 0] / 64).abs().mean() < 4

@@ -25,7 +25,7 @@ from vbc.codec.research.parts.loop import Batches, Loss, Plan, batch_indices
 from vbc.codec.research.parts.measures import fine_detail, psnr, sharpness
 from vbc.codec.research.parts.pictures import save_rows
 from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
-from vbc.codec.research.systems.lsr_gan.coded_tiles import (
+from vbc.codec.research.systems.photo_renderer.coded_tiles import (
     CodedTiles,
     code_tiles,
     off_centre,
