@@ -40,7 +40,7 @@ from vbc.codec.train.training_tiles import load_tiles
 
 QUALITIES = (20, 80)
 N_TILES = 1600
-"""Of those for training; coding them takes two minutes, outside of the budget."""
+"""Of those for training; coding them takes a minute, outside of the budget."""
 CROP = 64
 WIDTH, HIDDEN = 64, 6
 JUDGE_WIDTHS = (48, 96, 128)
