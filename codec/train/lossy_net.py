@@ -199,12 +199,7 @@ class LossyNet(nn.Module):
 
         Those above `level` are the priors' means.
         """
-        planes = inverse_block_transform(latents, self.basis)
-        cells = F.pixel_unshuffle(planes, 2)
-        halo = self.enhance.radius + 1
-        q = quality_planes(FLOATS, q).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
-        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, pad(q, halo - 1))
-        return planes + F.pixel_shuffle(self.enhance(inputs, level - 1), 2)
+        return corrected(self.enhance, inverse_block_transform(latents, self.basis), q, level)
 
     def forward(self, planes: Tensor, q: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Quantised latents and bits [N, h, w] of the three levels."""
@@ -239,6 +234,15 @@ class LossyNet(nn.Module):
         for level in range(len(latents) + 1, 4):
             z = torch.cat((z, self.prior(level, z, q)[0]), 1)
         return z
+
+
+def corrected(chain: Chain, planes: Tensor, q: Tensor, level: int) -> Tensor:
+    """Opponent planes [N, 3, 8h, 8w] of a level with what a network like the enhancement's adds to them."""
+    cells = F.pixel_unshuffle(planes, 2)
+    halo = chain.radius + 1
+    q = quality_planes(FLOATS, q).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
+    inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, pad(q, halo - 1))
+    return planes + F.pixel_shuffle(chain(inputs, level - 1), 2)
 
 
 def quantise(z: Tensor, mean: Tensor, log2_scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,16 +135,22 @@ def adversarial_loss(
     generated pictures that are told right, and ln q per latent.
     """
     made = pair.generator(z)
-    on_real, on_made = pair.discriminator(real), pair.discriminator(made.detach())
-    judge = F.softplus(-on_real).mean() + F.softplus(on_made).mean()
-    with frozen(pair.discriminator):
-        maker = F.softplus(-pair.discriminator(made)).mean()
-    told = {"real": (on_real > 0).double().mean().item(), "made": (on_made < 0).double().mean().item()}
-    log = {"d": judge.item(), "g": maker.item(), **told}
+    judge, maker, log = contest(pair.discriminator, real, made)
     if encode is None or not weight:
         return judge + maker, log
     log_q = encode(made).log_prob(z).mean()
     return judge + maker - weight * log_q, {**log, "q": log_q.item() / z.shape[1]}
+
+
+def contest(discriminator: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """-ln D(real) - ln(1 - D(made)), which teaches the discriminator alone; -ln D(made), which teaches what
+    made it alone; and what to log of them, as `adversarial_loss`."""
+    on_real, on_made = discriminator(real).float(), discriminator(made.detach()).float()
+    judge = F.softplus(-on_real).mean() + F.softplus(on_made).mean()
+    with frozen(discriminator):
+        maker = F.softplus(-discriminator(made).float()).mean()
+    told = {"real": (on_real > 0).double().mean().item(), "made": (on_made < 0).double().mean().item()}
+    return judge, maker, {"d": judge.item(), "g": maker.item(), **told}
 
 
 def fit_generator(

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from vbc.codec.lossy.eye_distance import eye_distance
-from vbc.codec.lossy.features import ENHANCE_PLANES, FLOATS, enhance_planes, quality_planes
-from vbc.codec.lossy.latents import BLOCK, CELLS, LEVEL_START
+from vbc.codec.lossy.features import ENHANCE_PLANES
+from vbc.codec.lossy.latents import BLOCK, LEVEL_START
 from vbc.codec.model import Model, load_model
-from vbc.codec.research.parts.adversarial import Adversaries, freeze, frozen
+from vbc.codec.research.parts.adversarial import Adversaries, contest, freeze
 from vbc.codec.research.parts.fit import fit
 from vbc.codec.research.parts.frechet import FeatureNet, own_distance, train_features
 from vbc.codec.research.parts.loop import Batches, Loss, Plan, batch_indices
@@ -35,7 +34,7 @@ from vbc.codec.research.systems.photo_renderer.coded_tiles import (
     to_planes,
     within_cells,
 )
-from vbc.codec.train.lossy_net import SAMPLE_UNIT, Chain, pad
+from vbc.codec.train.lossy_net import Chain, corrected
 from vbc.codec.train.training_tiles import load_tiles
 
 QUALITIES = (20, 80)
@@ -65,7 +64,7 @@ class Kind:
 
 KINDS = {
     "no adversary": Kind(0.0, 1.0, 1.0),
-    "thesis' terms": Kind(1.0, 1.0, 0.0),
+    "terms of the thesis": Kind(1.0, 1.0, 0.0),
     "with the eye's distance": Kind(1.0, 1.0, 1.0),
 }
 """The last one would be the product's."""
@@ -90,16 +89,9 @@ class PhotoRenderer(nn.Module):
 
     def forward(self, shown: Tensor, quality: Tensor, level: int) -> Tensor:
         """Opponent planes centred on zero, float [N, 3, S, S]. shown: those of the decoder. quality: [N]."""
-        cells = F.pixel_unshuffle(shown, 2)
-        halo = self.chain.radius + 1
-        q = (
-            quality.float()
-            .view(-1, 1, 1, 1)
-            .expand(-1, 1, shown.shape[-2] // BLOCK, shown.shape[-1] // BLOCK)
-        )
-        on_cells = quality_planes(FLOATS, q).repeat_interleave(CELLS, 2).repeat_interleave(CELLS, 3)
-        inputs = enhance_planes(FLOATS, SAMPLE_UNIT * pad(cells, halo), halo - 1, pad(on_cells, halo - 1))
-        return shown + F.pixel_shuffle(self.chain(inputs, level - 1), 2).float()
+        blocks = (side // BLOCK for side in shown.shape[-2:])
+        q = quality.float().view(-1, 1, 1, 1).expand(-1, 1, *blocks)
+        return corrected(self.chain, shown, q, level)
 
 
 class Judge(nn.Sequential):
@@ -150,28 +142,13 @@ def renderer_loss(pair: Adversaries, model: Model, kind: Kind) -> Loss:
             eye = eye_distance(real, made).mean() / before
             value, log["eye"] = value + kind.eye * eye, eye.item()
         if kind.adversary:
-            judged, maker = against_each_other(pair, original, made, shown)
-            value = value + judged + kind.adversary * maker
-            log |= {"d": judged.item(), "g": maker.item()}
+            pairs = (torch.cat((x.float(), shown.float()), 1) / 127.5 - 1 for x in (original, made))
+            judge, maker, told = contest(pair.discriminator, *pairs)
+            value = value + judge + kind.adversary * maker
+            log |= told
         return value, log
 
     return loss
-
-
-def against_each_other(
-    pair: Adversaries, original: Tensor, made: Tensor, shown: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Losses of discriminator and generator; pictures 0..255."""
-
-    def odds(x: Tensor) -> Tensor:
-        both = torch.cat((x.float(), shown.float()), 1) / 127.5 - 1
-        judged: Tensor = pair.discriminator(both)
-        return judged.float()
-
-    judge = F.softplus(-odds(original)).mean() + F.softplus(odds(made.detach())).mean()
-    with frozen(pair.discriminator):
-        maker = F.softplus(-odds(made)).mean()
-    return judge, maker
 
 
 def crops(tiles: CodedTiles, plan: Plan) -> Batches:
@@ -275,7 +252,7 @@ def trained(
     def make() -> Adversaries:
         return Adversaries(PhotoRenderer(), Judge())
 
-    pair = fit(make, loss_of, crops(tiles, PLAN), PLAN, seconds, setting, name.replace("'", ""))
+    pair = fit(make, loss_of, crops(tiles, PLAN), PLAN, seconds, setting, name)
     return freeze(pair.generator)
 
 
