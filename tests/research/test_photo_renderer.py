@@ -57,10 +57,11 @@ def test_within_cells(tiles: CodedTiles, level: int) -> None:
     steps = steps_of(load_model(), tiles.quality, LEVEL_START[level])
     planes = to_planes(tiles.shown[level]) + 40 * torch.randn(len(latents), 3, SIDE, SIDE)
     assert off_centre(planes, latents, steps).abs().max() > 1
-    inside = within_cells(planes, latents, steps)
+    inside, off = within_cells(planes, latents, steps)
+    assert torch.equal(off, off_centre(planes, latents, steps))
     assert off_centre(inside, latents, steps).abs().max() <= 0.5 + 1e-3
-    assert torch.allclose(within_cells(inside, latents, steps), inside, atol=1e-3)
-    other = within_cells(planes + torch.randn_like(planes), latents, steps)
+    assert torch.allclose(within_cells(inside, latents, steps)[0], inside, atol=1e-3)
+    other, _ = within_cells(planes + torch.randn_like(planes), latents, steps)
     far, near = ((x - planes).square().flatten(1).sum(1) for x in (other, inside))
     assert (near < far).all()
 

@@ -89,13 +89,14 @@ def off_centre(planes: Tensor, latents: Tensor, steps: Tensor) -> Tensor:
     return (own - latents.float() / LATENT_UNIT) / steps
 
 
-def within_cells(planes: Tensor, latents: Tensor, steps: Tensor) -> Tensor:
-    """The picture nearest to this one that agrees with the file: as `off_centre`."""
+def within_cells(planes: Tensor, latents: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture nearest to this one that agrees with the file, and how far off this one is: as
+    `off_centre`."""
     off = off_centre(planes, latents, steps)
     change = (off.clamp(-0.5, 0.5) - off) * steps
     missing = change.new_zeros(len(change), planes.shape[1] * BLOCK**2 - change.shape[1], *change.shape[2:])
     whole = torch.cat((change, missing), 1)
-    return planes.float() + inverse_block_transform(whole, latent_basis().to(planes.device))
+    return planes.float() + inverse_block_transform(whole, latent_basis().to(planes.device)), off
 
 
 @torch.no_grad()

@@ -27,7 +27,6 @@ from vbc.codec.research.run import Effect, Result, Row, Setting, Study, Table
 from vbc.codec.research.systems.photo_renderer.coded_tiles import (
     CodedTiles,
     code_tiles,
-    off_centre,
     steps_of,
     symbols_returned,
     to_pixels,
@@ -119,7 +118,7 @@ def render(generator: nn.Module, model: Model, drawn: Drawn) -> tuple[Tensor, Te
     made = generator(to_planes(shown), quality, level)
     steps = steps_of(model, quality, latents.shape[1]).to(made.device)
     with torch.autocast(made.device.type, enabled=False):
-        return within_cells(made, latents, steps), off_centre(made, latents, steps)
+        return within_cells(made, latents, steps)
 
 
 def renderer_loss(pair: Adversaries, model: Model, kind: Kind) -> Loss:
