@@ -27,7 +27,7 @@ from vbc.kernels.logistic import (
     table_index_reference,
 )
 from vbc.kernels.predict import N_KEYS, ChannelPredictor, Corrections, PredictMaps
-from vbc.kernels.rans import cumulative_tables, decode_step, open_lanes
+from vbc.kernels.rans import TOTAL, cumulative_tables, decode_step, open_lanes
 from vbc.kernels.research.glimpse import crop, paste, resample_reference
 from vbc.kernels.research.glimpse_box import crop_boxes, resample_boxes_reference
 from vbc.kernels.research.glimpse_points import look_at, look_at_reference
@@ -227,9 +227,9 @@ def lane_cases(device: torch.device, n_groups: int, n_lanes: int, lane_bits: int
 
     length, run = 1 << lane_bits, 256
     f = np.exp(-np.abs(np.arange(256) - 127.0) / 3)
-    f = np.maximum(1, np.floor(f / f.sum() * (65536 - 256))).astype(np.int64)
-    f[f.argmax()] += 65536 - f.sum()
-    model = constriction.stream.model.Categorical(f / 65536.0, perfect=True)
+    f = np.maximum(1, np.floor(f / f.sum() * (TOTAL - 256))).astype(np.int64)
+    f[f.argmax()] += TOTAL - f.sum()
+    model = constriction.stream.model.Categorical(f / float(TOTAL), perfect=True)
     # the last letter would be an escape
     symbols = np.random.default_rng(0).choice(255, length, p=f[:255] / f[:255].sum()).astype(np.int32)
     coder = constriction.stream.stack.AnsCoder()

@@ -24,7 +24,8 @@ from vbc.bitstream.errors import ModelMissing
 from vbc.bitstream.tables import TableSet
 from vbc.codec.entropy.coder import Reader, Writer
 from vbc.codec.entropy.tensor_coder import TensorReader, TensorWriter, device_tables
-from vbc.codec.exact.model import ExactModel, ValuesModel
+from vbc.codec.exact.model import ExactModel, TuningBasis, ValuesModel
+from vbc.codec.exact.tuning import N_TUNING_TABLES
 from vbc.codec.exact.values import N_VALUE_TABLES
 from vbc.codec.lossy.model import ANALYSIS, LossyModel
 from vbc.codec.nets.int_nets import IntChain, IntPhase, Tensors
@@ -135,14 +136,16 @@ def build_model(tensors: Tensors) -> Model:
     """A model from exported tensors. Raises WeightsError where some are missing or break an invariant."""
     try:
         tables = TableSet(tensors["tables"].numpy())
+        phases = {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES}
         exact = ExactModel(
-            {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES},
+            phases,
             predict_maps(tensors, "", "exact.table_index"),
             predict_maps(tensors, ".bins", "exact.bins_table_index"),
             ValuesModel(
                 {p: IntChain.load(tensors, f"exact.{p}.values") for p in PHASES},
                 int(tensors["exact.values_table"]),
             ),
+            {p: TuningBasis.load(tensors, p, net.width) for p, net in phases.items()},
             int(tensors["exact.tuning_table"]),
         )
         check_tables(tensors, len(tables))
@@ -157,7 +160,7 @@ def check_tables(tensors: Tensors, n_tables: int) -> None:
     for name, count in (
         ("exact.table_index", 1),
         ("exact.bins_table_index", 1),
-        ("exact.tuning_table", 1),
+        ("exact.tuning_table", N_TUNING_TABLES),
         ("exact.values_table", N_VALUE_TABLES),
     ):
         index = tensors[name]

@@ -1,12 +1,12 @@
 """Decoder of many lanes at once, as `constriction`'s default `AnsCoder` writes them.
 
 Asymmetric numeral systems (Duda 2013, arXiv:1311.2540). A lane is a stack of 32-bit words and a state of up
-to 64 bits. Decoding a symbol of a table whose frequencies f total 2^16, at a precision of 24 bits: ``q =
-state mod 2^24``; the symbol s has ``c_s << 8 <= q < c_{s+1} << 8``, c the cumulative frequencies; ``state =
-(state >> 24) * (f_s << 8) + q - (c_s << 8)``; and a state below 2^32 takes the last word left, ``state =
-state << 32 | word``. A lane opens with its last two words as state (the last one on top). What was encoded
-last is decoded first, and within one `encode_reverse` the first symbol comes first. On the CPU
-`constriction` itself is faster; this is for CUDA, and for proving the two alike.
+to 64 bits. Decoding a symbol of a table whose frequencies f total 2^24: ``q = state mod 2^24``; the symbol s
+has ``c_s <= q < c_{s+1}``, c the cumulative frequencies; ``state = (state >> 24) * f_s + q - c_s``; and a
+state below 2^32 takes the last word left, ``state = state << 32 | word``. A lane opens with its last two
+words as state (the last one on top). What was encoded last is decoded first, and within one `encode_reverse`
+the first symbol comes first. On the CPU `constriction` itself is faster; this is for CUDA, and for proving
+the two alike.
 """
 
 from bisect import bisect_right
@@ -29,7 +29,7 @@ from vbc.kernels.dispatch import (
     use_triton,
 )
 
-TOTAL = 1 << 16
+TOTAL = 1 << 24
 """What the frequencies of a table add up to."""
 MAX_SYMBOLS = 4096
 """Symbols of a table: one program holds a table in registers."""
@@ -136,9 +136,9 @@ def open_lanes(
 
 
 def cumulative_tables(frequencies: Tensor) -> Tensor:
-    """Cumulative frequencies int32 [T, A + 1], 0 to 2^16 in every row, of integer frequencies [T, A].
+    """Cumulative frequencies int32 [T, A + 1], 0 to 2^24 in every row, of integer frequencies [T, A].
 
-    Raises ValueError unless they are at least 0 and add up to 2^16 in every table. (That check waits for a
+    Raises ValueError unless they are at least 0 and add up to 2^24 in every table. (That check waits for a
     device.)
     """
     check_tensor("frequencies", frequencies, (torch.int32, torch.int64), (None, None))
@@ -187,8 +187,8 @@ def decode_step_reference(
             c = rows[wanted[group][i]]
             q = state & 0xFFFFFF
             # of symbols with equal bounds the last one has a frequency; the others are never drawn
-            s = bisect_right(c, q >> 8) - 1
-            state = (state >> 24) * ((c[s + 1] - c[s]) << 8) + q - (c[s] << 8)
+            s = bisect_right(c, q) - 1
+            state = (state >> 24) * (c[s + 1] - c[s]) + q - c[s]
             if state < 1 << 32 and left:
                 left -= 1
                 state = state << 32 | words[base + left] & 0xFFFFFFFF
@@ -334,27 +334,27 @@ def _decode_kernel(
     middle = n_symbols // 2 - 1
     symbol = tl.arange(0, SIZE)
     open_table = tl.full((), -1, tl.int32)
-    lower = tl.full((SIZE,), 65536, tl.int32)
+    lower = tl.full((SIZE,), 16777216, tl.int32)
     for i in range(first, last):
         table = tl.load(tables + i).to(tl.int32)
         table = tl.minimum(tl.maximum(table, 0), n_tables - 1)
         if table != open_table:
             bounds = cumulative + table.to(tl.int64) * (n_symbols + 1)
-            lower = tl.load(bounds + symbol, mask=symbol < n_symbols, other=65536)
+            lower = tl.load(bounds + symbol, mask=symbol < n_symbols, other=16777216)
             open_table = table
-        q = ((s >> 8) & 0xFFFF).to(tl.int32)
+        q = (s & 0xFFFFFF).to(tl.int32)
         # Of symbols with equal bounds the last one has a frequency; the others are never drawn.
         below = lower <= q
-        found = tl.max(tl.where(below, lower * SIZE + symbol, 0), 0)
-        low = found // SIZE
-        high = tl.min(tl.where(below, 65536, lower), 0)
-        rest = (s & 0xFFFFFF) - (low << 8).to(tl.uint64)
-        s = (s >> 24) * ((high - low) << 8).to(tl.uint64) + rest
+        found = tl.max(tl.where(below, lower.to(tl.int64) * SIZE + symbol, 0), 0)
+        low = (found // SIZE).to(tl.int32)
+        high = tl.min(tl.where(below, 16777216, lower), 0)
+        rest = (q - low).to(tl.uint64)
+        s = (s >> 24) * (high - low).to(tl.uint64) + rest
         take = ((s >> 32) == 0) & (left > 0)
         left -= take.to(tl.int64)
         word = tl.load(base + left, mask=take, other=0).to(tl.uint32, bitcast=True).to(tl.uint64)
         s = tl.where(take, (s << 32) | word, s)
-        drawn = found % SIZE
+        drawn = (found % SIZE).to(tl.int32)
         escaped = drawn == n_symbols - 1
         listed = tl.load(escapes + escape, mask=escaped & (n_escapes > 0), other=0).to(tl.int32)
         escape += escaped.to(tl.int64)

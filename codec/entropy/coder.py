@@ -140,7 +140,7 @@ class Counter:
     def bits(self, frequencies: NDArray[np.uint32]) -> float:
         """Ideal code length of all that was counted, in bits.
 
-        Under tables of total 2^16, escapes with their raw bits.
+        Under tables of total 2^24, escapes with their raw bits.
         """
         cost = TOTAL_BITS - np.log2(frequencies.astype(np.float64))
         return float((self.counts * cost).sum() + ESCAPE_BITS * self.counts[:, ESCAPE].sum())

@@ -172,7 +172,7 @@ def encode_level(
         assert targets is not None
         wanted = fit_tuning(phase, batches, targets, known, effort)
         fitted.append(wanted is not None)
-        return code_tuning(step.model, shared, phase, wanted, step.coarse.device)
+        return code_tuning(step.model, shared, phase, step.level_class, wanted, step.coarse.device)
 
     def finished(i: int) -> None:
         bodies.update(zip(numbered[i][0], writers[i].finish(), strict=True))
@@ -332,7 +332,8 @@ def decode_tunings(
         bodies.append(body)
     reader = model.reader(bodies, tuning_symbols_at_most(step.model))
     device = step.coarse.device
-    return reader, {p: code_tuning(step.model, reader, p, None, device, len(bodies)) for p in PHASES}
+    kind = step.level_class
+    return reader, {p: code_tuning(step.model, reader, p, kind, None, device, len(bodies)) for p in PHASES}
 
 
 def fill_groups(step: GridStep, windows: Sequence[Window], network: bool) -> Iterator[DecodedGroups]:

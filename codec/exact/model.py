@@ -1,13 +1,19 @@
 """What the exact levels need of a model, and what tunes it to one image."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from vbc.codec.nets.int_nets import IntChain, IntPhase
+from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, IntChain, IntPhase, Tensors
 from vbc.kernels.conv import IntConv
 from vbc.kernels.predict import PredictMaps
+
+OUTPUTS = 6
+"""Tuned outputs of a phase: three means, three log-scales."""
+MAX_DIRECTIONS = 64
+"""So many directions of the largest vectors and symbols cannot overflow 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -23,21 +29,54 @@ class ValuesModel:
 
 
 @dataclass(frozen=True)
+class TuningBasis:
+    """In what basis the corrections that tune a phase to an image are coded, by level class.
+
+    vectors: int32 [3 classes, 6 outputs, corrections, directions], in 2^-`VECTOR_SHIFT` of a correction's
+    unit. scales: int16 [3, 6, directions], how widely a direction's symbols are spread, in half octaves from
+    the narrowest tuning table on.
+    """
+
+    vectors: Tensor
+    scales: Tensor
+
+    @classmethod
+    def load(cls, tensors: Tensors, phase: str, width: int) -> Self:
+        """That of a phase with last hidden layers of a width. Raises ValueError for wrong shapes."""
+        vectors, scales = (tensors[f"exact.{phase}.tuning.{name}"] for name in ("vectors", "scales"))
+        around = n_around(phase)
+        n = scales.shape[-1]
+        if vectors.shape != (N_LEVEL_CLASSES, OUTPUTS, width + 1 + around + 2, n) or n > MAX_DIRECTIONS:
+            raise ValueError(f"the tuning of phase {phase} has vectors {list(vectors.shape)}")
+        if scales.shape != (*vectors.shape[:2], n):
+            raise ValueError(f"the tuning of phase {phase} has scales {list(scales.shape)}")
+        there = torch.ones((OUTPUTS, width + 1 + around + 2, 1), dtype=torch.int32)
+        there[:, width + 1 :, 0] = used_slopes(around).flatten(0, 1).int()
+        return cls(vectors.int() * there, scales)
+
+    def to(self, device: torch.device) -> "TuningBasis":
+        """The same on another device."""
+        return TuningBasis(self.vectors.to(device), self.scales.to(device))
+
+
+@dataclass(frozen=True)
 class ExactModel:
-    """The phases' networks and look-up tables, of values and of bins, by phase, and the table of tuned
-    corrections."""
+    """The phases' networks and look-up tables, of values and of bins, by phase, the bases of their tuned
+    corrections, and the first of the tables of those."""
 
     phases: dict[str, IntPhase]
     maps: dict[str, PredictMaps]
     bin_maps: dict[str, PredictMaps]
     values: ValuesModel
+    tuning: dict[str, TuningBasis]
     tuning_table: int
 
     def to(self, device: torch.device) -> "ExactModel":
         """The same on another device."""
         phases = {p: net.to(device) for p, net in self.phases.items()}
         maps, bin_maps = ({p: m.to(device) for p, m in of.items()} for of in (self.maps, self.bin_maps))
-        return replace(self, phases=phases, maps=maps, bin_maps=bin_maps, values=self.values.to(device))
+        tuning, values = {p: basis.to(device) for p, basis in self.tuning.items()}, self.values.to(device)
+        return replace(self, phases=phases, maps=maps, bin_maps=bin_maps, values=values, tuning=tuning)
 
 
 @dataclass(frozen=True)
@@ -85,3 +124,15 @@ columns right. What a linear predictor fitted to the image would see."""
 def n_around(phase: str) -> int:
     """Of how many kinds of things around a pixel a tuned mean follows its channel's."""
     return len(NEIGHBOURS[phase]) + len(TAPS[phase])
+
+
+def used_slopes(around: int) -> Tensor:
+    """Which slopes there are: bool [2 (mean, log-scale), 3 channels, around + 2].
+
+    A mean follows what is around it (`n_around`) and the channels before, a log-scale those channels.
+    """
+    used = torch.zeros((2, 3, around + 2), dtype=torch.bool)
+    used[0, :, :around] = True
+    for c in range(3):
+        used[:, c, around : around + c] = True
+    return used

@@ -1,7 +1,8 @@
 """Finding the corrections that tune output layers to one image: the encoder's choice, in float, on the CPU.
 
 The correction of means and log-scales is linear in the last hidden layer, so the best one is a small convex
-problem a channel: a few Newton steps on sampled positions, no gradient descent through the network.
+problem a channel: a few Newton steps on sampled positions, no gradient descent through the network. What is
+known of corrections beforehand (`codec.train.tuning_prior`) tells which of them a few samples can decide.
 """
 
 import math
@@ -14,7 +15,15 @@ from torch import Tensor
 from vbc.codec.exact.groups import GridStep, GroupBatch, Parameters, Surroundings, around_units
 from vbc.codec.exact.model import n_around
 from vbc.codec.exact.planes import by_position, lossy_planes, moved, shape_of, stack
-from vbc.codec.exact.tuning import BIAS_UNIT, OUTPUTS, SHIFT, WEIGHT_MAX
+from vbc.codec.exact.tuning import (
+    BIAS_UNIT,
+    FINEST,
+    NARROWEST_TABLE,
+    SHIFT,
+    SYMBOL_LIMIT,
+    VECTOR_SHIFT,
+    CodedTuning,
+)
 from vbc.codec.pixels.borders import Window
 
 UNIT = 2.0 ** -(SHIFT + 4)
@@ -25,14 +34,14 @@ SAMPLES = {1: (4_000, 20_000), 2: (400_000, 400_000)}
 """Least and most positions looked at, by effort; in between one of `STRIDE`."""
 STRIDE = 14
 """On pictures of 0.4 megapixels 7,000 positions of 98,000 give files 0.3 % larger than all of them do."""
-MIN_POSITIONS = 10_000
-"""Phases below this hardly gain what the side information costs."""
-COST_BITS = 6.5
-"""Measured bits of a correction under its table."""
+MIN_POSITIONS = 1000
+"""Smaller phases gain a few bytes at best, and looking for them takes as long as for 7,000."""
+SIDE_BITS = 8.0
+"""What a tuned output costs beside its symbols: its flag, its part of the packet's ends and of the index."""
+DEVIATION_OF_LOGISTIC = math.pi / math.sqrt(3)
+"""Standard deviation of a logistic of scale 1."""
 WINDOW = 16
 """Side of the windows looked at in larger phases; with 48 files get 1.1 % larger."""
-PRIOR_DEVIATION = 20.0
-"""Standard deviation of the corrections' prior in their units: features met rarely stay as they are."""
 HESSIAN_STRIDE = 3
 """The curvature needs fewer positions than the slope."""
 ITERATIONS = 4
@@ -40,6 +49,8 @@ MIN_GAIN = 10.0
 """Nats; less is not worth another iteration."""
 SCORE_MAX = 4.0
 """A single outlier asks for no more than this."""
+SMALLEST_FREQUENCY = 2.0**-16
+"""Of a table; an escape costs about as much as two letters of that."""
 SMALLEST_PROBABILITY = 1e-6
 """Differences of float32 sigmoids mean nothing below."""
 
@@ -65,13 +76,12 @@ def fit_tuning(
     targets: Sequence[Tensor],
     known: Sequence[Parameters] | None,
     effort: int,
-) -> Tensor | None:
+) -> CodedTuning | None:
     """Corrections of a phase of all groups of a level, or None where they would not pay for themselves.
 
     batches: all groups; targets: their pixels of the phase, int16 [N, 3, h, w] each. known: entropy
     parameters of the batches that have pixels of it, where they are at hand; else the networks are run on
-    sampled windows. effort: 1 or 2, how many positions to look at. Returns int64 [2 (mean, log-scale), 3
-    channels, width + 1 features + `n_around` + 2 channels before].
+    sampled windows. effort: 1 or 2, how many positions to look at.
     """
     some = [i for i, target in enumerate(targets) if target.numel()]
     batches, targets = [batches[i] for i in some], [targets[i] for i in some]
@@ -86,11 +96,17 @@ def fit_tuning(
         samples = look_at_positions(phase, batches, targets, known, sample_positions(n_positions, n_samples))
     step = batches[0].step
     x, followed, residual, log_scale = statistics(step, phase, samples)
-    delta, gain = fit_channels(x * UNIT, followed, residual, log_scale, 2 * step.bound + 1)
-    gain_bits = gain / math.log(2) * n_positions / len(x)
-    if gain_bits < COST_BITS * OUTPUTS * x.shape[1]:
+    basis = step.model.tuning[phase]
+    vectors, scales = (x[step.level_class].cpu() for x in (basis.vectors, basis.scales))
+    vectors = vectors.view(2, 3, *vectors.shape[1:]) * 2.0**-VECTOR_SHIFT
+    octaves = scales.view(2, 3, -1) / 2 + NARROWEST_TABLE
+    weight = n_positions / residual.shape[1]
+    flags, symbols = fit_channels(
+        x, followed, residual, log_scale, vectors, octaves, weight, 2 * step.bound + 1
+    )
+    if not flags.any():
         return None
-    return delta.round().clamp(-WEIGHT_MAX, WEIGHT_MAX).long()
+    return CodedTuning(*(x.flatten(0, 1).to(torch.int16) for x in (flags, symbols)))
 
 
 def look_at_positions(
@@ -145,51 +161,86 @@ def look_at_windows(
 
 
 def fit_channels(
-    x: Tensor, followed: Tensor, residual: Tensor, log_scale: Tensor, width: int = 1
-) -> tuple[Tensor, float]:
-    """Corrections [2 (mean, log-scale), 3 channels, P + E] that shorten the code, and by how many nats.
+    x: Tensor,
+    followed: Tensor,
+    residual: Tensor,
+    log_scale: Tensor,
+    vectors: Tensor,
+    octaves: Tensor,
+    weight: float,
+    width: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Flags [2 (mean, log-scale), 3 channels] and symbols [2, 3, R], as `CodedTuning` has them.
 
-    x: features [N, P] times the corrections' unit, the same for all six; followed: [2, 3, E, N], features
-    that each of the six has of its own; residual in pixel values, log_scale in octaves: [3, N]; all float32.
-    width: of a bin, in pixel values.
+    What corrections of 1 add to the six, in pixel values and octaves: x [N, P] to all of them alike, followed
+    [2, 3, E, N] to each its own. residual in pixel values, log_scale in octaves: [3, N]. vectors: the
+    corrections that a step along each direction is, [2, 3, P + E, R]; octaves: log2 scales of the symbols'
+    logistic prior, [2, 3, R]. All float32. weight: positions that each of those looked at stands for. width:
+    of a bin, in pixel values.
 
     Newton's method with the logistic's Fisher information at the start (scoring, one factorisation), channel
     by channel with step halving.
     """
     n, p = x.shape
-    variance = torch.exp2(2 * log_scale[:, ::HESSIAN_STRIDE])
-    area = width * width
-    information = torch.stack((1 / (3 * (variance + area / 12)), 0.687 * variance / (variance + 0.05 * area)))
+    information = logistic_information(log_scale[:, ::HESSIAN_STRIDE], width)
     part = torch.cat((x[::HESSIAN_STRIDE].T.expand(2, 3, -1, -1), followed[..., ::HESSIAN_STRIDE]), 2)
-    weighted = part * (information * HESSIAN_STRIDE).sqrt_()[:, :, None]
-    prior = torch.eye(part.shape[2]) / PRIOR_DEVIATION**2
-    factor = torch.linalg.cholesky(weighted @ weighted.mT + prior)
+    weighted = vectors.mT @ (part * (information * HESSIAN_STRIDE).sqrt_()[:, :, None])
+    curvature = weighted @ weighted.mT
+    precision = (torch.exp2(octaves) * DEVIATION_OF_LOGISTIC).square().reciprocal()
+    factor = torch.linalg.cholesky(curvature + torch.diag_embed(precision))
 
     def look(d: Tensor) -> tuple[Tensor, Tensor]:
-        moved = (d[..., :p].reshape(-1, p) @ x.T).view(2, 3, n) + (d[..., None, p:] @ followed)[:, :, 0]
+        delta = (vectors @ d[..., None])[..., 0]
+        moved = (delta[..., :p].reshape(-1, p) @ x.T).view(2, 3, n)
+        moved += (delta[..., None, p:] @ followed)[:, :, 0]
         nats, scores = logistic_cost(residual - moved[0], log_scale + moved[1], width)
-        return nats + d.square().sum((0, 2)) / (2 * PRIOR_DEVIATION**2), scores
+        return nats + (precision * d.square()).sum((0, 2)) / 2, scores
 
-    delta = torch.zeros((2, 3, part.shape[2]))
-    cost, scores = look(delta)
-    start = cost
+    steps = torch.zeros_like(octaves)
+    cost, scores = look(steps)
     length = torch.ones_like(cost)
     for _ in range(ITERATIONS):
-        shared = (scores.flatten(0, 1) @ x).view(2, 3, p)
-        gradient = torch.cat((shared, (followed @ scores[..., None])[..., 0]), 2)
-        gradient -= delta / PRIOR_DEVIATION**2
+        of_all = ((scores.flatten(0, 1) @ x).view(2, 3, p), (followed @ scores[..., None])[..., 0])
+        gradient = (vectors.mT @ torch.cat(of_all, 2)[..., None])[..., 0] - precision * steps
         move = torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-        trial = delta + length[:, None] * move
+        trial = steps + length[:, None] * move
         trial_cost, trial_scores = look(trial)
         better = trial_cost < cost
         gain = float((cost - trial_cost).clamp_min(0).sum())
         length = torch.where(better, length, length / 2)
-        delta = torch.where(better[:, None], trial, delta)
+        steps = torch.where(better[:, None], trial, steps)
         scores = torch.where(better[:, None], trial_scores, scores)
         cost = torch.minimum(cost, trial_cost)
         if gain < MIN_GAIN and bool(better.all()):
             break
-    return delta, float((start - cost).sum())
+    return round_steps(steps, curvature * weight / math.log(2), octaves)
+
+
+def round_steps(steps: Tensor, curvature: Tensor, octaves: Tensor) -> tuple[Tensor, Tensor]:
+    """Flags and symbols of each output, as precise as pays; none where that saves nothing.
+
+    steps, octaves: [2, 3, R], curvature: [2, 3, R, R], of the bits that steps save, about the best steps.
+    """
+    fineness = torch.arange(FINEST + 1.0)[:, None, None, None]
+    symbols = (steps * 2**fineness).round().clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)  # [fineness, 2, 3, R]
+    missed = symbols / 2**fineness - steps
+
+    def bits(d: Tensor) -> Tensor:
+        return ((d[..., None, :] @ curvature)[..., 0, :] * d).sum(-1) / 2
+
+    saved = bits(steps) - bits(missed) - symbol_bits(symbols, octaves + fineness).sum(-1)
+    most, best = saved.max(0)
+    best = best[None, ..., None].expand(1, *steps.shape)
+    tuned = most > SIDE_BITS
+    flags = torch.where(tuned, best[0, ..., 0] + 1, 0)
+    return flags, torch.where(tuned[..., None], symbols.gather(0, best)[0], 0)
+
+
+def symbol_bits(symbols: Tensor, octaves: Tensor) -> Tensor:
+    """Bits of integers under their tables: logistics around 0 of these log2 scales."""
+    size, inv = symbols.abs(), torch.exp2(-octaves)
+    mass = torch.sigmoid((0.5 - size) * inv) - torch.sigmoid((-0.5 - size) * inv)
+    return -torch.log2(mass.clamp_min(SMALLEST_FREQUENCY))
 
 
 def sample_positions(n: int, samples: int) -> Tensor:
@@ -221,19 +272,19 @@ def sample_windows(height: int, width: int, samples: int) -> list[tuple[slice, s
 
 
 def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, followed values, residuals and log2 scales of the three channels at sampled positions.
+    """What corrections of 1 add, residuals and log2 scales of the three channels at sampled positions.
 
-    Features float [n, width + 1]; what a channel's mean and log-scale follow, in units of their slopes, [2,
-    3, E, n]; residuals (pixel values; of bins, of their middles) and scales (octaves) [3, n].
+    The first as `fit_channels` has them, x [n, width + 1] and followed [2 (mean, log-scale), 3 channels, E,
+    n], zeros where there is no such correction; residuals (pixel values; of bins, of their middles) and
+    scales (octaves) [3, n].
     """
     maps = step.maps(phase).to(torch.device("cpu"))
     predictor = step.predictor(samples.base, samples.out, None, maps)
     residuals, scales = [], []
-    first = n_around(phase)
-    n = samples.base.shape[1]
-    followed = torch.zeros((2, 3, first + 2, n))
+    around, n = n_around(phase), samples.base.shape[1]
+    followed = torch.zeros((2, 3, around + 2, n))
     units = torch.tensor(around_units(phase))[:, None] * SLOPE_UNIT
-    followed[0, :, :first] = samples.around.reshape(first, 3, n).transpose(0, 1) * units
+    followed[0, :, :around] = samples.around.reshape(around, 3, n).transpose(0, 1) * units
     for c in range(3):
         mean, log_scale = predictor.predict()
         values = samples.pixels[c]
@@ -243,12 +294,20 @@ def statistics(step: GridStep, phase: str, samples: Samples) -> tuple[Tensor, Te
         residuals.append(values.float() - mean / 16)
         scales.append(log_scale / 16)
         for kind, seen in enumerate(predictor.seen()):
-            for i, earlier in enumerate(seen, start=first):
+            for i, earlier in enumerate(seen, start=around):
                 followed[kind, c, i] = earlier * SLOPE_UNIT
         predictor.learn(values)
-    x = torch.full((n, samples.features.shape[1] + 1), float(BIAS_UNIT))
-    x[:, :-1] = samples.features
+    x = torch.full((n, samples.features.shape[1] + 1), BIAS_UNIT * UNIT)
+    x[:, :-1] = samples.features * UNIT
     return x, followed, torch.stack(residuals), torch.stack(scales)
+
+
+def logistic_information(log2_scale: Tensor, width: int = 1) -> Tensor:
+    """Fisher's information [2, ..] about mean and log2 scale in an integer under a logistic in bins of a
+    width, roughly: what bins hide is taken as if the residual were even in them."""
+    variance = torch.exp2(2 * log2_scale)
+    area = width * width
+    return torch.stack((1 / (3 * (variance + area / 12)), 0.687 * variance / (variance + 0.05 * area)))
 
 
 def logistic_cost(residual: Tensor, log2_scale: Tensor, width: int = 1) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vbc.bitstream.container import VALUES_BOUND
 from vbc.bitstream.tables import ESCAPE, SYMBOL_MAX, normalise_counts
 from vbc.codec.entropy.coder import Counter
+from vbc.codec.exact.tuning import N_TUNING_TABLES, NARROWEST_TABLE
 from vbc.codec.exact.values import FAR_OFFSETS, N_VALUE_SCALES, NEAR_OFFSETS
 from vbc.codec.lossy.latents import (
     FAR_QUARTERS,
@@ -25,12 +26,10 @@ from vbc.codec.lossy.map_coding import N_MAP_TABLES
 from vbc.codec.nets.int_nets import Tensors
 from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
+LEAST_FREQUENCY = 32
+"""Of 2^24: what training never met costs 19 bits, and that there is all of it costs 0.0007 bits a symbol."""
 PRIOR_COUNTS = 200.0
 """Weight of the logistic beside the counts: tables that are met seldom stay near it."""
-
-TUNING_LOG2_SCALE = 3.2
-"""Octaves of the logistic scale of tuned corrections, as measured on training tiles."""
-
 
 BIN_FRACTIONS = slice(4, 12)
 """Of a step: a mean lies no further from where its bins begin than half a pixel value."""
@@ -126,7 +125,7 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
     first = len(parameters)
     parameters += [(0.0, (4 * k + SCALE_MIN) / 16) for _ in range(3) for k in range(N_SCALES)]
     tuning = len(parameters)
-    parameters.append((0.0, TUNING_LOG2_SCALE))
+    parameters += [(0.0, NARROWEST_TABLE + k / 2) for k in range(N_TUNING_TABLES)]
     maps = len(parameters)
     parameters += [(0.0, math.log2(0.25 + 0.25 * spread)) for spread in range(N_MAP_TABLES)]
     refinements = len(parameters)
@@ -141,11 +140,16 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
         "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
         "lossy.refine_table": torch.tensor([refinements], dtype=torch.int32),
         "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
-        "tables": torch.from_numpy(normalise_counts(prior).astype(np.uint16)),
+        "tables": as_tables(prior),
     }
     return tensors, prior
 
 
 def refit_tables(prior: NDArray[np.float64], counter: Counter) -> torch.Tensor:
-    """Tables uint16 [T, 256] from counts over the prior."""
-    return torch.from_numpy(normalise_counts(prior * PRIOR_COUNTS + counter.counts).astype(np.uint16))
+    """Tables int32 [T, 256] from counts over the prior."""
+    return as_tables(prior * PRIOR_COUNTS + counter.counts)
+
+
+def as_tables(weights: NDArray[np.float64]) -> torch.Tensor:
+    """Tables int32 [T, 256] in proportion to weights."""
+    return torch.from_numpy(normalise_counts(weights, LEAST_FREQUENCY).astype(np.int32))

@@ -16,8 +16,9 @@ from vbc.codec.train.bins_net import BinsNet
 from vbc.codec.train.checkpoint import load_checkpoint
 from vbc.codec.train.exact_loss import archival_loss, layered_alone_loss, layered_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
-from vbc.codec.train.export import export_model, lossy_pictures, save_model
+from vbc.codec.train.export import export_model, save_model
 from vbc.codec.train.eye_loss import eye_distortion, eye_loss, fit_kappa, plane_distance
+from vbc.codec.train.integer_runs import lossy_pictures
 from vbc.codec.train.layered_start import start_layered
 from vbc.codec.train.lossy_loss import lossy_loss, validate_lossy
 from vbc.codec.train.lossy_net import LossyNet

@@ -14,7 +14,7 @@ from vbc.codec.exact.planes import every
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
 from vbc.codec.pixels.colour import ycocg_to_rgb
-from vbc.codec.train.export import code_bins
+from vbc.codec.train.integer_runs import code_bins
 from vbc.codec.train.training_loop import Loss
 from vbc.codec.train.training_tiles import TILE
 from vbc.codec.train.values_net import GridOfValues, ValuesNet, values_bits

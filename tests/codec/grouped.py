@@ -88,7 +88,7 @@ def grouped_file(name: str) -> bytes:
         if case.tuned:
             for module in ("level", "tuning_fit"):
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)
-            patch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+            patch.setattr("vbc.codec.exact.tuning_fit.SIDE_BITS", -1e9)
         if case.some_maps:
             patch.setattr("vbc.codec.flow.choose_quality.values_for_the_eye", lambda picture: wild_values())
             patch.setattr("vbc.codec.flow.encode_levels.encode_maps", encode_some_maps)

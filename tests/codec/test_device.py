@@ -89,7 +89,7 @@ def test_encoding_noise_and_tuned_layers(tiny: Model, placed: Model, monkeypatch
     assert encode_image(x, model=placed, settings=ARCHIVAL) == encode_image(x, model=tiny, settings=ARCHIVAL)
     monkeypatch.setattr("vbc.codec.exact.level.MIN_POSITIONS", 200)
     monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 200)
-    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)  # worth it in any case
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.SIDE_BITS", -1e9)  # worth it in any case
     x = photo(41, 34)
     data = encode_image(x, model=placed, settings=ARCHIVAL)
     assert data == encode_image(x, model=tiny, settings=ARCHIVAL)
@@ -322,17 +322,17 @@ def test_exact_product_is_exact() -> None:
 
 
 def test_an_untuned_phase_without_waiting_has_a_layer_of_zeros(tiny: Model) -> None:
-    """Elsewhere than on the CPU the host does not look at the flag: its zeros are what was coded."""
+    """Elsewhere than on the CPU the host does not look at the flags: its zeros are what was coded."""
     writer = Writer(tiny.tables, 1)
-    assert code_tuning(tiny.exact, writer, "V", None, CPU) is None
+    assert code_tuning(tiny.exact, writer, "V", 1, None, CPU) is None
     placed = tiny.to(META)
     tensor_writer = TensorWriter(tiny.tables, 1)
-    coded = code_tuning(placed.exact, tensor_writer, "V", None, META)
+    coded = code_tuning(placed.exact, tensor_writer, "V", 1, None, META)
     assert coded is not None
     (tuning,) = coded
     assert (tuning.layer.weight.device, tuning.around.device, tuning.before.device) == (META,) * 3
     (payload,) = writer.finish()
-    assert payload[1] == 1, "one symbol"
+    assert payload[1] == 6, "flags alone"
     reader = place(tiny, CPU).reader([payload], tuning_symbols_at_most(tiny.exact))
-    assert code_tuning(tiny.exact, reader, "V", None, CPU) is None
+    assert code_tuning(tiny.exact, reader, "V", 1, None, CPU) is None
     reader.finish()

@@ -58,7 +58,7 @@ def files(settings: EncodeSettings, tuned: bool = False) -> tuple[bytes, ...]:
         if tuned:
             for module in ("level", "tuning_fit"):
                 patch.setattr(f"vbc.codec.exact.{module}.MIN_POSITIONS", 400)
-            patch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+            patch.setattr("vbc.codec.exact.tuning_fit.SIDE_BITS", -1e9)
         return tuple(encode_image(rgb, model=load_model(TINY), settings=settings) for rgb in pictures())
 
 

@@ -256,7 +256,7 @@ def test_tuned_levels_come_back(
     """Two levels, the second following the prior errors of the first; in any order of groups."""
     monkeypatch.setattr(exact_level, "MIN_POSITIONS", 100)
     monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 100)
-    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.SIDE_BITS", -1e9)
     x = picture(*size)
     guide = x.roll(1, -1) if layered else None
     written: Tensor | None = None
@@ -292,13 +292,13 @@ def test_tuned_groups_need_what_they_share(tiny: Model, monkeypatch: pytest.Monk
     step, windows = make_step(tiny, x, False), tiles(40, 50, 512)
     monkeypatch.setattr(exact_level, "MIN_POSITIONS", 100)
     monkeypatch.setattr("vbc.codec.exact.tuning_fit.MIN_POSITIONS", 100)
-    monkeypatch.setattr("vbc.codec.exact.tuning_fit.COST_BITS", -1e9)
+    monkeypatch.setattr("vbc.codec.exact.tuning_fit.SIDE_BITS", -1e9)
     encoded = encode_level(tiny, step, windows, x, 3, 1, False)
     packets = encoded.groups
     assert encoded.shared is not None
     writer = tiny.writer(1)
     for phase in PHASES:
-        code_tuning(tiny.exact, writer, phase, None, torch.device("cpu"))
+        code_tuning(tiny.exact, writer, phase, 0, None, torch.device("cpu"))
     untuned = bytes([exact_level.TUNED]) + writer.finish()[0]
     parts = {0: [memoryview(packets[0])]}
     for other in (untuned, None):

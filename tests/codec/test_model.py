@@ -17,7 +17,7 @@ from vbc.codec.exact import features, level, tuning, tuning_fit
 from vbc.codec.exact.features import HALO
 from vbc.codec.exact.groups import GridStep, GroupBatch, Surroundings, moves
 from vbc.codec.exact.level import encode_level
-from vbc.codec.exact.model import NEIGHBOURS, TAPS, Tuning, n_around
+from vbc.codec.exact.model import NEIGHBOURS, TAPS, Tuning, n_around, used_slopes
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.model import Model, WeightsError, build_model
 from vbc.codec.pixels.borders import Window
@@ -25,9 +25,10 @@ from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent, rgb_to_yco
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train import exact_net
 from vbc.codec.train.exact_net import ExactNet, training_bits
-from vbc.codec.train.export import code_exact, export_model
+from vbc.codec.train.export import export_model
 from vbc.codec.train.export_nets import export_conv
 from vbc.codec.train.frequency_tables import initial_tables, logistic_table
+from vbc.codec.train.integer_runs import code_exact
 from vbc.codec.train.likelihood import logistic_nll
 from vbc.codec.train.lossy_net import LossyNet
 from vbc.codec.train.qconv import QConv, set_quantise, weight_shift
@@ -80,7 +81,7 @@ def test_initial_tables_cover_every_parameter() -> None:
     assert of_bins.min() == index.max() + 1
     both = torch.cat((index, of_bins)).flatten().tolist()
     assert set(both) == set(range(int(tensors["lossy.first_table"])))
-    assert (tensors["tables"].long().sum(1) == 1 << 16).all()
+    assert (tensors["tables"].long().sum(1) == 1 << 24).all()
 
 
 def test_companding() -> None:
@@ -156,24 +157,78 @@ def test_tuning_scores_are_derivatives() -> None:
 
 
 def test_tuning_finds_what_is_linear() -> None:
-    """Residuals whose mean and scale follow features and others: the fit comes near the true code length."""
+    """Residuals whose mean and scale follow features: the fit comes near the true code length, its symbols
+    included, and nearer than coarser or finer symbols do."""
     rng = torch.Generator().manual_seed(3)
-    x = torch.rand((6000, 5), generator=rng)
-    followed = torch.rand((2, 3, 2, 6000), generator=rng)
-    truth = 2 * torch.randn((2, 3, 7), generator=rng)
+    x, followed = torch.rand((6000, 5), generator=rng), torch.rand((2, 3, 2, 6000), generator=rng)
+    features = torch.cat((x.T.expand(2, 3, -1, -1), followed), 2)
+    truth = torch.tensor([2.0, 0.3]).view(2, 1, 1) * torch.randn((2, 3, 7), generator=rng)
     uniform = torch.rand((3, 6000), generator=rng).clamp(1e-4, 1 - 1e-4)
-    mean, scale = torch.einsum("np,kcp->kcn", x, truth[..., :5]) + (truth[..., 5:, None] * followed).sum(2)
+    mean, scale = (truth[:, :, None] @ features)[:, :, 0]
     residual = torch.round(mean + torch.exp2(scale + 1) * torch.logit(uniform))
-    start = tuning_fit.logistic_cost(residual, torch.ones_like(scale))[0].sum()
-    best = tuning_fit.logistic_cost(residual - mean, scale + 1)[0].sum()
-    delta, gain = tuning_fit.fit_channels(x, followed, residual, torch.ones_like(scale))
-    assert delta.shape == truth.shape
-    assert 0.9 * (start - best) < gain < 1.1 * (start - best)
+    octaves = torch.full((2, 3, 7), 0.2)
+
+    def bits(steps: Tensor) -> float:
+        moved = (steps[:, :, None] @ features)[:, :, 0]
+        return float(tuning_fit.logistic_cost(residual - moved[0], 1 + moved[1])[0].sum()) / math.log(2)
+
+    def side(symbols: Tensor, fineness: Tensor) -> float:
+        return float(tuning_fit.symbol_bits(symbols, octaves + fineness).sum())
+
+    one_by_one = torch.eye(7).expand(2, 3, 7, 7)
+    flags, symbols = tuning_fit.fit_channels(
+        x, followed, residual, torch.ones((3, 6000)), one_by_one, octaves, 1.0
+    )
+    assert (flags > 0).all()
+    fineness = flags[..., None] - 1
+    found = symbols / 2.0**fineness
+    total = bits(found) + side(symbols, fineness)
+    plain = bits(torch.zeros_like(truth))
+    assert total < plain - 0.85 * (plain - bits(truth))
+    for other in (-2, 2):
+        coarser = (found * 2.0 ** (fineness + other)).round()
+        assert total < bits(coarser / 2.0 ** (fineness + other)) + side(coarser, fineness + other) + 2
 
 
-def test_slopes_are_coded_where_there_are_any() -> None:
+def test_steps_that_save_nothing_are_not_coded() -> None:
+    steps = torch.tensor([1.0, 0.5]).expand(2, 3, 2)
+    curvature = torch.zeros((2, 3, 2, 2))
+    curvature[0, 1] = 1e4 * torch.eye(2)
+    flags, symbols = tuning_fit.round_steps(steps, curvature, torch.zeros((2, 3, 2)))
+    assert flags.tolist() == [[0, 2, 0], [0, 0, 0]]
+    assert symbols[0, 1].tolist() == [2, 1]
+    assert symbols.count_nonzero() == 2
+
+
+@pytest.mark.parametrize("fineness", [0, 3, 6])
+def test_corrections_are_rounded_sums_along_directions(fineness: int) -> None:
+    """By hand in Python's integers, at extremes: nothing overflows."""
+    rng = np.random.default_rng(fineness)
+    vectors = rng.choice([-32768, -7, 0, 1, 32767], (6, 9, 64))
+    vectors[0, 0], vectors[0, 1] = -32768, 32767
+    symbols = rng.choice([-2000, -1023, -1, 0, 3, 1023, 5000], (2, 6, 64))
+    symbols[:, 0] = [[1023], [-1023]]
+    got = tuning.corrections(
+        torch.from_numpy(vectors).int(),
+        torch.from_numpy(symbols).to(torch.int16),
+        torch.full((2, 6, 1), fineness, dtype=torch.int16),
+    )
+    shift = 6 + fineness
+    for b in range(2):
+        for n in range(6):
+            for p in range(9):
+                total = sum(
+                    int(v) * max(-1023, min(1023, int(s)))
+                    for v, s in zip(vectors[n, p], symbols[b, n], strict=True)
+                )
+                want = max(-127, min(127, (total + (1 << (shift - 1))) >> shift))
+                assert got[b, n, p] == want
+    assert got.dtype == torch.int32
+
+
+def test_slopes_are_used_where_there_are_any() -> None:
     for around in (1, 2, 3):
-        used = tuning.used_slopes(around)
+        used = used_slopes(around)
         assert used.sum() == 3 * around + 6
         assert not used[1, :, :around].any()
         assert not used[:, 0, around:].any()
@@ -312,15 +367,15 @@ def test_sampling_does_not_mind_what_is_seen_meanwhile(tiny: Model) -> None:
 def test_what_does_not_pay_is_left_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     x = photo(220, 220)[None].contiguous(memory_format=torch.channels_last)
     windows: list[Window] = [(slice(0, 220), slice(0, 220))]
-    monkeypatch.setattr(tuning_fit, "COST_BITS", 1e9)
+    monkeypatch.setattr(tuning_fit, "SIDE_BITS", 1e9)
     encoded = encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 1, False)
     assert encoded.shared is None
     assert encoded.groups[0][0] == level.CODED
 
 
 def test_few_positions_are_not_tuned(tiny: Model) -> None:
-    x = photo(199, 199)[None].contiguous(memory_format=torch.channels_last)
-    windows: list[Window] = [(slice(0, 199), slice(0, 199))]
+    x = photo(63, 63)[None].contiguous(memory_format=torch.channels_last)
+    windows: list[Window] = [(slice(0, 63), slice(0, 63))]
     assert encode_level(tiny, step_of(tiny, x, False), windows, x, 3, 2, False).shared is None
 
 
@@ -359,6 +414,9 @@ def test_a_model_needs_all_its_tensors() -> None:
         for moved in (-1, len(tensors["tables"])):
             with pytest.raises(WeightsError, match="beyond"):
                 build_model({**tensors, name: torch.tensor([moved], dtype=torch.int32)})
+    for name in ("exact.D.tuning.vectors", "exact.V.tuning.scales"):
+        with pytest.raises(WeightsError, match="tuning of phase"):
+            build_model({**tensors, name: tensors[name][..., 1:, :]})
     broken = tensors["tables"].int()
     broken[0, 0] += 1
     with pytest.raises(WeightsError, match="sum"):

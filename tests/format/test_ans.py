@@ -22,16 +22,17 @@ from checks import (
 
 from vbc.bitstream.ans import LaneDecoder, LaneEncoder, _coder_faults, unpack_lanes
 from vbc.bitstream.errors import Corrupt
-from vbc.bitstream.tables import ALPHABET, MAX_TABLES, NO_TABLE, TableSet, normalise_counts
+from vbc.bitstream.tables import ALPHABET, MAX_TABLES, NO_TABLE, TOTAL_BITS, TableSet, normalise_counts
 from vbc.bitstream.varint import pack_varints, unpack_varint, unpack_varints
 
+TOTAL = 1 << TOTAL_BITS
 LAPLACE = laplace_tables([0.2, 0.7, 1.5, 3.0, 6.0, 12.0, 25.0, 60.0])
 
 
 def certain_tables() -> TableSet:
     """One symbol all but certain: the first, the middle one, the last before the escape, the escape."""
     frequencies = np.ones((4, ALPHABET), np.int64)
-    frequencies[[0, 1, 2, 3], [0, 127, 254, 255]] = 65536 - 255
+    frequencies[[0, 1, 2, 3], [0, 127, 254, 255]] = TOTAL - 255
     return TableSet(frequencies)
 
 
@@ -50,7 +51,7 @@ def random_steps(tables: TableSet, sizes: list[int], seed: int = 0, spread: floa
 def drawn_steps(bits: float, sizes: list[int]) -> tuple[TableSet, Steps]:
     """A table of that many bits a symbol, and steps of symbols drawn from it."""
     scales = np.geomspace(0.02, 80, 400)
-    weights = laplace_tables(scales.tolist()).frequencies / 65536
+    weights = laplace_tables(scales.tolist()).frequencies / TOTAL
     entropy = -(weights * np.log2(weights)).sum(1)
     row = int(np.abs(entropy - bits).argmin())
     rng = np.random.default_rng(9)
@@ -58,7 +59,7 @@ def drawn_steps(bits: float, sizes: list[int]) -> tuple[TableSet, Steps]:
     for n in sizes:
         symbol = rng.choice(ALPHABET, n, p=weights[row]).astype(np.int16) - np.int16(127)
         steps.append((np.zeros(n, np.int16), symbol))
-    return TableSet((weights[row : row + 1] * 65536).astype(np.int64)), steps
+    return TableSet((weights[row : row + 1] * TOTAL).astype(np.int64)), steps
 
 
 def written(lane_bits: int, counts: list[int], rest: bytes = b"") -> bytes:
@@ -68,9 +69,7 @@ def written(lane_bits: int, counts: list[int], rest: bytes = b"") -> bytes:
 
 def reference_decode(tables: TableSet, payload: bytes, indices: list[np.ndarray]) -> list[list[int]]:
     """docs/format.md section 6 in plain integers: a second decoder, without constriction."""
-    cumulative = [
-        [256 * c for c in itertools.accumulate(row, initial=0)] for row in tables.frequencies.tolist()
-    ]
+    cumulative = [list(itertools.accumulate(row, initial=0)) for row in tables.frequencies.tolist()]
     data, lane_length = memoryview(payload), 1 << payload[0]
     (_, n_lanes, n_escapes), at = unpack_varints(data, 3, 1)
     counts, at = unpack_varints(data, n_lanes, at) if n_escapes else ([0] * n_lanes, at)
@@ -121,16 +120,33 @@ def test_normalise_counts() -> None:
     ]
     frequencies = normalise_counts(np.stack(rows))
     assert frequencies.dtype == np.uint32
-    assert (frequencies.sum(axis=1) == 65536).all()
+    assert (frequencies.sum(axis=1) == TOTAL).all()
     assert frequencies.min() == 1
-    assert (frequencies[0] == 256).all()
-    assert frequencies[1, 3] == frequencies[2, 255] == 65536 - 255
-    assert (frequencies[3] == 256).all()
+    assert (frequencies[0] == TOTAL // 256).all()
+    assert frequencies[1, 3] == frequencies[2, 255] == TOTAL - 255
+    assert (frequencies[3] == TOTAL // 256).all()
     # where the minimum of 1 changes nothing, no frequency is off by one or more
-    exact = np.arange(1.0, 257.0) / np.arange(1.0, 257.0).sum() * 65536
+    exact = np.arange(1.0, 257.0) / np.arange(1.0, 257.0).sum() * TOTAL
     assert np.abs(normalise_counts(exact[None])[0] - exact).max() < 1
     # valid frequencies stay as they are
     np.testing.assert_array_equal(normalise_counts(frequencies.astype(np.float64)), frequencies)
+
+
+@pytest.mark.parametrize("least", [2, 32, 1 << 16])
+def test_every_letter_has_at_least_so_much(least: int) -> None:
+    rng = np.random.default_rng(2)
+    weights = np.stack([rng.random(256) ** 50, np.eye(256)[3], rng.dirichlet(np.full(256, 0.02))])
+    frequencies = normalise_counts(weights, least)
+    assert (frequencies.sum(axis=1) == TOTAL).all()
+    assert frequencies.min() == least
+    for row, have in zip(weights, frequencies, strict=True):
+        common = have > least + 1
+        if common.any():  # those above are in proportion
+            share = have[common] / row[common]
+            assert np.abs(share / share.mean() - 1).max() < 1 / least
+    for wrong in (0, -1, (1 << 16) + 1):
+        with pytest.raises(ValueError, match="least"):
+            normalise_counts(weights, wrong)
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
@@ -143,19 +159,19 @@ def test_normalise_counts_refuses(bad: float) -> None:
 
 
 def test_table_set_checks() -> None:
-    good = np.full((2, 256), 256, np.uint32)
+    good = np.full((2, 256), TOTAL // 256, np.uint32)
     zero, big, off = good.copy(), good.astype(np.int64), good.copy()
-    zero[1, :2] = 0, 512
-    big[1, :2] = -65536, 66048
+    zero[1, :2] = 0, TOTAL // 128
+    big[1, :2] = -TOTAL, TOTAL + TOTAL // 128
     off[1, 5] += 1
     for wrong in (zero, big, off, good.astype(np.float64), good[:, :255], good[0], good[:0]):
         with pytest.raises(ValueError, match=r"table|frequency"):
             TableSet(wrong)
     with pytest.raises(ValueError, match="2049 tables"):
-        TableSet(np.full((MAX_TABLES + 1, 256), 256, np.uint32))
+        TableSet(np.full((MAX_TABLES + 1, 256), TOTAL // 256, np.uint32))
     tables = TableSet(good)
-    good[0, :2] = 1, 511
-    assert (tables.frequencies == 256).all()
+    good[0, :2] = 1, TOTAL // 128 - 1
+    assert (tables.frequencies == TOTAL // 256).all()
     with pytest.raises(ValueError, match="read-only"):
         tables.frequencies[0, 0] = 1
     with pytest.raises(AttributeError):
@@ -163,17 +179,17 @@ def test_table_set_checks() -> None:
 
 
 def test_digest() -> None:
-    assert TableSet(np.full((1, 256), 256, np.int64)).digest.hex() == "cc0eb18950700978"
-    assert TableSet(np.full((2, 256), 256, np.uint32)).digest.hex() == "f1956492992f7d0b"
+    assert TableSet(np.full((1, 256), TOTAL // 256, np.int64)).digest.hex() == "e0eb56e82db25e61"
+    assert TableSet(np.full((2, 256), TOTAL // 256, np.uint32)).digest.hex() == "54379e9dece585c0"
     assert certain_tables().digest != LAPLACE.digest
 
 
 def test_costs() -> None:
-    """Code lengths in 1/2048 bit, from nothing to the 16 bits of a frequency of one."""
+    """Code lengths in 1/2048 bit, from nothing to the 24 bits of a frequency of one."""
     costs = certain_tables().costs.reshape(4, ALPHABET)
     assert costs.dtype == np.uint16
-    assert costs[0, 1] == 16 * 2048
-    assert costs[0, 0] == round(-math.log2((65536 - 255) / 65536) * 2048)
+    assert costs[0, 1] == 24 * 2048
+    assert costs[0, 0] == round(-math.log2((TOTAL - 255) / TOTAL) * 2048)
     assert costs[3, 255] == costs[0, 0]
 
 
@@ -183,14 +199,15 @@ def test_constriction_has_exactly_our_frequencies() -> None:
     spiky = TableSet(normalise_counts(rng.dirichlet(np.full(256, 0.03), size=6)))
     for tables in (LAPLACE, certain_tables(), spiky):
         for t in range(len(tables)):
-            cumulative = 256 * np.concatenate([[0], np.cumsum(tables.frequencies[t], dtype=np.int64)])
+            cumulative = np.concatenate([[0], np.cumsum(tables.frequencies[t], dtype=np.int64)])
             for a in range(256):
                 coder = constriction.stream.stack.AnsCoder()
                 coder.encode_reverse(np.array([a], np.int32), tables.model(t))
                 words = coder.get_compressed().tolist()
                 assert words == ([int(cumulative[a])] if cumulative[a] else [])
                 # the interval ends where the next symbol begins: its last quantile still decodes to a
-                last = constriction.stream.stack.AnsCoder(np.array([cumulative[a + 1] - 1], np.uint32))
+                state = np.array([cumulative[a + 1] - 1], np.uint32)
+                last = constriction.stream.stack.AnsCoder(state[state > 0])
                 assert last.decode(tables.model(t), 1).tolist() == [a]
 
 
@@ -238,7 +255,7 @@ def test_positions_without_a_table() -> None:
     decoded = decode_lanes(LAPLACE, plain, [index for index, _ in wide])
     for have, want in zip(decoded, expected, strict=True):
         np.testing.assert_array_equal(have, want)
-    many = TableSet(np.full((MAX_TABLES, 256), 256, np.uint32))
+    many = TableSet(np.full((MAX_TABLES, 256), TOTAL // 256, np.uint32))
     index = np.array([MAX_TABLES - 1, NO_TABLE, 0], np.int16)
     check_lanes(many, [(index, np.array([1, 0, 3], np.int16))])
 
@@ -274,7 +291,7 @@ def test_length_of_lanes(bits: float, sizes: list[int], lane_bits: int) -> None:
     tables, steps = drawn_steps(bits, sizes)
     payload = encode_lanes(tables, steps)
     parts = unpack_lanes(payload, sum(sizes))
-    ideal = sum(tables.costs[symbol + 127].sum(dtype=np.int64) for _, symbol in steps) / 2048 / 8
+    ideal = sum(-np.log2(tables.frequencies[0, symbol + 127] / TOTAL).sum() for _, symbol in steps) / 8
     ideal += 2 * parts.escapes.size
     assert parts.lane_bits == lane_bits
     n_lanes = parts.n_words.size
@@ -287,7 +304,7 @@ def test_size_is_the_entropy() -> None:
     """The length is that of the frequencies, but for two words a lane and the counts in front."""
     steps = random_steps(LAPLACE, [30_000])
     index, symbol = steps[0]
-    bits = -np.log2(LAPLACE.frequencies[index, symbol.astype(int) + 127] / 65536).sum()
+    bits = -np.log2(LAPLACE.frequencies[index, symbol.astype(int) + 127] / TOTAL).sum()
     payload = encode_lanes(LAPLACE, steps)
     n_lanes = unpack_lanes(payload, 30_000).n_words.size
     assert bits / 8 <= len(payload) <= bits / 8 + n_lanes * 10 + 12
@@ -306,19 +323,19 @@ def test_all_symbols() -> None:
 
 
 def test_certain_symbols() -> None:
-    """Where all is expected a symbol costs almost nothing, where nothing is 16 bits; both come back."""
+    """Where all is expected a symbol costs almost nothing, where nothing is 24 bits; both come back."""
     tables = certain_tables()
     expected = np.tile(np.array([-127, 0, 127], np.int16), 6000)
     index = np.tile(np.arange(3, dtype=np.int16), 6000)
-    assert len(check_lanes(tables, [(index, expected)])) < 18_000 * 0.0057 / 8 + 3 * 8 + 12
-    assert len(check_lanes(tables, [(index, np.full(18_000, 5, np.int16))])) > 18_000 * 2
+    assert len(check_lanes(tables, [(index, expected)])) < 18_000 * 0.00003 / 8 + 3 * 8 + 12
+    assert len(check_lanes(tables, [(index, np.full(18_000, 5, np.int16))])) > 18_000 * 3 - 1
     check_lanes(tables, [(np.full(9000, 3, np.int16), np.full(9000, 1000, np.int16))])
     # the first symbol of a table leaves the empty coder as it is: no words
     check_lanes(tables, [(np.zeros(50, np.int16), np.full(50, -127, np.int16))])
 
 
 def test_many_tables() -> None:
-    tables = TableSet(np.full((MAX_TABLES, 256), 256, np.uint32))
+    tables = TableSet(np.full((MAX_TABLES, 256), TOTAL // 256, np.uint32))
     index = np.arange(3 * MAX_TABLES)[::-1] % MAX_TABLES
     check_lanes(tables, [(index.astype(np.int16), (index % 255 - 127).astype(np.int16))])
 
@@ -352,7 +369,7 @@ def test_callers_faults() -> None:
     assert encoder.finish() == written(10, [0, 0, 0])
 
 
-GOLDEN = "0a0801020203c800d4fe00b7e23feb8151f9c4ea0000"
+GOLDEN = "0a0801020203c800d4fe9b00000678d15031682c0100"
 GOLDEN_CODE = """
 import sys
 import numpy as np

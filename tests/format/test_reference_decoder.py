@@ -41,7 +41,7 @@ from reference.geometry import (
     Rectangle,
     order,
 )
-from reference.groups import rgb_to_ycocg
+from reference.groups import NEIGHBOURHOODS, n_near, rgb_to_ycocg
 from reference.lanes import NOTHING, Lanes
 from reference.weights import Array, Weights
 from reference.writing import join_file, varint, write_file, write_lanes
@@ -157,6 +157,10 @@ def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None
         group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+(\.values\b)?).*", r"\1\3", name)
         hidden = "third" if re.fullmatch(r"exact\.\w+", group) else "0"
         known = {"w": len(have.get(f"{group}.{hidden}.bias", ())), "T": len(have["tables"])}
+        if ".tuning." in name:
+            phase = name.split(".")[1]
+            known["R"] = have[f"exact.{phase}.tuning.scales"].shape[-1]
+            known["n"] = known["w"] + 1 + len(NEIGHBOURHOODS[phase]) + n_near(phase) + 2
         kind = have[name].dtype
         assert kind.kind + str(8 * kind.itemsize) == dtype, name
         assert have[name].shape == tuple(known.get(n) or int(n) for n in shape), name
@@ -246,10 +250,10 @@ def test_pixel_hash_of_a_golden_file(weights: Weights) -> None:
 # Lanes
 
 
-TABLES = np.ones((2, 256), np.int64)
-TABLES[0] = 256
-TABLES[1, 127] = 65281
-STARTS = (np.concatenate((np.zeros((2, 1), np.int64), TABLES.cumsum(1)), 1) << 8).tolist()
+TABLES = np.full((2, 256), 256, np.int64)
+TABLES[0] = 1 << 16
+TABLES[1, 127] = (1 << 24) - 255 * 256
+STARTS = np.concatenate((np.zeros((2, 1), np.int64), TABLES.cumsum(1)), 1).tolist()
 EXAMPLE = [
     (np.array([1, 0, 1]), np.array([0, 5, 200])),
     (np.array([0]), np.array([-127])),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vbc.kernels.rans import Lanes, cumulative_tables, decode_step, decode_step_reference, open_lanes
+from vbc.kernels.rans import TOTAL, Lanes, cumulative_tables, decode_step, decode_step_reference, open_lanes
 
 N_SYMBOLS = 256
 
@@ -22,15 +22,15 @@ def frequency_tables() -> np.ndarray:
         np.ones(N_SYMBOLS),
         np.eye(N_SYMBOLS)[255],
     ):
-        f = np.maximum(1, np.floor(weights / weights.sum() * (65536 - N_SYMBOLS))).astype(np.int64)
-        f[f.argmax()] += 65536 - f.sum()
+        f = np.maximum(1, np.floor(weights / weights.sum() * (TOTAL - N_SYMBOLS))).astype(np.int64)
+        f[f.argmax()] += TOTAL - f.sum()
         rows.append(f)
     return np.stack(rows)
 
 
 TABLES = frequency_tables()
 CUMULATIVE = cumulative_tables(torch.from_numpy(TABLES))
-MODELS = [constriction.stream.model.Categorical(f / 65536.0, perfect=True) for f in TABLES]
+MODELS = [constriction.stream.model.Categorical(f / float(TOTAL), perfect=True) for f in TABLES]
 
 ESCAPE, MIDDLE = 255, 127
 
@@ -43,7 +43,7 @@ def make_group(sizes: list[int], seed: int = 0) -> Group:
     steps = []
     for n in sizes:
         tables = np.sort(rng.integers(0, len(TABLES), n)).astype(np.int16)
-        letters = [rng.choice(N_SYMBOLS, p=TABLES[t] / 65536) for t in tables]
+        letters = [rng.choice(N_SYMBOLS, p=TABLES[t] / TOTAL) for t in tables]
         steps.append((tables, np.array(letters, np.int32).reshape(n)))
     return steps
 
@@ -287,7 +287,7 @@ def test_nothing_is_read_outside_a_lane(device: str) -> None:
 
 def test_symbols_without_frequency_are_never_drawn(device: str) -> None:
     """Equal bounds belong to no symbol; the search must not stop at one. The middle is that of 8 symbols."""
-    c = cumulative_tables(torch.tensor([[0, 0, 1000, 0, 64535, 0, 1, 0]]))
+    c = cumulative_tables(torch.tensor([[0, 0, 1000, 0, TOTAL - 1001, 0, 1, 0]]))
     words = [[np.random.default_rng(5).integers(1, 2**32, 30, dtype=np.uint32)]]
     tables = np.zeros((1, 100), np.int16)
     want = reference(opened(words, [7], "cpu"), tables, cumulative=c)
@@ -303,7 +303,7 @@ def test_nothing_to_decode(shape: tuple[int, int], device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "frequencies", [[[0, 5, 65530]], [[65537, -1]], [[65536, 0], [65535, 0]], [[65536.0]]]
+    "frequencies", [[[0, 5, TOTAL - 6]], [[TOTAL + 1, -1]], [[TOTAL, 0], [TOTAL - 1, 0]], [[float(TOTAL)]]]
 )
 def test_wrong_frequencies(frequencies: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="must"):

@@ -125,7 +125,7 @@ class Grids:
         phase_part(fine, "A")[:] = coarse
         phase_part(fine_errors, "A")[:] = errors
         is_tuned = any(split(body)[0] == TUNED for body in groups.values())
-        tunings = self.tunings(level, payloads.get((level, 0))) if is_tuned else {}
+        tunings = self.tunings(level, k, payloads.get((level, 0))) if is_tuned else {}
         seen = Seen(self.weights, self.quality, k, coarse, errors, lossy, self.say)
         for part, rectangle in self.geometry.groups(level):
             group = BinsGroup(seen, rectangle, self.bound) if self.bound else Group(seen, rectangle)
@@ -191,17 +191,17 @@ class Grids:
             self.usable_values.append((k, rectangle.slices, fine[:, *rectangle.slices]))
         return fine
 
-    def tunings(self, level: int, shared: bytes | None) -> dict[str, Tuning]:
-        """The tuning of a level, from its part 0."""
+    def tunings(self, level: int, k: int, shared: bytes | None) -> dict[str, Tuning]:
+        """The tuning of a level, on grid k, from its part 0."""
         if shared is None:
             raise Corrupt(f"level {level} has tuned groups and no part 0")
         mode, body = split(shared)
         if mode != TUNED:
             raise Corrupt(f"part 0 of level {level} has mode {mode}")
         self.say(f"level {level}, part 0")
-        most = sum(1 + n_parameters(self.weights, phase) for phase in PHASES)
+        most = sum(n_parameters(self.weights, phase) for phase in PHASES)
         lanes = Lanes(self.weights.starts, body, most, self.say)
-        tunings = read_tuning(self.weights, lanes)
+        tunings = read_tuning(self.weights, lanes, min(k, 2))
         lanes.finish()
         return tunings
 

@@ -91,8 +91,8 @@ class Tuning:
 
 
 def n_parameters(weights: Weights, phase: str) -> int:
-    """How many parameters the tuning of a phase has."""
-    return 6 * (width_of(weights, phase) + 1) + 3 * (len(NEIGHBOURHOODS[phase]) + n_near(phase)) + 6
+    """How many symbols the tuning of a phase has at most."""
+    return 6 * (1 + weights[f"exact.{phase}.tuning.scales"].shape[-1])
 
 
 def n_near(phase: str) -> int:
@@ -105,25 +105,35 @@ def width_of(weights: Weights, phase: str) -> int:
     return len(weights[f"exact.{phase}.third.bias"])
 
 
-def read_tuning(weights: Weights, coder: Coder) -> dict[str, Tuning]:
+def read_tuning(weights: Weights, coder: Coder, level_class: int) -> dict[str, Tuning]:
     """The phases that are tuned, from part 0 of a level."""
-    table = weights.number("exact.tuning_table")
+    first = weights.number("exact.tuning_table")
     tunings = {}
     for phase in PHASES:
-        if not coder.step(np.array([table]))[0]:
+        flags = coder.step(np.full(6, first + 10))
+        vectors = weights[f"exact.{phase}.tuning.vectors"][level_class]
+        scales = weights[f"exact.{phase}.tuning.scales"][level_class]
+        tuned = [n for n in range(6) if flags[n] > 0]
+        tables = [first + (scales[n] + 2 * min(flags[n] - 1, 6)).clip(0, 22) for n in tuned]
+        symbols = coder.step(np.concatenate([np.zeros(0, np.int32), *tables]))
+        parameters = np.zeros(vectors.shape[:2], np.int32)
+        for n, of_output in zip(tuned, np.split(symbols, max(len(tuned), 1)), strict=False):
+            fineness = min(int(flags[n]) - 1, 6)
+            total = vectors[n] @ of_output.clip(-1023, 1023).astype(np.int32)
+            parameters[n] = ((total + (1 << (fineness + 5))) >> (fineness + 6)).clip(-127, 127)
+        if not tuned:
             continue
-        values = coder.step(np.full(n_parameters(weights, phase), table)).clip(-127, 127)
         width, n_around = width_of(weights, phase), len(NEIGHBOURHOODS[phase])
-        layers = values[: 6 * (width + 1)].reshape(6, width + 1)
-        rest = iter(values[6 * (width + 1) :].tolist())
-        around_, near, before, widen = (np.zeros((3, n), np.int32) for n in (n_around, n_near(phase), 2, 2))
-        for c in range(3):
-            around_[c] = [next(rest) for _ in range(n_around)]
-            near[c] = [next(rest) for _ in range(n_near(phase))]
-            before[c, :c] = [next(rest) for _ in range(c)]
-        for c in range(3):
-            widen[c, :c] = [next(rest) for _ in range(c)]
-        tunings[phase] = Tuning(layers[:, :width], layers[:, width], around_, near, before, widen)
+        means, scaled = parameters[:3, width + 1 :], parameters[3:, width + 1 :]
+        before, widen = (of[:, n_around + n_near(phase) :].copy() for of in (means, scaled))
+        tunings[phase] = Tuning(
+            weight=parameters[:, :width],
+            bias=parameters[:, width],
+            around=means[:, :n_around],
+            near=means[:, n_around : n_around + n_near(phase)],
+            before=before,
+            widen=widen,
+        )
     return tunings
 
 

@@ -33,7 +33,7 @@ class Weights:
         self.tables_hash = hashlib.sha256(frequencies.tobytes()).digest()[:8]
         starts = np.zeros((len(frequencies), 257), np.int64)
         np.cumsum(frequencies, axis=1, out=starts[:, 1:])
-        self.starts: list[list[int]] = (starts << 8).tolist()
+        self.starts: list[list[int]] = starts.tolist()
 
     def _hash_tensors(self) -> bytes:
         digest = hashlib.sha256()
