@@ -136,7 +136,7 @@ def build_model(tensors: Tensors) -> Model:
     """A model from exported tensors. Raises WeightsError where some are missing or break an invariant."""
     try:
         tables = TableSet(tensors["tables"].numpy())
-        phases = {p: IntPhase.load(tensors, f"exact.{p}") for p in PHASES}
+        phases = {p: IntPhase.load(tensors, p) for p in PHASES}
         exact = ExactModel(
             phases,
             predict_maps(tensors, "", "exact.table_index"),

@@ -1,6 +1,6 @@
 """The networks as the decoder runs them: integers only (docs/format.md, section 8)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -87,10 +87,10 @@ class IntChain:
 
 @dataclass(frozen=True)
 class PhaseEnds:
-    """The layers of a phase that archival and layered files, values and bins do not share.
+    """The layers of a phase that archival and layered files do not share.
 
-    condition: biases of the first layer, int32 [3, width] by level class (archival) or [101, width] by
-    quality; of bins [3, 8, width] or [101, 8, width], by bound too.
+    condition: biases of the first layer, int32 [1, width] (archival) or [101, width] by quality; of bins [3,
+    8, width], by level class and bound, or [101, 8, width].
     """
 
     first: IntConv
@@ -99,19 +99,15 @@ class PhaseEnds:
     condition: Tensor
 
     @classmethod
-    def load(cls, tensors: Tensors, name: str, of_bins: bool) -> Self:
-        """The ends exported under `name`."""
-        ends = cls(
-            first=load_conv(tensors, f"{name}.first"),
-            head=load_conv(tensors, f"{name}.head", head=True),
-            skip=load_conv(tensors, f"{name}.skip", head=True),
-            condition=tensors[f"{name}.condition"],
-        )
+    def load(cls, tensors: Tensors, name: str, conditioned: bool = True, of_bins: bool = False) -> Self:
+        """The ends exported under `name`. conditioned: else the first layer has its own bias alone."""
+        first = load_conv(tensors, f"{name}.first")
+        condition = tensors[f"{name}.condition"] if conditioned else first.bias[None]
         if of_bins:
-            condition = ends.condition[:, None] + tensors[f"{name}.bound"]
-            ends = replace(ends, condition=condition)
-        ends.first.check_biases(ends.condition)
-        return ends
+            condition = condition[:, None] + tensors[f"{name}.bound"]
+        first.check_biases(condition)
+        head, skip = (load_conv(tensors, f"{name}.{part}", head=True) for part in ("head", "skip"))
+        return cls(first, head, skip, condition)
 
     def to(self, device: torch.device) -> "PhaseEnds":
         """The ends on another device."""
@@ -120,56 +116,63 @@ class PhaseEnds:
 
 
 @dataclass(frozen=True)
-class AllEnds:
-    """Those of archival files, and by level class those of layered ones."""
+class PhaseNet:
+    """A network of a phase: the ends of archival files, those of layered ones, and what both share.
+
+    layered: of values one, as each level class has a network of its own; of bins one for each class.
+    """
 
     archival: PhaseEnds
     layered: tuple[PhaseEnds, ...]
+    second: IntConv
+    third: IntConv
 
     @classmethod
-    def load(cls, tensors: Tensors, name: str, of_bins: bool) -> Self:
-        """Those exported under `name`."""
-        layered = (PhaseEnds.load(tensors, f"{name}.layered{c}", of_bins) for c in range(N_LEVEL_CLASSES))
-        return cls(PhaseEnds.load(tensors, name, of_bins), tuple(layered))
+    def load(cls, tensors: Tensors, name: str, of_bins: bool = False) -> Self:
+        """The network exported under `name`."""
+        parts = [f"layered{c}" for c in range(N_LEVEL_CLASSES)] if of_bins else ["layered"]
+        return cls(
+            archival=PhaseEnds.load(tensors, name, conditioned=of_bins, of_bins=of_bins),
+            layered=tuple(PhaseEnds.load(tensors, f"{name}.{part}", of_bins=of_bins) for part in parts),
+            second=load_conv(tensors, f"{name}.second"),
+            third=load_conv(tensors, f"{name}.third"),
+        )
 
-    def to(self, device: torch.device) -> "AllEnds":
-        """The same on another device."""
-        return AllEnds(self.archival.to(device), tuple(ends.to(device) for ends in self.layered))
+    def to(self, device: torch.device) -> "PhaseNet":
+        """The network on another device."""
+        layered = tuple(ends.to(device) for ends in self.layered)
+        return PhaseNet(self.archival.to(device), layered, self.second.to(device), self.third.to(device))
 
 
 @dataclass(frozen=True)
 class IntPhase:
-    """Entropy parameters of one phase of the exact levels, of values and of bins.
+    """Entropy parameters of one phase of the exact levels, of values by level class, and of bins.
 
     surprise: int16 [2, 9], sixteenths of an octave, for the host; a device has a copy (`ExactModel.maps`).
     """
 
-    values: AllEnds
-    bins: AllEnds
-    second: IntConv
-    third: IntConv
+    values: tuple[PhaseNet, ...]
+    bins: PhaseNet
     surprise: Tensor
 
     @classmethod
-    def load(cls, tensors: Tensors, name: str) -> Self:
-        """The phase exported under `name`."""
-        return cls(
-            values=AllEnds.load(tensors, name, of_bins=False),
-            bins=AllEnds.load(tensors, f"{name}.bins", of_bins=True),
-            second=load_conv(tensors, f"{name}.second"),
-            third=load_conv(tensors, f"{name}.third"),
-            surprise=tensors[f"{name}.surprise"],
-        )
+    def load(cls, tensors: Tensors, phase: str) -> Self:
+        """A phase's networks. Raises ValueError where those of its level classes differ in width."""
+        nets = tuple(PhaseNet.load(tensors, f"exact.{phase}{c}") for c in range(N_LEVEL_CLASSES))
+        bins = PhaseNet.load(tensors, f"exact.{phase}.bins", of_bins=True)
+        widths = {net.third.weight.shape[0] for net in (*nets, bins)}
+        if len(widths) > 1:
+            raise ValueError(f"networks of phase {phase} have {sorted(widths)} channels")
+        return cls(nets, bins, tensors[f"exact.{phase}.surprise"])
 
     def to(self, device: torch.device) -> "IntPhase":
         """The networks on another device."""
-        ends = self.values.to(device), self.bins.to(device)
-        return IntPhase(*ends, self.second.to(device), self.third.to(device), self.surprise)
+        return IntPhase(tuple(net.to(device) for net in self.values), self.bins.to(device), self.surprise)
 
     @property
     def width(self) -> int:
         """Channels of the last hidden layer."""
-        return self.third.weight.shape[0]
+        return self.bins.third.weight.shape[0]
 
     def __call__(
         self, planes: Tensor, lossy: Tensor | None, level_class: int, quality: int, bound: int = 0
@@ -180,15 +183,16 @@ class IntPhase:
         bins, 1 to 8, or 0 for values.
         Parameters: mean offsets in sixteenths, log2 scales in sixteenths of an octave, coefficients in 64ths.
         """
-        kind = self.bins if bound else self.values
+        net = self.bins if bound else self.values[level_class]
         if lossy is None:
-            ends, bias = kind.archival, kind.archival.condition[level_class]
+            ends, bias = net.archival, net.archival.condition[level_class if bound else 0]
         else:
-            ends, bias = kind.layered[level_class], kind.layered[level_class].condition[quality]
+            ends = net.layered[level_class if bound else 0]
+            bias = ends.condition[quality]
             planes = torch.cat((planes, lossy), 1)
         if bound:
             bias = bias[bound - 1]
         x = as_input(planes)
-        features = self.third(self.second(ends.first(x, bias, proven=True)))
+        features = net.third(net.second(ends.first(x, bias, proven=True)))
         h, w = x.shape[-2:]
         return features, ends.head(features) + ends.skip(x[..., 2 : h - 2, 2 : w - 2])

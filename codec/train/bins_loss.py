@@ -11,7 +11,6 @@ from vbc.bitstream.container import MAX_BOUND, VALUES_BOUND
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
 from vbc.codec.train.bins_net import BinsNet, training_bits
 from vbc.codec.train.exact_loss import SMALLEST_SIDE
-from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.training_loop import Loss
 
 VALIDATED_BOUNDS = (1, 2, 4, 8)
@@ -19,7 +18,6 @@ VALIDATED_BOUNDS = (1, 2, 4, 8)
 
 def bins_bits(
     net: BinsNet,
-    exact: ExactNet,
     rgb: Tensor,
     bound: Tensor,
     lossy: Tensor | None = None,
@@ -42,14 +40,12 @@ def bins_bits(
     for level in reversed(range(len(sizes))):
         grid = rgb[..., :: 1 << level, :: 1 << level]
         guide = None if lossy is None else lossy[..., :: 1 << level, :: 1 << level]
-        bits, coarse = training_bits(
-            net, exact, grid, coarse, bound, min(level, N_LEVEL_CLASSES - 1), guide, q
-        )
+        bits, coarse = training_bits(net, grid, coarse, bound, min(level, N_LEVEL_CLASSES - 1), guide, q)
         total = total + bits
     return total
 
 
-def bins_loss(net: BinsNet, exact: ExactNet) -> Loss:
+def bins_loss(net: BinsNet) -> Loss:
     """Half of the batch archival with any bound, half layered, half of that with the one of progressive
     files.
 
@@ -61,14 +57,14 @@ def bins_loss(net: BinsNet, exact: ExactNet) -> Loss:
         rgb, lossy, q = batch[:, :3], batch[half:, 3:6], batch[half:, 6, 0, 0].float()
         bound = torch.randint(1, MAX_BOUND + 1, (len(batch),)).to(batch.device)
         bound[half::2] = VALUES_BOUND
-        archival = bins_bits(net, exact, rgb[:half], bound[:half]) / rgb[:half].numel()
-        layered = bins_bits(net, exact, rgb[half:], bound[half:], lossy, q) / rgb[half:].numel()
+        archival = bins_bits(net, rgb[:half], bound[:half]) / rgb[:half].numel()
+        layered = bins_bits(net, rgb[half:], bound[half:], lossy, q) / rgb[half:].numel()
         return (archival + layered) / 2, {"archival_bpsp": archival.item(), "layered_bpsp": layered.item()}
 
     return loss
 
 
-def validate_bins(net: BinsNet, exact: ExactNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
+def validate_bins(net: BinsNet, tiles: NDArray[np.uint8]) -> Callable[[], dict[str, float]]:
     """Bits per subpixel on validation tiles uint8 [N, 7, H, W], by bound, archival and layered."""
 
     def validate() -> dict[str, float]:
@@ -82,7 +78,7 @@ def validate_bins(net: BinsNet, exact: ExactNet, tiles: NDArray[np.uint8]) -> Ca
                         batch = torch.from_numpy(part).to(device)
                         bounds = torch.full((len(batch),), bound, device=device)
                         guide = (batch[:, 3:6], batch[:, 6, 0, 0].float()) if kind == "layered" else ()
-                        bits += bins_bits(net, exact, batch[:, :3], bounds, *guide).item()
+                        bits += bins_bits(net, batch[:, :3], bounds, *guide).item()
                     found[f"{kind}_{bound}_bpsp"] = round(bits / tiles[:, :3].size, 4)
         return found
 

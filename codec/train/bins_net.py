@@ -1,9 +1,10 @@
 """The bins of near-lossless files in float, as they are trained, and the rate that training minimises.
 
 See docs/architecture.md, "Bins". A phase's channels are G, R and B, in steps of 2 bound + 1; what is seen of
-the pixels known is what a decoder would have. The two inner hidden layers are those of the exact networks and
-stay as they are.
+the pixels known is what a decoder would have. The two inner hidden layers serve all kinds of files and grids.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +64,14 @@ class BinEnds(nn.Module):
 
 
 class PhaseBins(nn.Module):
-    """What a phase has for bins beside the exact network's `second` and `third`."""
+    """The network of a phase."""
 
     def __init__(self, planes: int, width: int):
         super().__init__()
         self.archival = BinEnds(planes, width, layered=False)
         self.layered = nn.ModuleList(BinEnds(planes, width, layered=True) for _ in range(N_LEVEL_CLASSES))
+        self.second = QConv(width, width, 3)
+        self.third = QConv(width, width, 3)
         self.surprise = nn.Parameter(torch.zeros(2, N_ERROR_CLASSES))
 
     def layered_ends(self, level_class: int) -> BinEnds:
@@ -77,29 +80,30 @@ class PhaseBins(nn.Module):
         assert isinstance(ends, BinEnds)
         return ends
 
-    def start(self, net: PhaseNet) -> None:
-        """Begin as the exact network does."""
-        self.archival.start(net.first, net.head, net.skip)
+    def start(self, nets: Sequence[PhaseNet], surprise: Tensor) -> None:
+        """Begin as the exact networks of the level classes do; what is shared as that of the finest grid."""
+        finest = nets[0]
+        self.archival.start(finest.first, finest.head, finest.skip)
+        self.second.load_state_dict(finest.second.state_dict())
+        self.third.load_state_dict(finest.third.state_dict())
         with torch.no_grad():
-            assert self.archival.level_bias is not None
-            self.archival.level_bias.copy_(net.level_bias)
-            self.surprise.copy_(net.surprise)
-        for c in range(N_LEVEL_CLASSES):
-            ours, theirs = self.layered_ends(c), net.layered_ends(c)
+            self.surprise.copy_(surprise)
+        for c, net in enumerate(nets):
+            ours, theirs = self.layered_ends(c), net.layered
             ours.start(theirs.first, theirs.head, theirs.skip)
             assert ours.condition is not None
             ours.condition.load_state_dict(theirs.condition.state_dict())
 
 
 class BinsNet(nn.Module):
-    """The three phases' layers for bins."""
+    """The three phases' networks for bins."""
 
     def __init__(self, width: int = 48):
         super().__init__()
         self.phases = nn.ModuleDict({p: PhaseBins(BASE_PLANES[p], width) for p in PHASES})
 
     def bins(self, phase: str) -> PhaseBins:
-        """The layers of a phase."""
+        """The network of a phase."""
         bins = self.phases[phase]
         assert isinstance(bins, PhaseBins)
         return bins
@@ -107,11 +111,11 @@ class BinsNet(nn.Module):
     def start(self, exact: ExactNet) -> None:
         """Begin as the exact networks do."""
         for p in PHASES:
-            self.bins(p).start(exact.net(p))
+            nets = [exact.net(p, c) for c in range(N_LEVEL_CLASSES)]
+            self.bins(p).start(nets, exact.surprise[p])
 
     def phase(
         self,
-        exact: ExactNet,
         phase: str,
         planes: Tensor,
         bound: Tensor,
@@ -125,7 +129,7 @@ class BinsNet(nn.Module):
         Outputs: 3 mean offsets (pixel values of G, R, B), 3 log2 scales (octaves), 3 coefficients (G->R,
         G->B, R->B; quarters).
         """
-        bins, net = self.bins(phase), exact.net(phase)
+        bins = self.bins(phase)
         x = planes.float() * ACTIVATION_STEP
         if guide is None:
             ends = bins.archival
@@ -139,7 +143,7 @@ class BinsNet(nn.Module):
         bias = bias + ends.bound_bias[bound - 1][..., None, None]
         x = x.contiguous(memory_format=torch.channels_last)
         h, w = x.shape[-2:]
-        hidden = net.third(net.second(ends.first(x, bias)))
+        hidden = bins.third(bins.second(ends.first(x, bias)))
         out: Tensor = ends.head(hidden) + ends.skip(x[..., 2 : h - 2, 2 : w - 2])
         return out
 
@@ -174,7 +178,6 @@ def phase_bits(bins: PhaseBins, out: Tensor, base: Tensor, x: Tensor, step: Tens
 
 def training_bits(
     bins: BinsNet,
-    exact: ExactNet,
     rgb: Tensor,
     coarse: Tensor,
     bound: Tensor,
@@ -199,7 +202,7 @@ def training_bits(
     for p in PHASES:
         dy, dx = PHASE_OFFSET[p]
         base, inputs, guide = phase_inputs(p, planes["A"], planes.get("D"), planes.get("H"), guides)
-        out = bins.phase(exact, p, inputs, bound, level_class, guide, q)
+        out = bins.phase(p, inputs, bound, level_class, guide, q)
         own = bins_base(base[..., RADIUS:-RADIUS, RADIUS:-RADIUS])
         target = rgb[:, (1, 0, 2), dy::2, dx::2].to(torch.int16)
         bits, seen = phase_bits(bins.bins(p), out, own, target, step)

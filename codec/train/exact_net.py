@@ -22,11 +22,7 @@ from vbc.kernels.predict import N_ERROR_CLASSES
 
 
 class LayeredEnds(nn.Module):
-    """A phase network's layers in a layered file, for one level class.
-
-    What the lossy picture is worth depends on the grid: on coarse ones it says most of the detail, on the
-    finest little. So these layers are not shared between the classes.
-    """
+    """A phase network's layers in a layered file."""
 
     def __init__(self, planes: int, width: int):
         super().__init__()
@@ -37,7 +33,7 @@ class LayeredEnds(nn.Module):
 
 
 class PhaseNet(nn.Module):
-    """Entropy parameters of one phase.
+    """Entropy parameters of one phase on grids of one level class.
 
     Input planes are int -64..63 standing for sixteenths, as all activations do.
     """
@@ -49,35 +45,22 @@ class PhaseNet(nn.Module):
         self.third = QConv(width, width, 3)
         self.head = QConv(width, 9, 1, head=True)
         self.skip = QConv(planes, 9, 3, head=True, zero=True)
-        self.level_bias = nn.Parameter(torch.zeros(N_LEVEL_CLASSES, width))
-        self.layered = nn.ModuleList(LayeredEnds(planes, width) for _ in range(N_LEVEL_CLASSES))
-        self.surprise = nn.Parameter(torch.zeros(2, N_ERROR_CLASSES))
+        self.layered = LayeredEnds(planes, width)
         with torch.no_grad():
             self.head.weight.mul_(0.3)
             self.head.bias[3:6] = torch.tensor([1.0, 0.5, 0.5])
         self.copy_to_layered()
 
-    def layered_ends(self, level_class: int) -> LayeredEnds:
-        """The layers of a level class that layered files use in place of the archival ones."""
-        ends = self.layered[level_class]
-        assert isinstance(ends, LayeredEnds)
-        return ends
-
     def copy_to_layered(self) -> None:
         """Let the layered ends begin as the archival ones, blind to the lossy picture."""
         with torch.no_grad():
-            for c in range(N_LEVEL_CLASSES):
-                ends = self.layered_ends(c)
-                for ours, theirs in ((ends.first, self.first), (ends.skip, self.skip)):
-                    ours.weight.zero_()
-                    ours.weight[:, : theirs.weight.shape[1]] = theirs.weight
-                    ours.bias.copy_(theirs.bias)
-                ends.first.bias.add_(self.level_bias[c])
-                ends.head.load_state_dict(self.head.state_dict())
+            for ours, theirs in ((self.layered.first, self.first), (self.layered.skip, self.skip)):
+                ours.weight.zero_()
+                ours.weight[:, : theirs.weight.shape[1]] = theirs.weight
+                ours.bias.copy_(theirs.bias)
+            self.layered.head.load_state_dict(self.head.state_dict())
 
-    def forward(
-        self, planes: Tensor, level_class: int, lossy: Tensor | None = None, q: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, planes: Tensor, lossy: Tensor | None = None, q: Tensor | None = None) -> Tensor:
         """Entropy parameters, float [N, 9, h, w].
 
         planes: float [N, planes, h+6, w+6] in units of 1/16; lossy: [N, 12, h+6, w+6] likewise.
@@ -85,12 +68,11 @@ class PhaseNet(nn.Module):
         Co->Cg; quarters).
         """
         first, head, skip = self.first, self.head, self.skip
-        bias = self.level_bias[level_class].view(1, -1, 1, 1)
+        bias = None
         if lossy is not None:
             assert q is not None
-            ends = self.layered_ends(level_class)
-            first, head, skip = ends.first, ends.head, ends.skip
-            planes, bias = torch.cat((planes, lossy), 1), ends.condition(q.view(-1, 1, 1, 1))
+            first, head, skip = self.layered.first, self.layered.head, self.layered.skip
+            planes, bias = torch.cat((planes, lossy), 1), self.layered.condition(q.view(-1, 1, 1, 1))
         x = self.third(self.second(first(planes, bias)))
         h, w = planes.shape[-2:]
         out: Tensor = head(x) + skip(planes[..., 2 : h - 2, 2 : w - 2])
@@ -98,16 +80,24 @@ class PhaseNet(nn.Module):
 
 
 class ExactNet(nn.Module):
-    """The three phase networks of the exact levels."""
+    """The networks of the exact levels: one for each phase and level class.
+
+    What known pixels and a lossy picture are worth depends on the grid: on coarse ones the lossy picture says
+    most of the detail, on the finest little. surprise: by phase, float [2, 9], octaves that are added to the
+    scales of Co and Cg.
+    """
 
     def __init__(self, width: int = 48):
         super().__init__()
         self.width = width
-        self.nets = nn.ModuleDict({p: PhaseNet(BASE_PLANES[p], width) for p in PHASES})
+        self.nets = nn.ModuleDict(
+            {f"{p}{c}": PhaseNet(BASE_PLANES[p], width) for p in PHASES for c in range(N_LEVEL_CLASSES)}
+        )
+        self.surprise = nn.ParameterDict({p: torch.zeros(2, N_ERROR_CLASSES) for p in PHASES})
 
-    def net(self, phase: str) -> PhaseNet:
-        """The network of a phase."""
-        net = self.nets[phase]
+    def net(self, phase: str, level_class: int) -> PhaseNet:
+        """The network of a phase on grids of a level class."""
+        net = self.nets[f"{phase}{level_class}"]
         assert isinstance(net, PhaseNet)
         return net
 
@@ -125,7 +115,7 @@ class ExactNet(nn.Module):
         """
         x = (planes.float() * ACTIVATION_STEP).contiguous(memory_format=torch.channels_last)
         lossy = None if guide is None else guide.float() * ACTIVATION_STEP
-        out: Tensor = self.net(phase)(x, level_class, lossy, q)
+        out: Tensor = self.net(phase, level_class)(x, lossy, q)
         return out
 
 
@@ -143,7 +133,7 @@ def phase_bits(net: ExactNet, phase: str, out: Tensor, base: Tensor, x: Tensor) 
 
     base, x: int16 [N, 3, h, w].
     """
-    lut = net.net(phase).surprise
+    lut = net.surprise[phase]
     r = (x - base).float() - out[:, 0:3]
     ls = out[:, 3:6].clamp(*LOG_SCALE_RANGE)
     k = out[:, 6:9].clamp(-8, 8) / 4

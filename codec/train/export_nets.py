@@ -82,36 +82,35 @@ def export_exact(net: ExactNet) -> Tensors:
     """All integers of the exact levels but the tables."""
     out: Tensors = {}
     for p in PHASES:
-        n = net.net(p)
-        name = f"exact.{p}"
-        levels = n.level_bias.detach().double().cpu()
-        factor = put_conv(out, f"{name}.first", n.first, ZERO)
-        out[f"{name}.condition"] = (out[f"{name}.first.bias"] + torch.round(levels * factor)).int()
         for c in range(N_LEVEL_CLASSES):
-            ends, prefix = n.layered_ends(c), f"{name}.layered{c}"
+            n, name = net.net(p, c), f"exact.{p}{c}"
+            put_conv(out, f"{name}.first", n.first, ZERO)
+            put_conv(out, f"{name}.second", n.second)
+            put_conv(out, f"{name}.third", n.third)
+            put_conv(out, f"{name}.head", n.head)
+            put_conv(out, f"{name}.skip", n.skip, ZERO)
+            ends, prefix = n.layered, f"{name}.layered"
             factor = put_conv(out, f"{prefix}.first", ends.first, ZERO)
             put_conv(out, f"{prefix}.head", ends.head)
             put_conv(out, f"{prefix}.skip", ends.skip, ZERO)
             moved = torch.round(quality_biases(ends.condition) * factor)
             out[f"{prefix}.condition"] = (out[f"{prefix}.first.bias"] + moved).int()
-        put_conv(out, f"{name}.second", n.second)
-        put_conv(out, f"{name}.third", n.third)
-        put_conv(out, f"{name}.head", n.head)
-        put_conv(out, f"{name}.skip", n.skip, ZERO)
-        out[f"{name}.surprise"] = torch.round(n.surprise.detach().cpu() * 16).to(torch.int16)
-        assert out[f"{name}.surprise"].shape == (2, N_ERROR_CLASSES)
+        out[f"exact.{p}.surprise"] = torch.round(net.surprise[p].detach().cpu() * 16).to(torch.int16)
+        assert out[f"exact.{p}.surprise"].shape == (2, N_ERROR_CLASSES)
     r = torch.arange(LOG_RESIDUALS).double() / 16
     out["exact.log2_residual"] = torch.round(16 * torch.log2(r + 0.25)).to(torch.int16)
     return out
 
 
 def export_bins(net: BinsNet) -> Tensors:
-    """All integers of the bins but the tables and what they share with the values."""
+    """All integers of the bins but the tables."""
     out: Tensors = {}
     for p in PHASES:
         bins = net.bins(p)
         archival, name = bins.archival, f"exact.{p}.bins"
         assert archival.level_bias is not None
+        put_conv(out, f"{name}.second", bins.second)
+        put_conv(out, f"{name}.third", bins.third)
         put_bin_ends(out, name, archival, archival.level_bias.detach().double().cpu())
         for c in range(N_LEVEL_CLASSES):
             ends = bins.layered_ends(c)

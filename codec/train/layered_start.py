@@ -25,7 +25,8 @@ Sums = dict[tuple[str, int, int], tuple[Tensor, Tensor]]
 def start_layered(net: ExactNet, tiles: NDArray[np.uint8]) -> None:
     """Copy the archival ends and let the skip predict linearly what they miss. tiles: uint8 [N, 7, H, W]."""
     for p in PHASES:
-        net.net(p).copy_to_layered()
+        for level_class in range(N_LEVEL_CLASSES):
+            net.net(p, level_class).copy_to_layered()
     sums: Sums = {}
     for part in np.array_split(tiles, max(1, len(tiles) // 8)):
         batch = torch.from_numpy(part)
@@ -35,7 +36,7 @@ def start_layered(net: ExactNet, tiles: NDArray[np.uint8]) -> None:
             x, lossy = x[..., ::2, ::2], lossy[..., ::2, ::2]
     for (p, level_class, channel), (gram, moment) in sums.items():
         ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-        weight = net.net(p).layered_ends(level_class).skip.weight[channel]
+        weight = net.net(p, level_class).layered.skip.weight[channel]
         weight += torch.linalg.solve(gram + ridge, moment).float().view(weight.shape)
 
 

@@ -9,6 +9,8 @@ same module runs in float; with `quantise` set it rounds with straight-through g
 arXiv:1308.3432) exactly where the integers will be rounded.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,13 +65,31 @@ class QConv(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return F.conv2d(x.float(), weight, self.bias)
         y = F.conv2d(x, weight, self.bias)
-        y = (y if extra is None else y + extra).clamp(0, ACTIVATION_MAX * ACTIVATION_STEP)
-        return round_activation(y) if self.quantise else y
+        y = y if extra is None else y + extra
+        return rounded_activation(y) if self.quantise else y.clamp(0, ACTIVATION_MAX * ACTIVATION_STEP)
 
 
-def round_activation(y: Tensor) -> Tensor:
-    """Round to the activation grid; straight-through gradient."""
-    return round_ste(y / ACTIVATION_STEP) * ACTIVATION_STEP
+class RoundedActivation(torch.autograd.Function):
+    """Clamped to 0..127 and rounded, in steps of `ACTIVATION_STEP`; the gradient passes where nothing was
+    clamped. In one function, training takes two thirds of the time."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        steps = y.mul(1 / ACTIVATION_STEP)
+        ctx.save_for_backward(steps)
+        return steps.round().clamp_(0, ACTIVATION_MAX).mul_(ACTIVATION_STEP)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (steps,) = ctx.saved_tensors
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], steps, 0, ACTIVATION_MAX)
+        return passed
+
+
+def rounded_activation(y: Tensor) -> Tensor:
+    """Clamp and round to the activation grid; straight-through gradient."""
+    out: Tensor = RoundedActivation.apply(y)  # type: ignore[no-untyped-call] # torch has no annotation
+    return out
 
 
 def set_quantise(module: nn.Module, on: bool) -> None:

@@ -95,7 +95,7 @@ class RunFolder:
         return loaded(ExactNet(), self.find(*self.exact_stages[:-1]))
 
     def load_bins(self, exact: ExactNet) -> BinsNet | None:
-        """The layers for bins, where they have been trained."""
+        """The networks for bins, where they have been trained."""
         path = self.look_for(BINS)
         return None if path is None else loaded(BinsNet(exact.width), path)
 

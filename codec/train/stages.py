@@ -202,18 +202,16 @@ def whole_training(
 def bins_training(
     run: RunFolder, start: Path | None, tiles: NDArray[np.uint8], held_out: NDArray[np.uint8], device: str
 ) -> Training:
-    """The layers for bins, beside the exact networks as they are."""
+    """The networks for bins, which begin as the exact ones."""
     exact = run.load_exact()
     bins = BinsNet()
     bins.start(exact)
     load(bins, start)
-    for net in (exact, bins):
-        set_quantise(net, True)
-        prepare(net, device)
-    exact.requires_grad_(False)
+    set_quantise(bins, True)
+    prepare(bins, device)
     model = build_model(export_model(exact, run.load_lossy(), None))
     tiles, held_out = lossy_pictures(model, tiles, seed=3), lossy_pictures(model, held_out, seed=4)
-    return bins, bins_loss(bins, exact), validate_bins(bins, exact, held_out), tiles
+    return bins, bins_loss(bins), validate_bins(bins, held_out), tiles
 
 
 def values_training(

@@ -361,7 +361,7 @@ def test_integer_bins_and_values_follow_the_float_networks() -> None:
                 break
         step = steps[0]
         coarse = ycocg_to_rgb(steps[1].middles)
-        bits, decoded = bins_net.training_bits(bin_net, exact, x, coarse, torch.tensor([2]), 0)
+        bits, decoded = bins_net.training_bits(bin_net, x, coarse, torch.tensor([2]), 0)
         assert whole - coarser.bits(model.tables.frequencies) == pytest.approx(bits.item(), rel=0.015)
         assert (decoded == ycocg_to_rgb(step.middles)).float().mean() > 0.9
         counter = Counter(len(model.tables))

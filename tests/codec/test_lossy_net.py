@@ -7,7 +7,7 @@ from lossy_tools import NO_TABLE, code_picture, many_qualities
 from pictures import photo
 from torch import Tensor
 
-from vbc.bitstream.tables import TableSet
+from vbc.bitstream.tables import TOTAL_BITS, TableSet
 from vbc.codec.lossy.features import (
     FLOATS,
     INTEGERS,
@@ -370,4 +370,4 @@ def code_length(tables: TableSet, index: Tensor, symbols: Tensor) -> float:
     coded = index < NO_TABLE
     assert symbols.abs().max() <= 127
     letters = symbols[coded].long() + 127
-    return float((16 - np.log2(tables.frequencies[index[coded].long(), letters].astype(float))).sum())
+    return float((TOTAL_BITS - np.log2(tables.frequencies[index[coded].long(), letters].astype(float))).sum())

@@ -108,7 +108,7 @@ def test_what_learns(rgb: Tensor) -> None:
     assert {
         "lossy.analysis_out.weight",
         "lossy.prior3.head.weight",
-        "exact.nets.D.layered.0.head.weight",
+        "exact.nets.D0.layered.head.weight",
     } <= moved
     assert "lossy.log2_step" not in moved
     assert all(".layered." in name for name in moved if name.startswith("exact."))
@@ -147,6 +147,6 @@ def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(trained.lossy.log2_step, lossy.log2_step)
     run = RunFolder(out, lossy="whole")
     assert torch.equal(run.load_lossy().analysis_out.weight, trained.lossy.analysis_out.weight)
-    assert torch.equal(run.load_exact().net("D").first.weight, exact.net("D").first.weight)
+    assert torch.equal(run.load_exact().net("D", 0).first.weight, exact.net("D", 0).first.weight)
     stages.train(tmp_path, tmp_path, out, stage="export", lossy="whole", steps=1, emit=lines.append)
     assert (out / "model.safetensors").exists()

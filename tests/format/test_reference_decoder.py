@@ -154,12 +154,13 @@ def test_tensors_of_the_text(tiny_path: Path, shipped: Path, model: str) -> None
             wanted[f"{part}.bias"] = wanted[f"{part}.shift"] = "i32", size[:1]
     assert wanted.keys() == have.keys()
     for name, (dtype, shape) in wanted.items():
-        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+(\.values\b)?).*", r"\1\3", name)
-        hidden = "third" if re.fullmatch(r"exact\.\w+", group) else "0"
+        group = re.sub(r"(lossy\.(context\.)?|exact\.)(\w+(\.(values|bins)\b)?).*", r"\1\3", name)
+        hidden = "third" if re.fullmatch(r"exact\.\w+(\.bins)?", group) else "0"
         known = {"w": len(have.get(f"{group}.{hidden}.bias", ())), "T": len(have["tables"])}
         if ".tuning." in name:
             phase = name.split(".")[1]
             known["R"] = have[f"exact.{phase}.tuning.scales"].shape[-1]
+            known["w"] = len(have[f"exact.{phase}0.third.bias"])
             known["n"] = known["w"] + 1 + len(NEIGHBOURHOODS[phase]) + n_near(phase) + 2
         kind = have[name].dtype
         assert kind.kind + str(8 * kind.itemsize) == dtype, name

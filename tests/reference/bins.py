@@ -45,9 +45,15 @@ class BinsGroup(Group):
         self.offsets = {phase: np.zeros_like(errors) for phase, errors in self.errors.items()}
         self.scales = {phase: np.full_like(errors, -64) for phase, errors in self.errors.items()}
 
-    def bias(self, ends: str, conditioned_by: int) -> Array:
-        """The first layer is told the bound too."""
-        total: Array = super().bias(ends, conditioned_by) + self.weights[f"{ends}.bound"][self.bound - 1]
+    def names(self, phase: str) -> tuple[str, str]:
+        """All level classes share the hidden layers."""
+        name = f"exact.{phase}.bins"
+        return name, name if self.lossy is None else f"{name}.layered{self.level_class}"
+
+    def bias(self, ends: str) -> Array:
+        """The first layer is told the level class or the quality, and the bound."""
+        told = self.level_class if self.lossy is None else self.quality
+        total: Array = self.weights[f"{ends}.condition"][told] + self.weights[f"{ends}.bound"][self.bound - 1]
         return total
 
     def coded_base(self, base: Array) -> Array:

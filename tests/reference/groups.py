@@ -102,7 +102,7 @@ def n_near(phase: str) -> int:
 
 def width_of(weights: Weights, phase: str) -> int:
     """Channels of the last hidden layer."""
-    return len(weights[f"exact.{phase}.third.bias"])
+    return len(weights[f"exact.{phase}0.third.bias"])
 
 
 def read_tuning(weights: Weights, coder: Coder, level_class: int) -> dict[str, Tuning]:
@@ -227,19 +227,23 @@ class Group:
 
     def parameters(self, phase: str, inputs: Array) -> tuple[Array, Array]:
         """Outputs [9, h, w] and features [w, h, w] from inputs at three more positions on each side."""
-        name = f"exact.{phase}"
-        ends, conditioned_by = name + self.family, self.level_class
-        if self.lossy is not None:
-            ends, conditioned_by = f"{ends}.layered{self.level_class}", self.quality
+        name, ends = self.names(phase)
         x = inputs.astype(np.int32) + ZERO
-        feature = layer(self.weights, f"{ends}.first", x, bias=self.bias(ends, conditioned_by))
+        feature = layer(self.weights, f"{ends}.first", x, bias=self.bias(ends))
         feature = layer(self.weights, f"{name}.third", layer(self.weights, f"{name}.second", feature))
         skip = layer(self.weights, f"{ends}.skip", x[:, 2:-2, 2:-2], head=True)
         return layer(self.weights, f"{ends}.head", feature, head=True) + skip, feature
 
-    def bias(self, ends: str, conditioned_by: int) -> Array:
-        """Of the first layer."""
-        bias: Array = self.weights[f"{ends}.condition"][conditioned_by]
+    def names(self, phase: str) -> tuple[str, str]:
+        """Of the tensors of the hidden layers that all files share, and of those of this kind of file."""
+        name = f"exact.{phase}{self.level_class}"
+        return name, name if self.lossy is None else f"{name}.layered"
+
+    def bias(self, ends: str) -> Array | None:
+        """Of the first layer, where it is not the layer's own."""
+        if self.lossy is None:
+            return None
+        bias: Array = self.weights[f"{ends}.condition"][self.quality]
         return bias
 
     def coded_base(self, base: Array) -> Array:
