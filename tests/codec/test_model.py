@@ -192,6 +192,18 @@ def test_tuning_finds_what_is_linear() -> None:
         assert total < bits(coarser / 2.0 ** (fineness + other)) + side(coarser, fineness + other) + 2
 
 
+def test_features_that_cannot_be_told_apart_are_left_alone() -> None:
+    same = torch.rand((200, 1), generator=torch.Generator().manual_seed(1)).expand(200, 6)
+    x, followed = 1e4 * same * torch.linspace(1, 1 + 1e-6, 6), torch.zeros((2, 3, 0, 200))
+    residual, no_prior = torch.ones((3, 200)), torch.full((2, 3, 6), 40.0)
+    vectors = torch.eye(6).expand(2, 3, 6, 6)
+    flags, symbols = tuning_fit.fit_channels(
+        x, followed, residual, torch.full((3, 200), -4.0), vectors, no_prior, 1.0
+    )
+    assert not flags.any()
+    assert not symbols.any()
+
+
 def test_steps_that_save_nothing_are_not_coded() -> None:
     steps = torch.tensor([1.0, 0.5]).expand(2, 3, 2)
     curvature = torch.zeros((2, 3, 2, 2))
