@@ -30,10 +30,11 @@ UNIT = 2.0 ** -(SHIFT + 4)
 """Of a correction, in pixel values and octaves, by one activation step."""
 SLOPE_UNIT = 2.0**-12
 """A slope of 1, a 256th, times a sixteenth of a pixel value or of an octave."""
-SAMPLES = {1: (4_000, 20_000), 2: (400_000, 400_000)}
+SAMPLES = {1: (4_000, 40_000), 2: (400_000, 400_000)}
 """Least and most positions looked at, by effort; in between one of `STRIDE`."""
-STRIDE = 14
-"""On pictures of 0.4 megapixels 7,000 positions of 98,000 give files 0.3 % larger than all of them do."""
+STRIDE = 4
+"""On pictures of 0.4 megapixels one of 14 gives files 0.2 % larger and takes an eighth less time to encode;
+all of them give 0.1 % smaller ones."""
 MIN_POSITIONS = 1000
 """Smaller phases gain a few bytes at best, and looking for them takes as long as for 7,000."""
 SIDE_BITS = 8.0
