@@ -28,6 +28,8 @@ from vbc.kernels.predict import FRACTIONS, LOG_SCALE_MAX, LOG_SCALE_MIN
 
 LEAST_FREQUENCY = 32
 """Of 2^24: what training never met costs 19 bits, and that there is all of it costs 0.0007 bits a symbol."""
+UNCOUNTED_FREQUENCY = 256
+"""As long as nothing has been counted: nothing costs more than 16 bits."""
 PRIOR_COUNTS = 200.0
 """Weight of the logistic beside the counts: tables that are met seldom stay near it."""
 
@@ -140,16 +142,16 @@ def initial_tables() -> tuple[Tensors, NDArray[np.float64]]:
         "lossy.map_table": torch.tensor([maps], dtype=torch.int32),
         "lossy.refine_table": torch.tensor([refinements], dtype=torch.int32),
         "exact.tuning_table": torch.tensor([tuning], dtype=torch.int32),
-        "tables": as_tables(prior),
+        "tables": as_tables(prior, UNCOUNTED_FREQUENCY),
     }
     return tensors, prior
 
 
 def refit_tables(prior: NDArray[np.float64], counter: Counter) -> torch.Tensor:
     """Tables int32 [T, 256] from counts over the prior."""
-    return as_tables(prior * PRIOR_COUNTS + counter.counts)
+    return as_tables(prior * PRIOR_COUNTS + counter.counts, LEAST_FREQUENCY)
 
 
-def as_tables(weights: NDArray[np.float64]) -> torch.Tensor:
-    """Tables int32 [T, 256] in proportion to weights."""
-    return torch.from_numpy(normalise_counts(weights, LEAST_FREQUENCY).astype(np.int32))
+def as_tables(weights: NDArray[np.float64], least: int) -> torch.Tensor:
+    """Tables int32 [T, 256] in proportion to weights, each entry at least so much."""
+    return torch.from_numpy(normalise_counts(weights, least).astype(np.int32))

@@ -229,7 +229,7 @@ def test_initial_tables_are_the_logistic_in_a_cell() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("lossy.refine_table", 1398, "lossy.refine_table leads beyond"),
+        ("lossy.refine_table", 1420, "lossy.refine_table leads beyond"),
         ("lossy.refine_table", None, "lossy.refine_table"),
         ("lossy.step", 13, "step below 14"),
     ],

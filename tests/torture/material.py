@@ -94,7 +94,7 @@ def grouped_files() -> dict[str, bytes]:
         ("tuned groups", make_example(530, 530)[100:194], {"lossless": True, "levels": 0, "effort": 2}),
         ("groups, one plain", mixed, {"lossless": True, "levels": 0, "effort": 0}),
         ("five groups", long, {"lossless": True, "effort": 0}),
-        ("five gray groups", long[..., 1], {"lossless": True, "levels": 0}),
+        ("five gray groups", long[..., 1], {"lossless": True, "levels": 0, "effort": 0}),
         ("RGBA groups", np.concatenate((lying, alpha), 2), {"lossless": True, "effort": 0}),
         ("16 bits in groups", deep(long), {"lossless": True, "effort": 0, "levels": 0}),
         ("refined groups", lying, {"quality": 90, "refinements": 2}),
