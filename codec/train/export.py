@@ -68,7 +68,7 @@ def export_model(
     tensors = {**export_exact(exact), **export_bins(bins), **of_values, **export_lossy(lossy), **first}
     if for_the_eye:
         tensors["analysis.for_the_eye"] = torch.ones(1, dtype=torch.int32)
-    tensors |= initial_basis({p: exact.width for p in PHASES})
+    tensors |= initial_basis(exact.width)
     if tiles is not None:
         tensors |= tuning_basis(observe(build_model(tensors), tiles[:PRIOR_TILES], seed=4))
         counter = count_symbols(build_model(tensors), tiles, seed=2)

@@ -214,13 +214,13 @@ def as_int16(x: Tensor) -> Tensor:
     return x.round().clamp(-(1 << 15), (1 << 15) - 1).to(torch.int16)
 
 
-def initial_basis(widths: dict[str, int]) -> Tensors:
+def initial_basis(width: int) -> Tensors:
     """The tensors of `TuningBasis` before any tile is seen: each of the first corrections on its own.
 
-    widths: of the last hidden layers, by phase.
+    width: of the last hidden layers.
     """
     out: Tensors = {}
-    for phase, width in widths.items():
+    for phase in PHASES:
         n = width + 1 + n_around(phase) + 2
         kept = min(n, MAX_DIRECTIONS)
         step = START_DEVIATION / 2
