@@ -1,11 +1,13 @@
 """Gather runs of the research wing into docs/systems.md: the theses' figures beside ours, and the effects.
 
 `python -m bench.systems RUN_DIR... --out docs/systems.md`. Runs of one study with the same budget and several
-seeds are shown together, as mean and standard deviation. Pictures are copied beside the file.
+seeds are shown together, as mean and standard deviation. Pictures are copied beside the file. What the file
+has of studies that no folder given is a run of stays in it as it is.
 """
 
 import argparse
 import math
+import re
 import shutil
 import statistics
 import textwrap
@@ -163,12 +165,25 @@ def copied(gathered: Gathered, pictures: Path, left_out: Collection[str]) -> lis
     return links
 
 
+def sections_of(out: Path) -> dict[str, str]:
+    """The parts that a file of `write` has, by study, without studies that are no more; none where there is no
+    file."""
+    if not out.exists():
+        return {}
+    text = out.read_text().split(f"\n\n{NOT_RUN}")[0]
+    parts = (f"## {part}".strip() for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
+    by_study = {part.splitlines()[0].removeprefix("## "): part for part in parts}
+    return {name: part for name, part in by_study.items() if name in STUDIES}
+
+
 def write(folders: Sequence[Path], out: Path, left_out: Collection[str] = ()) -> None:
-    """Write the file of all these runs, and their pictures into a folder of its name."""
+    """Write the file of all these runs, and their pictures into a folder of its name; parts of other studies
+    stay in it."""
     gathered = gather(folders)
     pictures = out.with_suffix("")
-    parts = [HEAD.strip(), *(section(one, pictures, left_out) for one in gathered)]
-    missing = sorted(set(STUDIES) - {one.first.study for one in gathered})
+    by_study = sections_of(out) | {one.first.study: section(one, pictures, left_out) for one in gathered}
+    parts = [HEAD.strip(), *(by_study[name] for name in sorted(by_study))]
+    missing = sorted(set(STUDIES) - set(by_study))
     parts += [wrapped(NOT_RUN + ", ".join(f"`{name}`" for name in missing) + ".")] if missing else []
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(parts) + "\n")

@@ -47,7 +47,7 @@ STUDY = Study("A toy", "no thesis, section 0", "2m", toy)
 def toy_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "STUDIES", {"toy": "toy:STUDY"})
     monkeypatch.setattr(studies, "find_study", {"toy": STUDY}.__getitem__)
-    monkeypatch.setattr(gathering, "find_study", {"toy": STUDY}.__getitem__)
+    monkeypatch.setattr(gathering, "find_study", {"toy": STUDY, "other": STUDY}.__getitem__)
     monkeypatch.setattr(gathering, "STUDIES", {"toy": "toy:STUDY", "other": "other:STUDY"})
 
 
@@ -169,6 +169,24 @@ def test_gathered_runs(tmp_path: Path) -> None:
     assert "![toy: samples](systems/toy-samples.png)" in text
     assert (out.parent / "systems" / "toy-samples.png").is_file()
     assert str(tmp_path) not in text
+
+
+def test_parts_of_studies_not_gathered_stay(tmp_path: Path) -> None:
+    """Runs of two studies, gathered one after the other, make the file that both make together."""
+    (toy,) = runs_of(tmp_path, 1)
+    other = tmp_path / "other"
+    other.mkdir()
+    run.run_study("other", STUDY, Setting(tmp_path, other, 60.0, 1, emit=list[str]().append))
+    one, both = tmp_path / "a" / "systems.md", tmp_path / "b" / "systems.md"
+    gathering.main([str(toy), str(other), "--out", str(both)])
+    for folder in (other, toy, toy):
+        gathering.main([str(folder), "--out", str(one)])
+    assert "No run of these studies" not in both.read_text()
+    assert one.read_text() == both.read_text()
+    one.write_text(one.read_text().replace("## other", "## forgotten"))
+    gathering.main([str(toy), "--out", str(one)])
+    assert "forgotten" not in one.read_text()
+    assert "gathered: `other`." in one.read_text()
 
 
 def test_runs_that_do_not_go_together(tmp_path: Path) -> None:
