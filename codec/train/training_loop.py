@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
+from vbc.codec.train.precision import autocast
 from vbc.codec.train.processes import average_gradients, n_processes, rank, wait_for_all
 from vbc.codec.train.progress import progress_bar
 from vbc.codec.train.training_tiles import batches
@@ -82,7 +83,7 @@ def run_stage(
             # qualities and noise too are functions of seed, step and process; the generator takes 32 bits
             torch.manual_seed((schedule.seed * 1_000_003 + step + rank() * 2_654_435_761) % 2**32)
             part = next(source)[rank() :: n_processes()].to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+            with autocast(device):
                 value, log = loss(part, step)
             optimiser.zero_grad()
             torch.autograd.backward(value)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from vbc.codec.train.exact_loss import archival_loss, validate_exact
 from vbc.codec.train.exact_net import ExactNet
 from vbc.codec.train.export import known_answers, stored_answers
 from vbc.codec.train.lossy_net import LossyNet
+from vbc.codec.train.precision import autocast, bfloat16_pays
 from vbc.codec.train.run_folder import BINS, EXACT, EYE, LAYERED, LOSSY, TUNED_EXACT, RunFolder
 from vbc.codec.train.stages import train
 from vbc.codec.train.training_loop import Schedule, run_stage
@@ -55,6 +57,20 @@ def test_batches_are_a_function_of_seed_and_step(folder: Path) -> None:
     first = [next(stream) for _ in range(3)]
     assert torch.equal(first[2], next(batches(tiles, 4, seed=3, start_step=2)))
     assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, True), (True, False), (False, True)])
+def test_bfloat16_where_the_processor_has_it(
+    has: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere it would be emulated, at a quarter of the speed."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has, raising=False)
+    bfloat16_pays.cache_clear()
+    with autocast("cpu", wanted):
+        found = nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype
+    bfloat16_pays.cache_clear()
+    assert found == (torch.bfloat16 if has and wanted else torch.float32)
 
 
 def run(steps: int, checkpoint: Path, tiles: np.ndarray) -> ExactNet:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vbc.codec.research.run import PROGRESS, Setting, clock, read_json, write_json
 from vbc.codec.train.checkpoint import load_checkpoint, save_checkpoint
+from vbc.codec.train.precision import autocast
 from vbc.codec.train.progress import progress_bar
 
 Batch = Tensor | tuple[Tensor, ...]
@@ -47,7 +48,7 @@ class Plan:
     The rate rises linearly over `warmup` steps. After it, `decay` < 1 multiplies it at every step, down to
     `rate_end`; else it is a cosine from `rate` to `rate_end`, or constant where there is no `rate_end`.
     clip: largest norm of the gradient. bf16: whether the loss is computed in bfloat16 where torch finds it
-    fit. beta1: decay of Adam's mean gradient.
+    fit and the device is faster in it. beta1: decay of Adam's mean gradient.
     """
 
     steps: int
@@ -158,7 +159,7 @@ def train_step(
     drawn = batch(step)
     drawn = drawn.to(device) if isinstance(drawn, Tensor) else tuple(part.to(device) for part in drawn)
     logged: dict[str, list[float]] = {}
-    for value, log in _computed(loss, drawn, step, torch.device(device).type, plan.bf16):
+    for value, log in _computed(loss, drawn, step, device, plan.bf16):
         number = value.item()
         if not math.isfinite(number):
             raise FloatingPointError(f"the loss of step {step} is {number}")
@@ -174,11 +175,11 @@ def train_step(
 
 def _computed(loss: Loss, drawn: Batch, step: int, device: str, bf16: bool) -> Iterator[Valued]:
     """The losses of a step, each computed when it is asked for."""
-    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+    with autocast(device, bf16):
         found = loss(drawn, step)
     losses = iter((found,)) if isinstance(found, tuple) else found
     while True:
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):  # not while the caller goes backward
+        with autocast(device, bf16):  # not while the caller goes backward
             value = next(losses, None)
         if value is None:
             return

@@ -31,6 +31,7 @@ from vbc.codec.research.parts.measures import fine_detail, ms_ssim, psnr
 from vbc.codec.research.run import Setting, clock
 from vbc.codec.research.systems.ssvae.model import SsVae
 from vbc.codec.research.systems.ssvae.modes import generate, modes
+from vbc.codec.train.precision import autocast
 
 TRAINING_SHARE = 0.65
 """Of a study's budget; the rest is for importance sampling and the other measurements."""
@@ -182,7 +183,7 @@ def measure(entrant: Entrant, model: SsVae, steps: int, test: Tensor, setting: S
     n_values = test[0].numel()
     n_images = size.images // 4 if entrant.quick else size.images
     test = test.to(setting.device)
-    with frozen(), torch.autocast(torch.device(setting.device).type, torch.bfloat16):
+    with frozen(), autocast(setting.device):
         weights = log_weights(model, test[:n_images], size.importance, generator, CHUNK)
         terms = mean_terms(model, test[: size.others], generator)
     nll = importance_nats(weights)
