@@ -166,8 +166,8 @@ def copied(gathered: Gathered, pictures: Path, left_out: Collection[str]) -> lis
 
 
 def sections_of(out: Path) -> dict[str, str]:
-    """The parts that a file of `write` has, by study, without studies that are no more; none where there is no
-    file."""
+    """The parts that a file of `write` has, by study, without studies that are no more; none where there is
+    no file."""
     if not out.exists():
         return {}
     text = out.read_text().split(f"\n\n{NOT_RUN}")[0]

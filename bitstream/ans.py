@@ -22,11 +22,12 @@ MIN_LANE_BITS, MAX_LANE_BITS = 8, 20
 """The lengths 2^k of lanes that a payload may have."""
 
 WRITTEN_LANE_BITS = 10
-"""The shortest lanes that the encoder writes: 1024 symbols a step give a photograph of 4 megapixels
-thousands of lanes, more than a device runs at a time."""
+"""The shortest lanes that the encoder writes: a device decodes lanes side by side, and so few symbols of each
+in no time."""
 
-LANE_BYTES = 2560
-"""The encoder's lanes are long enough to have so many bytes on average, or there is only one."""
+LANE_BYTES = 8192
+"""The encoder's lanes are long enough to have so many bytes on average, or there is only one. A lane costs
+some seven bytes: with 2560 files of photographs are 0.13 % larger, with 16384 0.03 % smaller."""
 
 SAMPLED = 1024
 """Of a step's symbols in coding order, at least so many, evenly spaced, stand for all where the encoder

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from checks import group_sides
 
+from vbc.bitstream import ans
 from vbc.codec.model import Model, load_model
 
 RESEARCH = ("glimpse", "glimpse_box", "glimpse_points", "masked_conv", "mixture")
@@ -48,3 +49,9 @@ def small_groups() -> Iterator[None]:
     """Groups so small that a picture of a few thousand pixels has dozens of them."""
     with group_sides():
         yield
+
+
+@pytest.fixture
+def short_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes so short that steps of a few thousand symbols have several."""
+    monkeypatch.setattr(ans, "LANE_BYTES", 2560)

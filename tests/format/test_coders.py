@@ -75,6 +75,7 @@ def test_all_coders_agree(n_groups: int) -> None:
         reader.finish()
 
 
+@pytest.mark.usefixtures("short_lanes")
 def test_payloads_of_different_lanes_in_one_batch() -> None:
     """Groups of many and of few bits: lanes of other lengths and numbers, decoded side by side."""
     rng = np.random.default_rng(1)
