@@ -43,8 +43,11 @@ from vbc.codec.pixels.samples import from_samples
 
 BASE_LEVEL = LOSSY_LEVELS + 1
 """The coarsest exact grid, which every file with exact levels has."""
-CODED, CODED_WITH_MAP = 0, 1
-"""First byte of a lossy packet: lanes follow; of level 1 also: lanes that begin with a map of qualities."""
+CODED, CODED_WITH_MAP, CODED_WITH_OFFSETS = 0, 1, 2
+"""First byte of a lossy packet: lanes follow; lanes that begin with a map of qualities; lanes that begin with
+offsets of scales."""
+LOSSY_MODES = {1: (CODED, CODED_WITH_MAP), 2: (CODED, CODED_WITH_OFFSETS), 3: (CODED, CODED_WITH_OFFSETS)}
+"""Those that there are, by level; refinements have the first one alone."""
 HOST_BLOCKS, DEVICE_BLOCKS = 1 << 14, 1 << 18
 """Blocks of 8x8 pixels in the lossy groups that are decoded together."""
 
@@ -149,18 +152,19 @@ class DecodeState:
         windows = [geometry.window(level, n) for n in numbers]
         readers: list[Decoder] = []
         for batch in in_batches(windows, self._most_blocks()):
-            bodies, with_map = [], []
+            bodies, with_map, moved = [], [], []
             for packet in (packet for i in batch for packet in packets[numbers[i]]):
                 mode, body = split_packet(packet)
-                if mode != CODED and (mode != CODED_WITH_MAP or level != 1):
+                if mode not in LOSSY_MODES.get(level, (CODED,)):
                     raise Corrupt(f"a group of level {level} has mode {mode}")
                 bodies.append(body)
                 with_map.append(mode == CODED_WITH_MAP)
+                moved.append(mode == CODED_WITH_OFFSETS)
             parts = [windows[i] for i in batch]
             rows, cols = parts[0]
             n_blocks = (rows.stop - rows.start) * (cols.stop - cols.start)
-            most_a_block = LEVEL_LATENTS[n - 1] + any(with_map)
-            reader = self.model.reader(bodies, n_blocks * most_a_block)
+            most = n_blocks * (LEVEL_LATENTS[n - 1] + any(with_map)) + LEVEL_LATENTS[n - 1] * any(moved)
+            reader = self.model.reader(bodies, most)
             if any(with_map):
                 self._decode_maps(reader, parts, with_map)
             coarse = None
@@ -176,6 +180,7 @@ class DecodeState:
                 self._quality(),
                 refinement=refinement,
                 coarse=coarse,
+                moved=torch.tensor(moved).to(self.model.device) if any(moved) else None,
             )
             if self.model.decodes_blindly:
                 readers.append(reader)

@@ -16,14 +16,22 @@ from vbc.codec.exact.planes import every, in_batches
 from vbc.codec.exact.values import ValuesStep
 from vbc.codec.extra.packed_picture import encode_packed
 from vbc.codec.flow.byte_search import best_that_fits
-from vbc.codec.flow.decode_state import BASE_LEVEL, CODED, CODED_WITH_MAP, DEVICE_BLOCKS, HOST_BLOCKS
+from vbc.codec.flow.decode_state import (
+    BASE_LEVEL,
+    CODED,
+    CODED_WITH_MAP,
+    CODED_WITH_OFFSETS,
+    DEVICE_BLOCKS,
+    HOST_BLOCKS,
+)
 from vbc.codec.flow.keep_paying import Place, Worth, best_first, that_pay
 from vbc.codec.flow.shown_gains import Refined
 from vbc.codec.lossy.analysis import analyse_stages, gains_of_groups
-from vbc.codec.lossy.coding import code_groups, code_maps
+from vbc.codec.lossy.coding import code_groups, code_maps, prior_parameters
 from vbc.codec.lossy.latents import LEVEL_START, level_latents
 from vbc.codec.lossy.map_coding import SQUARE_BLOCKS, map_size
 from vbc.codec.lossy.quality_map import QualityMap
+from vbc.codec.lossy.scale_offsets import find_offsets
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES
@@ -137,6 +145,7 @@ def _encode_level(
     below = None if level == 1 else stage.latents[:, : channels.start]
     with_map = unit == 1 and quality.values is not None
     bodies: dict[int, bytes] = {}
+    modes = dict.fromkeys(range(len(windows)), CODED_WITH_MAP if with_map else CODED)
     gains: dict[int, float] = {}
     for batch in in_batches(windows, HOST_BLOCKS if qualities.device.type == "cpu" else DEVICE_BLOCKS):
         parts = [windows[i] for i in batch]
@@ -147,6 +156,13 @@ def _encode_level(
         writer = model.writer(len(batch), worker)
         if with_map:
             encode_maps(model, writer, parts, quality)
+        moved = offsets = parameters = None
+        later = quality.refinements - stage.refinement
+        if below is not None and not stage.refinement:
+            parameters = prior_parameters(model.lossy, level, below, parts, qualities)
+            here = torch.cat([qualities[..., *window] for window in parts])
+            moved, offsets = find_offsets(model.lossy, level, parameters, here, wanted, later)
+            modes |= {i: CODED_WITH_OFFSETS for i, has in zip(batch, moved.tolist(), strict=True) if has}
         decoded = code_groups(
             model.lossy,
             writer,
@@ -157,7 +173,10 @@ def _encode_level(
             wanted,
             refinement=stage.refinement,
             coarse=coarse,
-            later=quality.refinements - stage.refinement,
+            later=later,
+            moved=moved,
+            offsets=offsets,
+            parameters=parameters,
         )
         if coarse is not None:
             here = torch.cat([qualities[..., *window] for window in parts])
@@ -166,8 +185,7 @@ def _encode_level(
         for window, part in zip(parts, decoded, strict=True):
             stage.latents[0, channels, *window] = part
         bodies.update(zip(batch, writer.finish(), strict=True))
-    mode = CODED_WITH_MAP if with_map else CODED
-    return [(unit, 1 + n, bytes([mode]) + bodies[n]) for n in range(len(windows))], gains
+    return [(unit, 1 + n, bytes([modes[n]]) + bodies[n]) for n in range(len(windows))], gains
 
 
 def encode_maps(model: Model, writer: Coder, windows: list[Window], quality: QualityMap) -> None:

@@ -35,6 +35,8 @@ from vbc.codec.lossy.latents import (
     N_REFINED_SCALES,
     N_SCALES,
     NEAR_QUARTERS,
+    OFFSET_LIMIT,
+    OFFSET_UNIT,
     REFINED_SCALE_MIN,
     SCALE_MIN,
     SYMBOL_LIMIT,
@@ -58,6 +60,9 @@ def code_groups(
     refinement: int = 0,
     coarse: Tensor | None = None,
     later: int = 0,
+    moved: Tensor | None = None,
+    offsets: Tensor | None = None,
+    parameters: Tensor | None = None,
 ) -> Tensor:
     """Code the groups `windows`, all of one shape, of level 1, 2 or 3 of B pictures of one size.
 
@@ -66,8 +71,10 @@ def code_groups(
     int32 [B, 1, H8, W8], the pictures' maps. target: what an encoder wants the latents to be, int16 [N, C, h,
     w], sixteenths; None in a decoder. optimise: let the encoder round for rate and distortion. refinement:
     its number, 0 for none; `below` is then of that refinement. coarse: int16 [N, C, h, w], the latents of the
-    groups that it refines. later: how many refinements an encoder lets follow. Returns int16 [N, C, h, w],
-    channels last. Raises ValueError for windows of several shapes.
+    groups that it refines. later: how many refinements an encoder lets follow. moved: bool [N], groups of
+    level 2 or 3, without refinement, whose offsets come before their latents; offsets: those that an encoder
+    wants, as `code_offsets`. parameters: what `prior_parameters` has returned, where that is known. Returns
+    int16 [N, C, h, w], channels last. Raises ValueError for windows of several shapes.
     """
     window_size(windows)
     here = torch.cat([quality[..., rows, cols] for rows, cols in windows])
@@ -77,8 +84,12 @@ def code_groups(
     if level == 1:
         return _code_level1(latents, here, known, wanted)
     assert below is not None, "levels 2 and 3 are coded given the levels below"
-    parameters = prior_parameters(model, level, below, windows, refined_quality(quality, refinement))
-    return _code_upper_level(latents, parameters, here, known, wanted)
+    if parameters is None:
+        parameters = prior_parameters(model, level, below, windows, refined_quality(quality, refinement))
+    scales = None
+    if moved is not None:
+        scales = code_offsets(model, coder, level, parameters, here, moved, offsets)
+    return _code_upper_level(latents, parameters, here, known, wanted, scales)
 
 
 def code_maps(
@@ -96,6 +107,43 @@ def code_maps(
     size = window_size(windows)
     values = code_map(coder, model.map_table, map_size(*size), coded, wanted)
     return on_blocks(qualities(values, quality), *size)
+
+
+def code_offsets(
+    model: LossyModel,
+    coder: Coder,
+    level: int,
+    parameters: Tensor,
+    quality: Tensor,
+    moved: Tensor,
+    wanted: Tensor | None,
+) -> Tensor:
+    """Code by how many quarter octaves the scales of each latent of groups of level 2 or 3 are moved.
+
+    parameters: as `prior_parameters`. quality: of the groups, [N, 1, h, w]. moved: bool [N], groups that have
+    offsets; the others' are 0. wanted: int16 [N, C], -16..16, in an encoder; 0 for latents not `in_use`.
+    Returns sixteenths of an octave, int32 [N, 1, C].
+    """
+    used = in_use(scale_classes(model, level, parameters, quality)) & moved[:, None]
+    index = torch.full_like(used, NO_TABLE, dtype=torch.int16).masked_fill_(used, model.offset_table)
+    decoded = coder.code(index, wanted)
+    return decoded.int().clamp_(-OFFSET_LIMIT, OFFSET_LIMIT).mul_(OFFSET_UNIT)[:, None]
+
+
+def scale_classes(model: LossyModel, level: int, parameters: Tensor, quality: Tensor) -> Tensor:
+    """Quarter octaves of the prior's scales over the step, int32 [N, h * w, C]; coded from
+    `FIRST_CODED_SCALE` on.
+
+    Arguments as `code_offsets`.
+    """
+    log_scale = parameters[..., LEVEL_LATENTS[level - 1] :]
+    lowest = by_quality(model.log2_step, level, quality[:, 0]) + (SCALE_MIN - 2)
+    return (log_scale - lowest).bitwise_right_shift_(2).flatten(1, 2)
+
+
+def in_use(classes: Tensor) -> Tensor:
+    """Latents that the prior does not take for zero in all blocks: bool [N, C]. classes: `scale_classes`."""
+    return classes.amax(1) >= FIRST_CODED_SCALE
 
 
 def prior_means(
@@ -153,10 +201,12 @@ def _code_upper_level(
     quality: Tensor,
     coarse: Tensor | None,
     target: Tensor | None,
+    offsets: Tensor | None,
 ) -> Tensor:
     """Level 2 or 3 of groups: the blocks of even row + column at once, then the others, given those.
 
     parameters: as `prior_parameters`. quality: of the groups, [N, 1, h, w]. coarse, target: [N, h, w, C].
+    offsets: what is added to all log-scales, [N, 1, C].
     """
     model, level, refinement = coder.model, coder.level, coder.refinement
     c = LEVEL_LATENTS[level - 1]
@@ -177,6 +227,8 @@ def _code_upper_level(
             moved = (change[..., :c] * by_quality(model.steps[refinement], level, local)).add_(256)
             mean.add_(moved.bitwise_right_shift_(9))
             log_scale.add_(change[..., c:])
+        if offsets is not None:
+            log_scale.add_(offsets)
         known, want = (
             None if x is None else x.flatten(1, 2).index_select(1, places) for x in (coarse, target)
         )

@@ -46,6 +46,11 @@ FIRST_CODED_SCALE = 1
 """Latents are skipped if their scale is below 2^-3.9 of the step: there a symbol other than 0 would cost 12
 bits and more, and even a sure 0 costs its share of decoding."""
 
+OFFSET_UNIT = 4
+"""Sixteenths of an octave by which groups move the scales of a latent: from one table to the next."""
+OFFSET_LIMIT = 16
+"""By so many units at most."""
+
 THIRD_OCTAVES = (0, 25, 51, 76)
 """Sixteenths of an octave by which the step of each refinement is finer: 16 log2(3) is 25.36."""
 N_REFINED_SCALES, N_OFFSETS = 26, 10

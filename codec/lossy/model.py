@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vbc.bitstream.tables import TableSet
+from vbc.bitstream.tables import TOTAL_BITS, TableSet
 from vbc.codec.lossy.latents import (
     N_REFINED_TABLES,
     N_SCALES,
@@ -22,6 +22,9 @@ from vbc.codec.pixels.interlace import PHASES
 
 ANALYSIS = "analysis."
 """How the names of the encoder's own tensors begin."""
+OFFSET_WIDTH = 5
+"""Which of the tables that corrections of the exact levels have, half an octave apart, serves for offsets:
+that of a logistic of 0.35."""
 LEAST_STEP = 14
 """Steps below it would be 0 after three refinements."""
 
@@ -35,10 +38,11 @@ class LossyModel:
     quality and latent, in 1/256 of a latent unit. log2_steps: likewise, their logarithms, in sixteenths of an
     octave. first_scale: int32 [6], log-scales of level 1's coarsest grid, sixteenths of an octave.
     first_table: the table of level 1's smallest scale. map_table: the first one of maps of qualities.
-    refine_table: the first one of refinements. basis: integer DCTs of 2, 4 and 8 samples a side, float64
-    [n*n frequencies, n*n samples], times 4096. The encoder's alone: analysis, its network in float32 and
-    "basis", the float DCT; cost, the bits of each symbol under each lossy table, float32 [3 * 48, 256];
-    refine_cost, likewise under each table of refinements, float32 [260, 256].
+    refine_table: the first one of refinements. offset_table: that of offsets of scales. basis: integer DCTs
+    of 2, 4 and 8 samples a side, float64 [n*n frequencies, n*n samples], times 4096. The encoder's alone:
+    analysis, its network in float32 and "basis", the float DCT; cost, the bits of each symbol under each
+    lossy table, float32 [3 * 48, 256]; refine_cost, likewise under each table of refinements, float32 [260,
+    256]; offset_cost, under that of offsets, float32 [256].
     """
 
     context: dict[str, IntChain]
@@ -53,8 +57,10 @@ class LossyModel:
     first_table: int
     map_table: int
     refine_table: int
+    offset_table: int
     cost: Tensor
     refine_cost: Tensor
+    offset_cost: Tensor
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], tables: TableSet) -> Self:
@@ -71,7 +77,8 @@ class LossyModel:
             if not 0 <= int(named[name]) <= len(tables) - count:
                 raise ValueError(f"{name} leads beyond the {len(tables)} tables")
         first_table, refine_table = (int(named[f"lossy.{name}_table"]) for name in ("first", "refine"))
-        bits = torch.from_numpy(16 - np.log2(tables.frequencies.astype(np.float32)))
+        offset_table = int(named["exact.tuning_table"]) + OFFSET_WIDTH
+        bits = torch.from_numpy(TOTAL_BITS - np.log2(tables.frequencies.astype(np.float32)))
         if named["lossy.step"].min() < LEAST_STEP:
             raise ValueError(f"a quantiser step below {LEAST_STEP} / 256")
         steps = [named["lossy.step"]]
@@ -92,8 +99,10 @@ class LossyModel:
             first_table=first_table,
             map_table=int(named["lossy.map_table"]),
             refine_table=refine_table,
+            offset_table=offset_table,
             cost=bits[first_table : first_table + 3 * N_SCALES].contiguous(),
             refine_cost=bits[refine_table : refine_table + N_REFINED_TABLES].contiguous(),
+            offset_cost=bits[offset_table].contiguous(),
         )
 
     @property
@@ -134,4 +143,5 @@ class LossyModel:
             analysis={name: tensor.to(device) for name, tensor in self.analysis.items()},
             cost=self.cost.to(device),
             refine_cost=self.refine_cost.to(device),
+            offset_cost=self.offset_cost.to(device),
         )

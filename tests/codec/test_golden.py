@@ -10,7 +10,7 @@ from checks import decode_answer, decoded_hash
 from vbc.bitstream import container
 from vbc.bitstream.geometry import is_bins, is_lossy, is_value
 from vbc.codec.exact import level
-from vbc.codec.flow.decode_state import CODED, CODED_WITH_MAP
+from vbc.codec.flow.decode_state import CODED, CODED_WITH_MAP, CODED_WITH_OFFSETS
 from vbc.codec.model import Model
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -33,8 +33,8 @@ def test_they_have_every_mode_and_kind() -> None:
         flags.add(header.flags)
         for i, packet in enumerate(header.packets):
             units.add(packet.unit)
-            if packet.level == 1:
-                lossy_modes.add(container.read_packet(data, header, i)[0])
+            if packet.level in (1, 2, 3):
+                lossy_modes.add((packet.level, container.read_packet(data, header, i)[0]))
             kind = "bins" if is_bins(packet.level) else "exact"
             if header.bound and is_value(packet.level):
                 kind = "values"
@@ -45,7 +45,8 @@ def test_they_have_every_mode_and_kind() -> None:
     assert modes["exact"] == {level.CODED, level.RAW, level.TUNED, level.RAW_GRAY, level.PACKED}
     assert modes["bins"] >= {level.CODED, level.RAW, level.TUNED}
     assert modes["values"] == {level.CODED}
-    assert lossy_modes == {CODED, CODED_WITH_MAP}
+    with_offsets = {(2, CODED_WITH_OFFSETS), (3, CODED_WITH_OFFSETS)}
+    assert lossy_modes == {(1, CODED), (1, CODED_WITH_MAP), (2, CODED), (3, CODED), *with_offsets}
     lossless, archival = container.LOSSLESS, container.ARCHIVAL
     assert {n & (lossless | archival) for n in flags} == {0, lossless, archival, lossless | archival}
     bounds = {(n & (lossless | archival), n >> container.BOUND_SHIFT) for n in flags}

@@ -401,7 +401,8 @@ def test_packets_of_other_modes_are_corrupt(tiny: Model) -> None:
             with pytest.raises(Corrupt, match=message):
                 decode_image(broken, model=tiny, allow_partial=partial)
 
-    for name, level, mode in (("lossy", 1, 2), ("lossy", 3, 1), ("layered", 2, 1), ("layered", 3, 2)):
+    wrong = (("lossy", 1, 2), ("lossy", 3, 1), ("layered", 2, 1), ("layered", 3, 3), ("refined", 34, 2))
+    for name, level, mode in wrong:
         check(name, level, 1, bytes([mode]) + bytes(9), f"mode {mode}")
         check(name, level, 1, b"", "empty packet")
     for name in ("archival", "layered"):

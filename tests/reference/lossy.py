@@ -30,8 +30,9 @@ NEAREST = {
     "V": (("A", 0, 0), ("A", 1, 0), ("D", 0, -1), ("D", 0, 0)),
 }
 """n0 to n3 of a phase: plane, rows down, columns right."""
-PLAIN, WITH_MAP = b"\0", b"\1"
-"""First bytes of a group's payload; the second one only of level 1."""
+PLAIN, WITH_MAP, WITH_OFFSETS = b"\0", b"\1", b"\2"
+"""First bytes of a group's payload; the second one only of level 1, the third one of levels 2 and 3."""
+OFFSET_WIDTH = 5
 FINER = (0, 25, 51, 76)
 """By how many sixteenths of an octave the step of each refinement is finer."""
 FAR = 1 << 20
@@ -116,13 +117,16 @@ class LossyDecoder:
     def read_group(self, payload: bytes, level: int, group: Rectangle) -> None:
         """Decode a group, of the refinement at hand. Raises Corrupt."""
         mode = payload[:1]
-        if mode != PLAIN and (mode != WITH_MAP or level > 1 or self.refinement):
+        special = WITH_MAP if level == 1 else WITH_OFFSETS
+        if mode != PLAIN and (mode != special or self.refinement):
             raise Corrupt(f"a group of level {level} has mode {mode.hex()}")
         out = self.latents_of(self.refinement, level, group)
         coarse = self.latents_of(max(self.refinement - 1, 0), level, group)
         rows, columns = group.size
         squares = ceil_div(rows, SQUARE_OF_MAP), ceil_div(columns, SQUARE_OF_MAP)
-        n_symbols = out.size + (squares[0] * squares[1] if mode == WITH_MAP else 0)
+        n_symbols = out.size
+        if mode == special:
+            n_symbols += squares[0] * squares[1] if level == 1 else len(out)
         lanes = Lanes(self.weights.starts, payload[1:], n_symbols, self.say)
         if mode == WITH_MAP:
             values = np.zeros(squares, np.int32)
@@ -133,7 +137,7 @@ class LossyDecoder:
         if level == 1:
             self.code_grid(lanes, out, coarse, self.quality[group.slices], 0)
         else:
-            self.code_group(lanes, level, group, out, coarse)
+            self.code_group(lanes, level, group, out, coarse, mode == WITH_OFFSETS)
         lanes.finish()
 
     def code_map(self, coder: Coder, grid: Array) -> None:
@@ -278,15 +282,29 @@ class LossyDecoder:
         count = END[level] - FIRST[level]
         return 2 * out[:count], out[count:]
 
-    def code_group(self, coder: Coder, level: int, group: Rectangle, out: Array, coarse: Array) -> None:
+    def offsets(self, coder: Coder, level: int, scale: Array, quality: Array) -> Array:
+        """By how much the scales [C, h, w] of a group are moved: [C, 1, 1]."""
+        scale_class = (scale - self.log2_step(level, quality) + 66) >> 2
+        used = scale_class.max((1, 2)) >= 1
+        table = self.weights.number("exact.tuning_table") + OFFSET_WIDTH
+        symbols = coder.step(np.where(used, table, NOTHING))
+        self.say(f"    offsets {brief(symbols)}")
+        return 4 * symbols.clip(-16, 16)[:, None, None]
+
+    def code_group(
+        self, coder: Coder, level: int, group: Rectangle, out: Array, coarse: Array, with_offsets: bool
+    ) -> None:
         """A group of level 2 or 3, into the array [C, h, w]. coarse: what is refined, likewise."""
         rows, columns = group.size
         even = (np.arange(rows)[:, None] + np.arange(columns)) % 2 == 0
         mean, scale = self.prior(level, group)
         steps = np.zeros_like(mean)
         quality = self.quality[group.slices]
+        offsets = (
+            self.offsets(coder, level, scale, quality) if with_offsets else np.zeros((len(mean), 1, 1), int)
+        )
         out[:, even], steps[:, even] = self.code(
-            coder, level, mean[:, even], scale[:, even], quality[even], coarse[:, even]
+            coder, level, mean[:, even], (scale + offsets)[:, even], quality[even], coarse[:, even]
         )
         relative = ((scale - self.log2_step(level, quality) + 2) >> 2).clip(-64, 63)
         inputs = np.concatenate(((8 * steps).clip(-64, 63), relative, self.planes_of(quality)))
@@ -294,7 +312,7 @@ class LossyDecoder:
         change = chain(self.weights, f"lossy.neighbours{level}", inputs)
         count = len(mean)
         mean = mean + ((change[:count] * self.step(level, quality) + 256) >> 9)
-        scale = scale + change[count:]
+        scale = scale + change[count:] + offsets
         out[:, ~even], _ = self.code(
             coder, level, mean[:, ~even], scale[:, ~even], quality[~even], coarse[:, ~even]
         )
