@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vbc.bitstream.geometry import LOSSY_LEVELS
 from vbc.codec.flow.encode_levels import encode_lossy, lossy_picture
 from vbc.codec.lossy.analysis import BAND_BLOCKS
-from vbc.codec.lossy.latents import LATENT_UNIT
+from vbc.codec.lossy.latents import LATENT_UNIT, STEP_UNIT
 from vbc.codec.lossy.map_coding import SQUARE_BLOCKS
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.quality_map import QualityMap
@@ -27,8 +27,6 @@ IDLE_LATENTS = 8.0
 """Added to the latents in use of each square, of 768: one that is all flat costs hardly anything."""
 MAX_MOVE = 12.0
 """Units of quality that a square is moved by at most."""
-STEP_UNIT = 256
-"""Quantiser steps are in so many parts of a latent unit."""
 
 
 def adjusted(model: Model, picture: Tensor, quality: QualityMap, change: Tensor) -> Tensor:

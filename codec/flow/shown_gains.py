@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vbc.bitstream.geometry import LOSSY_LEVELS, Geometry, level_of, stage_of
 from vbc.codec.flow.keep_paying import Place
 from vbc.codec.lossy.analysis import step_worth
-from vbc.codec.lossy.latents import BLOCK, block_transform, level_latents
+from vbc.codec.lossy.latents import BLOCK, STEP_UNIT, block_transform, level_latents
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.pixels.borders import Window
@@ -97,4 +97,4 @@ class Refined:
         here = self.qualities[0, 0][window]
         step = self.model.steps[self.refinements][here].permute(2, 0, 1)
         worth = torch.cat([step_worth(self.model, n) for n in range(1, LOSSY_LEVELS + 1)], 1)
-        return float((z[0] * 256 / step).square().mul(worth[here].permute(2, 0, 1)).double().sum())
+        return float((z[0] * STEP_UNIT / step).square().mul(worth[here].permute(2, 0, 1)).double().sum())

@@ -19,6 +19,7 @@ from vbc.codec.lossy.latents import (
     N_LATENTS,
     PLANE_GAIN,
     STEP_OCTAVES,
+    STEP_UNIT,
     SYMBOL_LIMIT,
     TARGET_UNIT,
     block_transform,
@@ -114,7 +115,7 @@ def wanted_symbols(
     distortion, not to nearest. later: how many refinements follow. Returns int16.
     """
     step = model.step[:, level_latents(level)][quality]
-    exact = (target / TARGET_UNIT - mean / LATENT_UNIT).mul_(256).div_(step)
+    exact = (target / TARGET_UNIT - mean / LATENT_UNIT).mul_(STEP_UNIT).div_(step)
     symbols = torch.round(exact).clamp_(-SYMBOL_LIMIT, SYMBOL_LIMIT).mul_(coded)
     if optimise:
         symbols = rdo_round(model, level, quality, exact, symbols, table, later)
@@ -189,7 +190,7 @@ def step_worth(model: LossyModel, level: int, later: int = 0) -> Tensor:
     For squared error it is known what a step is in RGB. Weights for the eye have steps that are as coarse as
     each latent can bear, so a step is worth the same everywhere.
     """
-    steps = model.step[:, level_latents(level)] / 256.0
+    steps = model.step[:, level_latents(level)] / STEP_UNIT
     longer = 9.0**later
     if model.for_the_eye:
         return torch.full_like(steps, EYE_WORTH[level - 1] * longer)
@@ -219,7 +220,7 @@ def gains_of_groups(
     step = model.steps[refinements][:, level_latents(level)][here].permute(0, 3, 1, 2)
     worth = step_worth(model, level)[here].permute(0, 3, 1, 2)
     wanted = target / TARGET_UNIT
-    before, after = ((wanted - z / LATENT_UNIT).mul_(256).div_(step).square_() for z in (coarse, fine))
+    before, after = ((wanted - z / LATENT_UNIT).mul_(STEP_UNIT).div_(step).square_() for z in (coarse, fine))
     gains: list[float] = before.sub_(after).mul_(worth).double().sum((1, 2, 3)).tolist()
     return gains
 

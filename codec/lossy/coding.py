@@ -39,6 +39,7 @@ from vbc.codec.lossy.latents import (
     OFFSET_UNIT,
     REFINED_SCALE_MIN,
     SCALE_MIN,
+    STEP_UNIT,
     SYMBOL_LIMIT,
     TARGET_UNIT,
     level_latents,
@@ -383,7 +384,7 @@ def refine_latents(
     index = table.masked_fill(skipped, NO_TABLE).to(torch.int16)
     wanted = None
     if target is not None:
-        exact = (target / TARGET_UNIT - coarse / LATENT_UNIT).mul_(256).div_(step)
+        exact = (target / TARGET_UNIT - coarse / LATENT_UNIT).mul_(STEP_UNIT).div_(step)
         exact = torch.where(below, -exact, exact)
         wanted = wanted_moves(model, level, quality, exact, table, ~skipped, optimise, later)
         wanted = wanted.transpose(1, 2).flatten(1)

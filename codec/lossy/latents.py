@@ -23,6 +23,8 @@ LEVEL_START = (0, 6, 48, 192)
 
 LATENT_UNIT = 8
 """Decoded latents are integers in eighths."""
+STEP_UNIT = 256
+"""Quantiser steps are in 1/256 of a latent unit."""
 TARGET_UNIT = 16
 """What the encoder wants the latents to be is in sixteenths, which is small against every quantiser step."""
 LATENT_MIN, LATENT_MAX = -32768, 32767

@@ -13,6 +13,7 @@ from vbc.bitstream.tables import TOTAL_BITS, TableSet
 from vbc.codec.lossy.latents import (
     N_REFINED_TABLES,
     N_SCALES,
+    STEP_UNIT,
     THIRD_OCTAVES,
     latent_basis,
 )
@@ -80,7 +81,7 @@ class LossyModel:
         offset_table = int(named["exact.tuning_table"]) + OFFSET_WIDTH
         bits = torch.from_numpy(TOTAL_BITS - np.log2(tables.frequencies.astype(np.float32)))
         if named["lossy.step"].min() < LEAST_STEP:
-            raise ValueError(f"a quantiser step below {LEAST_STEP} / 256")
+            raise ValueError(f"a quantiser step below {LEAST_STEP} / {STEP_UNIT}")
         steps = [named["lossy.step"]]
         for _ in THIRD_OCTAVES[1:]:
             steps.append((2 * steps[-1] + 3) // 6)

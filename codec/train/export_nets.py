@@ -7,7 +7,7 @@ into the bias.
 import torch
 from torch import Tensor
 
-from vbc.codec.lossy.latents import STEP_OCTAVES, dct_matrix, latent_order
+from vbc.codec.lossy.latents import STEP_OCTAVES, STEP_UNIT, dct_matrix, latent_order
 from vbc.codec.nets.int_nets import N_LEVEL_CLASSES, ZERO, Tensors
 from vbc.codec.pixels.interlace import PHASES
 from vbc.codec.train.bins_net import BinEnds, BinsNet
@@ -26,8 +26,6 @@ from vbc.codec.train.values_net import ValuesNet
 from vbc.kernels.predict import N_ERROR_CLASSES
 
 ACCUMULATOR_LIMIT = 1 << 24
-STEP_UNIT = 256
-LATENT_UNIT = 8
 LOG_RESIDUALS = 8192
 
 

@@ -18,6 +18,7 @@ from vbc.codec.lossy.latents import (
     BLOCK,
     LATENT_UNIT,
     LEVEL_START,
+    STEP_UNIT,
     TARGET_UNIT,
     block_transform,
     inverse_block_transform,
@@ -27,9 +28,6 @@ from vbc.codec.lossy.quality_map import QualityMap
 from vbc.codec.lossy.synthesis import synthesise
 from vbc.codec.model import Model
 from vbc.codec.pixels.colour import opponent_to_rgb, rgb_to_opponent
-
-STEP_UNIT = 256
-"""Quantiser steps are in 1/256 latent units."""
 
 
 @dataclass(frozen=True)
