@@ -4,18 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checks import check_format_error, payloads_of, rebuild
 from lossy_tools import Recorder, Replay, Zeros, cut, many_qualities, one_quality
 from pictures import photo
 from torch import Tensor
 
 from vbc.bitstream.container import unpack_header
+from vbc.bitstream.errors import Corrupt
 from vbc.bitstream.tables import NO_TABLE
 from vbc.codec.flow import encode_levels
+from vbc.codec.flow.decode_state import CODED, CODED_WITH_OFFSETS
 from vbc.codec.lossy import coding
 from vbc.codec.lossy.latents import FIRST_CODED_SCALE, LEVEL_START, N_SCALES, level_latents
 from vbc.codec.lossy.model import LossyModel
 from vbc.codec.lossy.scale_offsets import TRIED, find_offsets
-from vbc.codec.model import load_model
+from vbc.codec.model import Model, load_model
+from vbc.codec.model import place as place_model
 from vbc.codec.pipeline import decode_image, encode_image
 from vbc.codec.settings import EncodeSettings
 
@@ -135,6 +139,12 @@ def test_an_encoder_finds_them(shipped: LossyModel, level: int, true: int) -> No
     assert min(TRIED) <= offsets.min() <= offsets.max() <= max(TRIED)
 
 
+def no_offsets(*arguments: object) -> tuple[Tensor, Tensor]:
+    """As `find_offsets`, for an encoder that has none."""
+    moved, offsets = find_offsets(*arguments)  # type: ignore[arg-type]
+    return torch.zeros_like(moved), torch.zeros_like(offsets)
+
+
 def test_files_with_them_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that is noisier than photographs are; without offsets it looks the same."""
     rng = torch.Generator().manual_seed(1)
@@ -144,13 +154,9 @@ def test_files_with_them_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode_image(picture, model=model, settings=settings)
     header = unpack_header(data)
     modes = {p.level: data[header.span(i)[0]] for i, p in enumerate(header.packets) if p.level in (1, 2, 3)}
-    assert modes[3] == 2
+    assert modes[3] == CODED_WITH_OFFSETS
 
-    def none(*arguments: object) -> tuple[Tensor, Tensor]:
-        moved, offsets = find_offsets(*arguments)  # type: ignore[arg-type]
-        return torch.zeros_like(moved), torch.zeros_like(offsets)
-
-    monkeypatch.setattr(encode_levels, "find_offsets", none)
+    monkeypatch.setattr(encode_levels, "find_offsets", no_offsets)
     plain = encode_image(picture, model=model, settings=settings)
     assert len(data) < 0.995 * len(plain)
     shown = [decode_image(file, model=model).rgb.double() for file in (data, plain)]
@@ -166,3 +172,21 @@ def test_groups_where_they_cost_more_than_they_save_have_none(shipped: LossyMode
     dear = replace(shipped, offset_cost=shipped.offset_cost + 1e6)
     moved, _ = find_offsets(dear, 3, parameters, here, target)
     assert not moved.any()
+
+
+def test_offsets_where_none_are_announced(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none where they are: the lanes have symbols of another number."""
+    changed = 0
+    for find in (find_offsets, no_offsets):
+        monkeypatch.setattr(encode_levels, "find_offsets", find)
+        data = encode_image(photo(30, 40), model=tiny, settings=EncodeSettings(quality=70))
+        header, payloads = unpack_header(data), payloads_of(data)
+        for place, packet in enumerate(header.packets):
+            if packet.level in (2, 3):
+                other = [bytearray(body) for body in payloads]
+                other[place][0] ^= CODED_WITH_OFFSETS
+                changed += other[place][0] == CODED
+                for model in (tiny, place_model(tiny, torch.device("cpu"))):
+                    broken = rebuild(header, other)
+                    check_format_error(lambda m=model, b=broken: decode_image(b, model=m), Corrupt)
+    assert changed == 2
