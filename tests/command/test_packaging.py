@@ -251,6 +251,7 @@ WING_IMPORTS = (
     "vbc.bitstream.",
     "vbc.codec.research",
     "vbc.codec.train.checkpoint",
+    "vbc.codec.train.precision",
     "vbc.codec.train.progress",
     "vbc.codec.train.training_tiles",
     "vbc.codec.files.image_io",
