@@ -306,7 +306,7 @@ def test_damaged_maps(monkeypatch: pytest.MonkeyPatch, tiny: Model, placed: Mode
     data = encode_with_values(monkeypatch, photo(80, 100), values, tiny, levels=1)
     header, (payload,) = container.unpack_header(data), payloads_of(data)
     n_corrupt = 0
-    for bit in range(0, 8 * len(payload), 13):
+    for bit in range(0, 8 * len(payload), 31):
         damaged = bytearray(payload)
         damaged[bit // 8] ^= 1 << bit % 8
         broken = rebuild(header, [damaged])
